@@ -10,8 +10,10 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.models import (
     GenerationConfig,
     KVCache,
+    ModelConfig,
     PromptTuned,
     SoftPrompt,
+    Transformer,
     from_pretrained,
     generate,
     load_soft_prompt,
@@ -223,3 +225,57 @@ def test_a_tuned_prompt_starts_as_tokens_and_alone_is_trained(ids):
     close(tuned(ids).hidden_BTD, model(as_tokens).hidden_BTD[:, 5:])
     assert [name for name, each in tuned.named_parameters() if each.requires_grad] == ["prompt_PD"]
     assert not model.training
+
+
+_WINDOWS = {"attention": ("sliding", "full"), "sliding_window": 6}
+
+
+@pytest.mark.parametrize(
+    ("features", "prompt"),
+    [
+        ({}, {}),
+        ({"positions": "learned"}, {"positions": False}),
+        ({}, {"budget": 9}),
+        (_WINDOWS, {}),
+        ({"positions": "learned", **_WINDOWS}, {"positions": False}),
+    ],
+)
+def test_a_conversation_behind_vectors_reads_only_what_is_new(features, prompt):
+    from lmlab.commands.chat import Conversation
+    from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
+
+    tokenizer = chat_tokenizer(
+        Tokenizer.train(["Some words, and a few more of them."] * 4, 300), ChatConfig(template="tulu")
+    )
+    shape = {"num_layers": 2, "d_model": 32, "num_heads": 2, "max_seq_len": 256, "init_std": 0.3}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape, **features)).initialize(1).double().eval()
+    drawn = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = SoftPrompt(drawn, **prompt)
+    config = GenerationConfig(max_new_tokens=4, temperature=0)
+    read = []
+    hook = model.embedding.register_forward_hook(lambda module, given, out: read.append(given[0].numel()))
+    conversation = Conversation(model, tokenizer, config, soft_prompt=before)
+    for text in ("Some words", "And more", "of them"):
+        read.clear()
+        answer, spent = "".join(conversation.reply(text)), sum(read)
+        ids = tokenizer.encode_chat(conversation.messages[:-1])
+        ((whole,),) = generate(model, [ids], config, decode=tokenizer.decode, soft_prompt=before)
+        assert answer == whole.text
+    assert spent < len(ids) / 2
+    conversation.reset()
+    assert "".join(conversation.reply("Some words")) == conversation.messages[-1]["content"]
+    hook.remove()
+
+
+def test_windows_count_vectors_without_a_position_in_padded_batches_as_in_others():
+    shape = {"num_layers": 2, "d_model": 32, "num_heads": 2, "max_seq_len": 64, "init_std": 0.3, "vocab_size": 40}
+    model = Transformer(ModelConfig(positions="learned", **_WINDOWS, **shape)).initialize(1).double().eval()
+    before = SoftPrompt(torch.randn(1, 5, 32, dtype=torch.float64), positions=False)
+    prompts, config = [[3], [1, 2, 3, 4], list(range(9))], GenerationConfig(max_new_tokens=8, temperature=0)
+    together = generate(model, prompts, config, soft_prompt=before)
+    for ids, (made,) in zip(prompts, together, strict=True):
+        expected = list(ids)
+        for _ in range(8):
+            logits = model(torch.tensor([expected]), soft_prompt=before).logits_BTV
+            expected.append(int(logits[0, -1].argmax()))
+        assert made.ids == expected[len(ids) :]

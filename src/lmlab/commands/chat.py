@@ -60,23 +60,25 @@ class Conversation:
             )
         answer = ""
         try:
-            # keys behind vectors are read again with each message: a cache belongs to ids alone
-            cache = self._cache_for(ids) if self._before is None else None
-            decode, before = self._tokenizer.decode, self._before
-            for piece in stream(self._model, ids, self._config, decode, cache, soft_prompt=before):
+            cache, decode = self._cache_for(ids), self._tokenizer.decode
+            for piece in stream(self._model, ids, self._config, decode, cache, soft_prompt=self._before):
                 answer += piece
                 yield piece
         finally:
             self.messages = [*asked, {"role": "assistant", "content": answer}]
 
     def _cache_for(self, ids: list[int]) -> KVCache:
-        """The cache, cropped to what these ids share with those read before; at least one token remains to be read."""
-        weight = self._model.embedding.weight
+        """The cache, cropped to the vectors and to what these ids share with those read before; at least one token
+        remains to be read.
+        """
+        weight, vectors = self._model.embedding.weight, 0 if self._before is None else self._before.length
         if self._cache is None:
-            self._cache = KVCache(self._model.config, 1, self._model.config.max_seq_len, weight.dtype, weight.device)
+            room = vectors + self._model.config.max_seq_len
+            self._cache = KVCache(self._model.config, 1, room, weight.dtype, weight.device)
         same = next(
             (n for n, (a, b) in enumerate(zip(ids, self._read, strict=False)) if a != b), min(len(ids), len(self._read))
         )
-        self._cache.crop(min(same, self._cache.length, len(ids) - 1))
+        wanted = min(vectors + min(same, len(ids) - 1), self._cache.length)
+        self._cache.crop(wanted if wanted >= vectors else 0)
         self._read = ids
         return self._cache

@@ -3,6 +3,7 @@ from .jobs import fan_out, num_cores
 from .lease_stores import FolderStore, NoAtomicCreateError, SqliteStore, UrlStore
 from .leases import TIME_S, Lease, Leases, Record, Store
 from .processes import World, control_group, from_all, from_main, imagine, joined, sum_over_all, wait_for_all, world
+from .scratch import remove_left_folders, remove_tree, scratch_folder
 from .sharing import do_pieces
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "imagine",
     "joined",
     "num_cores",
+    "remove_left_folders",
+    "remove_tree",
+    "scratch_folder",
     "sum_over_all",
     "wait_for_all",
     "world",

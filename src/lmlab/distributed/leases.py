@@ -101,7 +101,7 @@ class Leases:
 
     def __init__(self, store: Store, time_s: float = TIME_S, owner: str | None = None) -> None:
         self.store, self.time_s = store, time_s
-        self._owner, self._count = owner or _owner(), itertools.count()
+        self._owner, self._count = owner or owner_token(), itertools.count()
         self._held: dict[str, Lease] = {}
         self._seen: dict[str, tuple[Record, float]] = {}
         self._lock = threading.Lock()
@@ -137,7 +137,7 @@ class Leases:
         self._stop.set()
 
     def _abandoned(self, name: str, standing: Record, now: float) -> bool:
-        if _is_dead(standing.owner):
+        if is_dead(standing.owner):
             return True
         with self._lock:
             record, since = self._seen.get(name, (None, now))
@@ -201,7 +201,7 @@ _holders_clock = _boot_clock()
 _observers_clock = time.monotonic
 
 
-def _owner() -> str:
+def owner_token() -> str:
     """A token that names this process on its machine, where that can be told, and that is unique in any case."""
     process = _process(os.getpid())
     return "-".join(
@@ -209,7 +209,7 @@ def _owner() -> str:
     )
 
 
-def _is_dead(owner: str) -> bool:
+def is_dead(owner: str) -> bool:
     """Whether the process that a token names is known to be gone: it was on this machine, and its number is free or
     another's. False where nothing is known.
     """

@@ -7,13 +7,13 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lmlab.distributed import scratch_folder
 from lmlab.evals.code.problems import Problem
 from lmlab.sandbox import Box, Executor, Limits
 
@@ -64,8 +64,8 @@ def check_answer(executor: Executor, problem: Problem, answer: str, limits: Limi
     }
     output = io.BytesIO()
     with (
-        tempfile.TemporaryDirectory(prefix="lmlab-code-") as folder,
-        executor.open(Box(Path(folder), python=Path(sys.executable)), limits) as session,
+        scratch_folder("code") as folder,
+        executor.open(Box(folder, python=Path(sys.executable)), limits) as session,
     ):
         session.put("run.py", _RUNNER.read_bytes())
         result = session.run(["python3", "-I", "run.py"], stdin=json.dumps(job).encode(), sink=output)

@@ -180,9 +180,9 @@ class KVCache:
         if self._valid_BS is None:
             return Visibility(num_new, self.length)
         valid_BS = self._valid_BS[:, : self.length]
-        return Visibility(
-            num_new, self.length, mask_BTS=padding_mask(valid_BS, num_new), key_positions_BS=self.places()
-        )
+        # a window counts what is there, vectors without a position too, as where nothing is padded
+        count_BS = valid_BS.long().cumsum(1) - 1
+        return Visibility(num_new, self.length, mask_BTS=padding_mask(valid_BS, num_new), key_positions_BS=count_BS)
 
     def places(self) -> Tensor:
         """Where the token of each slot in use stands in this cache's part of its text, [B or 1, length]."""

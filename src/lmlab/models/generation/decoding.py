@@ -204,8 +204,8 @@ class Decoding:
         Arguments:
             asked: prompts and what to do with each.
             cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch
-                also for what is added.
-            soft_prompt: vectors before the prompts, one row for all or one for each; not with a cache.
+                also for what is added. Behind a soft prompt it is empty, or holds the vectors too.
+            soft_prompt: vectors before the prompts, one row for all or one for each.
             memory: what stands for a text before the prompts, one for all or one for each; in an empty batch, not with
                 a cache or a soft prompt.
 
@@ -349,7 +349,11 @@ class Decoding:
             longest, weight = max(map(len, prompts)), self._model.embedding.weight
             longest += before.length
             cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
-        ids_RT, valid_RT = left_pad([prompt[cache.length :] for prompt in prompts], self._device)
+        held = cache.length
+        if held and before.soft_prompt is not None:  # its vectors were read with the first tokens
+            held, before = held - before.length, Beginning(None, before.memory)
+            assert held >= 0, "a cache behind a soft prompt holds all of its vectors"
+        ids_RT, valid_RT = left_pad([prompt[held:] for prompt in prompts], self._device)
         scored = [samples for samples in found if samples[0].config.score_prompt]
         if not scored:
             return self._run(ids_RT, valid_RT, cache, before, "last").logits_BTV[:, 0].float(), cache

@@ -93,8 +93,8 @@ def stream(
 
     Arguments:
         cache: keys and values of the first tokens of the prompt, to which those of the others are added; one row, with
-            room for all.
-        soft_prompt: vectors before the prompt; not with a cache.
+            room for all; behind a soft prompt, of its vectors too, unless it is empty.
+        soft_prompt: vectors before the prompt.
         memory: what stands for a text before the prompt; not with a cache or a soft prompt.
     """
     decoding = Decoding(model, decode)

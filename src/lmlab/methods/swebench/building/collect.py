@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmlab.distributed import scratch_folder
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, statement_of, version_in
 from lmlab.methods.swebench.building.settings import CollectConfig
@@ -48,10 +48,10 @@ def collect_git(
     """
     repository = Path(repository)
     config = config or CollectConfig()
-    with tempfile.TemporaryDirectory(prefix="lmlab-collect-") as scratch:
+    with scratch_folder("collect") as scratch:
         if repository.is_file():
             git(
-                Path(scratch),
+                scratch,
                 "-c",
                 "protocol.file.allow=always",
                 "clone",
@@ -60,7 +60,7 @@ def collect_git(
                 str(repository.resolve()),
                 "r",
             )
-            repository = Path(scratch) / "r"
+            repository = scratch / "r"
         elif not repository.is_dir() or run_git(repository, ["rev-parse", "--git-dir"]).returncode != 0:
             raise UserError(f"'{repository}' is no git repository.")
         name = name or _name_of(repository)
@@ -89,11 +89,11 @@ def collect_archives(
     if len(places) < 2:
         raise UserError("A step needs two archives: name them in the order of their releases.")
     config = config or CollectConfig(max_source_files=None, max_source_lines=None)
-    with tempfile.TemporaryDirectory(prefix="lmlab-archives-") as scratch:
-        repository = Path(scratch) / "repository"
+    with scratch_folder("archives") as scratch:
+        repository = scratch / "repository"
         repository.mkdir()
         commit_tree(repository)
-        commits = [_add_release(repository, archive, Path(scratch)) for archive in places]
+        commits = [_add_release(repository, archive, scratch) for archive in places]
         steps = itertools.pairwise(zip(places, commits, strict=True))
         for (one, parent), (two, commit) in steps:
             label = _release(two)
@@ -194,12 +194,12 @@ def _candidate(
     files = runnable_tests(file.new for file in read_diff(split.test_patch) if file.new is not None)
     if not files:
         return None  # tests are only removed
-    with tempfile.TemporaryDirectory(prefix="lmlab-tree-") as scratch:
+    with scratch_folder("tree") as scratch:
         try:
-            digest = trees.add_commit(repository, commit.parent, Path(scratch))
+            digest = trees.add_commit(repository, commit.parent, scratch)
         except UserError:
             return None  # submodules
-        version = version_in(_version_texts(Path(scratch)))
+        version = version_in(_version_texts(scratch))
     statement, said_by = _statement(repository, commit, split.patch, label)
     instance = Instance(
         instance_id=f"{name.replace('/', '__')}-{label or commit.name[:10]}",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from lmlab.distributed import scratch_folder
 from lmlab.files import ParseError
 from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START, decode
 from lmlab.methods.swebench.grading.parsers import parse
@@ -88,15 +87,15 @@ def run_tests(
     Raises:
         SandboxFailure: the sandbox broke.
     """
-    with tempfile.TemporaryDirectory(prefix="lmlab-results-") as folder:
-        mount = Mount(Path(folder), _RESULTS, writable=True)
+    with scratch_folder("results") as folder:
+        mount = Mount(folder, _RESULTS, writable=True)
         inside = session.place(mount)
         argv = list(command)
         if structured := is_pytest(command):
             argv += ["-o", "junit_family=xunit1", f"--junitxml={inside}/{_JUNIT}"]
         if structured and sum(len(file.encode()) + 1 for file in files) > _MOST_ARGUMENTS:
             place = next(number for number, part in enumerate(argv) if part.rpartition("/")[2] == "pytest")
-            (Path(folder) / _LIST).write_text("\0".join([*argv[place + 1 :], *files]))
+            (folder / _LIST).write_text("\0".join([*argv[place + 1 :], *files]))
             argv = ["python", "-c", _OF_A_FILE, f"{inside}/{_LIST}"]
         else:
             argv += files
@@ -114,9 +113,9 @@ def _logged(parser: str, output: str, context: LogContext | None) -> StatusMap:
         return {}
 
 
-def _structured(folder: str) -> StatusMap | None:
+def _structured(folder: Path) -> StatusMap | None:
     try:
-        text = get_file(Path(folder), _JUNIT, _MOST_XML).decode("utf-8", "replace")
+        text = get_file(folder, _JUNIT, _MOST_XML).decode("utf-8", "replace")
         return junit(text, LogContext())
     except (OSError, ParseError):
         return None

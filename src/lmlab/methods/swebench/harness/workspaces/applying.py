@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
+from lmlab.distributed import scratch_folder
 from lmlab.methods.swebench.grading.logs import decode
 from lmlab.methods.swebench.harness.workspaces.git import VARIABLES
 from lmlab.sandbox import Mount, SandboxFailure, Session
@@ -59,9 +58,9 @@ def apply_patch(session: Session, patch: str, timeout: float = 60.0) -> Applied:
     Raises:
         SandboxFailure: the tries did not come to an end.
     """
-    with tempfile.TemporaryDirectory(prefix="lmlab-patch-") as folder:
-        (Path(folder) / _NAME).write_bytes(patch.encode("utf-8", "surrogateescape"))
-        mount = Mount(Path(folder), _PLACE)
+    with scratch_folder("patch") as folder:
+        (folder / _NAME).write_bytes(patch.encode("utf-8", "surrogateescape"))
+        mount = Mount(folder, _PLACE)
         script = _SCRIPT.replace("{commands}", "\n".join(COMMANDS))
         sink = io.BytesIO()
         argv = ["sh", "-c", script, "apply", f"{session.place(mount)}/{_NAME}"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lmlab.distributed import remove_tree, scratch_folder
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import sha256_json
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
@@ -102,8 +103,8 @@ class Workspaces:
         repository = self._repository(instance)
         known = self.cache / "commits" / instance.repo.replace("/", "__") / instance.base_commit
         if not known.exists():
-            with tempfile.TemporaryDirectory(prefix="lmlab-tree-") as scratch:
-                digest = self.trees.add_commit(repository, instance.base_commit, Path(scratch))
+            with scratch_folder("tree") as scratch:
+                digest = self.trees.add_commit(repository, instance.base_commit, scratch)
             known.parent.mkdir(parents=True, exist_ok=True)
             known.write_text(digest)
         return known.read_text()
@@ -151,22 +152,10 @@ class Workspaces:
 @contextmanager
 def copied(tree: Path) -> Iterator[Path]:
     """A copy of a tree in a temporary folder, removed at the end."""
-    scratch = tempfile.mkdtemp(prefix="lmlab-work-")
-    try:
-        workspace = Path(scratch) / "testbed"
+    with scratch_folder("work") as scratch:
+        workspace = scratch / "testbed"
         copy_tree(tree, workspace)
         yield workspace
-    finally:
-        _discard(scratch)
-
-
-def _discard(folder: str) -> None:
-    """Remove a folder that somebody hostile has written to. Python's own way ends at folders nested deeper than its
-    recursion limit, and at those whose modes forbid it.
-    """
-    if subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True).returncode != 0:
-        subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)
-        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
 def copy_tree(tree: Path, into: Path) -> None:
@@ -185,7 +174,7 @@ def copy_tree(tree: Path, into: Path) -> None:
 def remove(place: Path) -> None:
     """Remove a file, link or folder, if it is there."""
     if place.is_dir() and not place.is_symlink():
-        _discard(str(place))
+        remove_tree(place)
     else:
         place.unlink(missing_ok=True)
 
