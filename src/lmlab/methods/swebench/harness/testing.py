@@ -6,6 +6,7 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmlab.distributed import scratch_folder
 from lmlab.files import ParseError
