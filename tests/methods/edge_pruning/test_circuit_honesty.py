@@ -19,6 +19,7 @@ from lmlab.methods.edge_pruning import (
     TaskOptions,
     best_of,
     default_price,
+    find_by_pruning,
     find_circuit,
     make_examples,
     measure_each,
@@ -59,6 +60,21 @@ def test_a_collapsed_circuit_is_never_called_converged(tracr_task):
     gates = Gates(torch.full((94,), -9.0), task.masked.graph.edge_writers)
     found = decide(task, EdgePruningConfig(price=0.01, polish=False), gates)
     assert not found.converged and any("no better than the empty one" in text for text in found.warnings)
+
+
+def test_a_small_graph_that_needs_most_of_its_edges_keeps_them(network):
+    """9 of 13 edges are all that the network does; a price that nobody asked for must not drop some for cheap."""
+    model = network("no_norm", num_layers=1, num_heads=1, num_kv_heads=1, causal=True)
+    with torch.no_grad():
+        model.blocks[0].ffn.down.weight.zero_()
+        model.blocks[0].ffn.down.bias.zero_()
+    tokens = torch.randint(0, 61, (2, 12, 5), generator=torch.Generator().manual_seed(0)).tolist()
+    examples = make_examples(*tokens, [[4]] * 12)
+    task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), examples, "zero")
+    config = FindConfig(ablation="zero", pruning={"steps": 20, "batch_size": 12})
+    found = find_by_pruning(task, config.pruning_config(13))
+    assert found.converged and found.figures["distance"] <= 1e-3 * task.empty_distance
+    assert 6 < int(found.kept_E.sum()) <= 9
 
 
 @pytest.mark.parametrize("method", ["edge-pruning", "eap", "acdc"])
