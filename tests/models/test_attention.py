@@ -159,3 +159,17 @@ def test_the_back_end_of_a_model_can_be_chosen(backend, make_model, ids):
         cache = KVCache(model.config, 3, 17)
         model(ids[:, :9], cache=cache)
         close(model(ids[:, 9:], cache=cache).logits_BTV, expected[:, 9:])
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("count", [2, 9, 16])
+def test_a_few_tokens_behind_a_cache_see_what_more_would(count, window):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 40, 8, generator=generator) for heads in (4, 2, 2))
+    seen = Visibility(count, 40)
+    if window is not None:
+        seen = seen.within(window, q.device)
+    with torch.no_grad():
+        few = attend(q[:, :, -count:], k, v, seen)
+        expected = attend(q[:, :, -count:], k, v, seen, "blocked")
+    torch.testing.assert_close(few, expected, rtol=1e-5, atol=1e-5)

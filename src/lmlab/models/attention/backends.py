@@ -31,6 +31,7 @@ _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they dif
 
 # for fewer queries PyTorch 2.11 takes another kernel, which does not compile for grouped heads in fp32
 _SHORTEST_FLEX = 128
+_FEW_QUERIES = 16  # of a draft, or of the end of a prompt
 _FLEX_VARIANTS = 64  # far more than one process needs; PyTorch's own limit is 8
 
 Backend = Literal["auto", "sdpa", "runs", "blocked", "one query", "flex", "varlen"]
@@ -225,7 +226,10 @@ def _choose(q_BNTH: Tensor, visibility: Visibility, soft_cap: float | None) -> B
     if q_BNTH.device.type == "cpu":
         if visibility.num_queries == 1 and not torch.is_grad_enabled():
             return "one query"
-        return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "runs"
+        # a few tokens behind many: a mask costs less than two calls that are put together
+        behind = visibility.num_queries <= _FEW_QUERIES and visibility.num_queries < visibility.num_keys
+        few = visibility.num_queries == 1 or (behind and soft_cap is None and not torch.is_grad_enabled())
+        return "sdpa" if visibility.is_dense or few else "runs"
     if q_BNTH.device.type == "cuda" and visibility.num_queries == 1 and visibility.is_dense:
         # PyTorch has no fused kernel for a mask with grouped heads: it repeats the keys, in fp32
         return "sdpa" if torch.is_grad_enabled() else "one query"
