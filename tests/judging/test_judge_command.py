@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import socket
 from collections.abc import Callable
@@ -176,9 +177,27 @@ def test_a_review_goes_out_and_comes_back(
     assert lmlab("judge", "review-import", queue, "--run", run, "--out", both).code == 0
     lines = both.read_text().splitlines()
     assert lines[1].startswith("q2,m,,5,,1.0") and len(lines) == 4
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    answers.write_text("".join(json.dumps(row | {"system": "=HYPERLINK(1)"}) + "\n" for row in rows))
+    again = tmp_path / "again"
+    lmlab("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", again)
+    lmlab("judge", "review-export", answers, "--run", again, "--flagged", "--out", queue)
+    queue.write_text(queue.read_text().replace("Dust.,,,", "Dust.,3,1,+1"))
+    assert lmlab("judge", "review-import", queue, "--run", again, "--out", both).code == 0
+    cells = [cell for row in csv.reader(both.read_text().splitlines()) for cell in row]
+    assert "'=HYPERLINK(1)" in cells and "'+1" in cells and not any(cell.startswith("=") for cell in cells)
     assert lmlab("judge", "draw", answers, "--labels", "2", "--out", tmp_path / "page.html").code == 0
     assert "Answers to grade" in (tmp_path / "page.html").read_text()
     assert lmlab("judge", "draw", answers, "--labels", "9", "--out", queue).code == 2
+
+
+def test_the_cost_is_told_and_nothing_is_written(lmlab: Callable[..., Any], answers: Path, tmp_path: Path) -> None:
+    endpoint = ["-j", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--price", "1,2", "--out", tmp_path / "run"]
+    told = lmlab("judge", "cost", answers, *endpoint)
+    assert told.code == 0 and "3 answers" in told.out and "$" in told.out, told.err
+    assert told.out == lmlab("judge", "run", answers, *endpoint, "--dry-run").out
+    offline = lmlab("judge", "cost", answers, "-j", "coverage", "--out", tmp_path / "none")
+    assert "no requests" in offline.out and not (tmp_path / "none").exists()
 
 
 def test_rubrics_are_listed_with_their_hashes(lmlab: Callable[..., Any]) -> None:

@@ -43,8 +43,7 @@ def run(
     asked = read_items(items)
     judge = make_answer_judge(settings, out / REPLIES)
     if dry_run:
-        found = judge.estimate([item for item in asked if item.answer.strip()])
-        print(f"{len(asked):,} answers; {found if found is not None else 'no requests: the judge is offline.'}")
+        _tell_cost(judge, asked)
         return
     with progress("judge", len(asked), "answers") as advance:
         rows = run_judge(judge, asked, out, new_run, advance)
@@ -60,6 +59,38 @@ def run(
             print(f"  {status}: {count:,}")
     if counts["ungraded_share"] > _MOST_UNGRADED:
         raise typer.Exit(EXIT_UNGRADED)
+
+
+cost_help = example(
+    "lmlab judge cost answers.jsonl -j openai:NAME --base-url https://HOST/v1 --key-env KEY --prices prices.yaml"
+)
+
+
+@options(AnswerJudgeConfig)
+@options(PriceTable, "table")
+def cost(
+    items: Items,
+    settings: AnswerJudgeConfig,
+    table: PriceTable,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder whose replies are paid already; it need not be there.")
+    ] = Path("runs/judge"),
+) -> None:
+    """Say how many requests, tokens and dollars a grading takes at most; nothing is sent or written."""
+    from tempfile import TemporaryDirectory
+
+    from lmlab.judging.answers.find import make_answer_judge
+    from lmlab.judging.answers.rows import REPLIES, read_items
+
+    asked = read_items(items)
+    with TemporaryDirectory(prefix="lmlab-cost-") as nowhere:
+        replies = out / REPLIES if (out / REPLIES).exists() else Path(nowhere) / REPLIES
+        _tell_cost(make_answer_judge(_with_price(settings, table.prices), replies), asked)
+
+
+def _tell_cost(judge: Any, asked: list[Any]) -> None:
+    found = judge.estimate([item for item in asked if item.answer.strip()])
+    print(f"{len(asked):,} answers; {found if found is not None else 'no requests: the judge is offline.'}")
 
 
 parse_help = example("lmlab judge parse replies.jsonl", "lmlab judge parse replies.jsonl --compat-reference")

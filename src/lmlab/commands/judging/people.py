@@ -87,13 +87,9 @@ def review_import(
     ] = None,
 ) -> None:
     """Put people's grades beside the judge's, for `validate`, `calibrate` and `estimate`."""
-    import csv
-    import io
-
-    from lmlab.files import atomic_file
     from lmlab.judging import GradingRubric
     from lmlab.judging.answers.rows import GRADES, read_rows
-    from lmlab.judging.people.review import joined_with_rows, read_review
+    from lmlab.judging.people.review import joined_with_rows, read_review, write_joined
 
     chosen = GradingRubric.load(asked.rubric)
     found = read_review(review, chosen.names, chosen.grades)
@@ -104,12 +100,7 @@ def review_import(
     for row in others:
         own = {name: row[name] for name in ("item_id", "system", "group", "answer_length")}
         beside.append(own | {"judge": row["grades"].get(criterion or chosen.headline), "human": None, "note": ""})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["item_id", "system", "group", "answer_length", "judge", "human", "note"])
-    writer.writeheader()
-    writer.writerows(beside)
-    with atomic_file(out) as file:
-        file.write(text.getvalue().encode())
+    write_joined(out, beside)
     print(f"{out}: {len(found):,} answers graded by people, {len(others):,} by the judge alone")
 
 

@@ -22,6 +22,7 @@ from lmlab.judging.rubrics.parser import HALF_POINTS
 
 _FIXED = ("item_id", "system", "group", "content_hash", "question", "key_points", "answer")
 _NOTE = "note"
+_JOINED = ("item_id", "system", "group", "answer_length", "judge", "human", "note")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -142,6 +143,16 @@ def joined_with_rows(
             known | {"judge": row["grades"].get(criterion), "human": each.grades[criterion], "note": each.note}
         )
     return found
+
+
+def write_joined(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write grades of both as a table; its cells are safe for a spreadsheet, as those of `write_review_csv`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _JOINED, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) if isinstance(value, str) else value for name, value in row.items()})
+    write_text(Path(path), text.getvalue())
 
 
 def _cell(text: str) -> str:
