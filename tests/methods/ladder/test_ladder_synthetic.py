@@ -11,7 +11,7 @@ from known_laws import LAW, SIZES, true_accuracy, true_loss
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, fit_chain, logs
 from lmlab.methods.ladder.config import EstimatorSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
-from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.fit import fit_first_step, fit_second_step
 from lmlab.methods.ladder.fitting.intervals import fit_ensemble
 from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, value_and_gradient
 
@@ -99,6 +99,17 @@ def test_gradients_of_the_second_step_are_those_of_finite_differences(form):
         ) / 2e-6
         assert gradient[0, :, place] == pytest.approx(difference[0], rel=1e-5, abs=1e-9)
     assert (gradient[0, :, acc.NAMES[form].index("x0")] > 0).all()
+
+
+def test_how_often_runs_are_measured_moves_no_accuracy_curve():
+    """Few points do not give the anchor more weight among them."""
+    x = np.linspace(2.4, 1.9, 24)[None]
+    y = 0.25 + 0.3 / (1 + np.exp(6 * (x - 1.9)))
+    few, many = (
+        fit_second_step("sigmoid", np.tile(x, count), np.tile(y, count), np.array([0.25])).parameters_BP
+        for count in (1, 25)
+    )
+    assert few == pytest.approx(many, rel=1e-4)
 
 
 def test_units_do_not_matter(synthetic):
