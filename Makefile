@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev ## Install what is missing, then run every check an
 	@$(MAKE) --no-print-directory check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-quick: $(VENV)/.installed-dev ## The developer's loop, in under 90 s on two cores: static checks, then the quickest tests
+quick: $(VENV)/.installed-dev ## The developer's loop, under 90 s on two free cores: static checks, then the quickest tests
 	@$(MAKE) --no-print-directory check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick --numprocesses auto --dist loadfile $(ARGS)
 
