@@ -199,7 +199,7 @@ def lookups(program: Any, tokens: list[str]) -> list[str]:
     """One sequence as the reference's Python does it: lists for heads, and rows of a table in pandas for scores."""
     import pandas as pd
 
-    table, columns = lookups.table, {"tokens": tokens, "positions": list(range(len(tokens))), "ones": [1] * len(tokens)}  # type: ignore[attr-defined]
+    table, columns = lookups.table, {"tokens": tokens, "positions": list(range(len(tokens))), "ones": [1] * len(tokens)}
     for node in program.nodes:
         if node.op == "lookup":
             keys = zip(*(columns[name] for name in node.inputs), strict=True)

@@ -121,7 +121,7 @@ def sharing(arguments: argparse.Namespace) -> None:
                 list(measure(group))
             seconds[share] = time.perf_counter() - start
         print(
-            f"{mode}, {settings.lengths[0]} tokens, {sum(map(len, groups))} questions about {len(groups)} contexts:"  # type: ignore[index]
+            f"{mode}, {settings.lengths[0]} tokens, {sum(map(len, groups))} questions about {len(groups)} contexts:"
             f" {seconds[True]:.1f} s shared, {seconds[False]:.1f} s apart: {seconds[False] / seconds[True]:.1f} times",
             flush=True,
         )

@@ -53,7 +53,7 @@ def _logs(shared: Path) -> Iterator[tuple[dict[str, object], Instance, bytes]]:
         row["eval_script"] = row.pop("eval_script_skeleton")
     lite = {row["instance_id"]: Instance.from_row(row) for row in rows}
     with tarfile.open(shared / "logs.tar.xz") as archive:
-        data = {each.name: archive.extractfile(each).read() for each in archive if each.isfile()}  # type: ignore[union-attr]
+        data = {each.name: archive.extractfile(each).read() for each in archive if each.isfile()}
     for line in (shared / "expected.jsonl").read_text().splitlines():
         row = json.loads(line)
         yield row, lite[row["instance_id"]], data[row["log"]]

@@ -118,7 +118,7 @@ def _cases(case: Any, encode: Any, length: int, seed: int) -> tuple[np.ndarray, 
             seen[tuple(draws.choice(vocab) for _ in range(length))] = None
         rows = [list(each) for each in seen]
     other = [[draws.choice([each for each in vocab if each != token]) for token in row] for row in rows]
-    return tuple(np.asarray([encode(["BOS", *row]) for row in each]) for each in (rows, other))  # type: ignore[return-value]
+    return tuple(np.asarray([encode(["BOS", *row]) for row in each]) for each in (rows, other))
 
 
 def _save(name: str, case: Any, out: Path, most_edges: int) -> str:

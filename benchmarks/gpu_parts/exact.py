@@ -103,7 +103,7 @@ def _attention(session: Session) -> None:
                     with session.attempt(table, row):
                         moved = _moved(visibility, session.device)
                         found = _gradients(
-                            lambda q, k, v, seen=moved, name=backend: attend(q, k, v, seen, name),  # type: ignore[arg-type]
+                            lambda q, k, v, seen=moved, name=backend: attend(q, k, v, seen, name),
                             inputs,
                             session.device,
                         )
@@ -162,7 +162,7 @@ def _newest_query(session: Session) -> None:
             row = {"back end": backend, "type": dtype_name, "heads": "6/2 x 64", "sees": "a cache"}
             with session.attempt(table, row):
                 seen = Visibility(1, 77, mask_BTS=mask.to(session.device))
-                found = attend(*(each.to(session.device) for each in (q, k, v)), seen, backend)  # type: ignore[arg-type]
+                found = attend(*(each.to(session.device) for each in (q, k, v)), seen, backend)
                 session.check(table, row, error([found], [expected]), _OPERATION[dtype_name])
 
 

@@ -36,7 +36,9 @@ class WebDatasetSource(RecordSource):
             blocks = _Blocks(file)
             try:
                 while blocks.more():  # archives may be laid end to end, as `cat` does it
-                    with tarfile.open(fileobj=blocks, mode="r|", bufsize=tarfile.BLOCKSIZE) as members:  # type: ignore[call-overload]
+                    with tarfile.open(  # type: ignore[call-overload]
+                        fileobj=blocks, mode="r|", bufsize=tarfile.BLOCKSIZE
+                    ) as members:
                         named = ((*_split_name(member.name), member) for member in members if member.isfile())
                         for key, group in groupby(named, lambda each: each[0]):
                             last = f"{shown}:{key}"

@@ -157,7 +157,8 @@ def judge(instance: Instance, output: str) -> Row:
             figures = {"accuracy": float(word == answers[0])}
         case "summ":
             found = output.strip()
-            figures = {name: rouge("rougeL", part)(found, answers[0]) for name, part in _ROUGE}  # type: ignore[arg-type]
+            expected = answers[0]
+            figures = {name: rouge("rougeL", part)(found, expected) for name, part in _ROUGE}  # type: ignore[arg-type]
             if meta.get("facts"):
                 figures["facts"] = metrics.share_of_words(found, meta["facts"])
         case "niah_multivalue":
