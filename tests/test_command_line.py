@@ -340,3 +340,15 @@ def test_texts_and_json_by_name_hold_commas_and_equals():
     for wrong in ("0.15", "a,b", "1,2,3", "-1,2"):
         with pytest.raises(UserError, match="price"):
             called(options(Sent), "--price", wrong)
+
+
+def test_warnings_are_sentences_for_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    from pathlib import Path
+
+    from lmlab import cli
+
+    ours = str(Path(cli.__file__).parent / "retrieval" / "search.py")
+    cli._tell_warning("1 of 2 texts are empty\x1b[31m.", UserWarning, ours, 7)
+    assert capsys.readouterr().err == "warning: 1 of 2 texts are empty[31m.\n"
+    cli._tell_warning("old", DeprecationWarning, "/elsewhere/a.py", 7)
+    assert "/elsewhere/a.py:7: DeprecationWarning: old" in capsys.readouterr().err

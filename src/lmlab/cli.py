@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -241,6 +242,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     _set_allocator()
+    warnings.showwarning = _tell_warning
     debug = _debugging()
     try:
         app(standalone_mode=True)
@@ -250,6 +252,21 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _fail(from_unforeseen(error, *_needs()))
+
+
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours, such as of texts without tokens, is a sentence for the user: no place in the code."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"warning: {printable(str(message))}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _set_allocator() -> None:
