@@ -488,3 +488,10 @@ def test_a_target_far_below_the_ladder_is_beyond_its_backtests_too(ladder):
 def test_a_budget_is_positive(budget):
     with pytest.raises(UserError, match="A budget is a positive number"):
         fit_budget(LadderPlan(sizes=dict.fromkeys(["190M", "370M", "760M"])), budget)
+
+
+@pytest.mark.parametrize(("value", "said"), [(1e300, "1e291 times those"), (1e-9, "1e-18 times those")])
+def test_a_size_that_is_far_off_is_told_in_few_digits(ladder, value, said):
+    table, tasks = ladder
+    with pytest.raises(UserError, match=said):
+        check(swapped(table, replace(table.runs[0], n=value)), tasks)

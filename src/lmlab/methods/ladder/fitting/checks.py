@@ -366,8 +366,8 @@ def require_possible(table: RunTable) -> None:
         worst = int(np.abs(away).argmax())
         if abs(away[worst]) > math.log(_OFF):
             raise UserError(
-                f"'{runs[worst].name}' has {name} = {values[worst]:.3g}, {np.exp(abs(away[worst])):.1g} times off those"
-                " of the other runs.",
+                f"'{runs[worst].name}' has {name} = {values[worst]:.3g}, 1e{round(away[worst] / math.log(10)):d} times"
+                " those of the other runs.",
                 "Count all in the same unit, in ones rather than in millions or billions.",
             )
 
