@@ -161,7 +161,7 @@ def test_a_browser_draws_the_graph(circuit, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("ablation", "foo", "ablation: input should be 'interchange', 'zero' or 'mean'"),
+        ("ablation", "foo", "ablation: input should be 'interchange', 'zero', 'mean' or 'optimal'"),
         ("ablation", ["zero"], "ablation: "),
         ("scores", [[1.0, 2.0]], "scores.0: "),
         ("scores", ["a"], "more."),
