@@ -5,7 +5,8 @@
 For each number of busy processes (a loop of Python each, of this program's own priority) the contenders run in turn,
 each as a process of its own that begins beside them: lmlab with a fixed number of threads, lmlab with threads that
 follow the machine (`LMLAB_THREADS=adaptive`), lmlab on one thread, and `transformers`. Work is a training step of a
-small model in bf16 (8 layers, width 256, 4 rows of 512 tokens) and, with --model, a token of greedy decoding in bf16.
+small model in bf16 (8 layers, width 256, 4 rows of 512 tokens) or, with --model, a text of which 32 tokens are read and
+8 written in bf16.
 
 The fair share is what equal turns would leave: with c cores, t threads and n others a thread gets c / (t + n) of a
 core, so alone / share is what sharing explains. Printed are medians, that quotient and the load of the machine. Other
