@@ -11,7 +11,7 @@ from known_laws import LAW, SIZES, true_accuracy, true_loss
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, fit_chain, logs
 from lmlab.methods.ladder.config import EstimatorSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
-from lmlab.methods.ladder.fitting.fit import fit_first_step, fit_second_step
+from lmlab.methods.ladder.fitting.fit import ANCHOR_SHARE, fit_first_step, fit_second_step
 from lmlab.methods.ladder.fitting.intervals import fit_ensemble
 from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, value_and_gradient
 
@@ -106,7 +106,9 @@ def test_how_often_runs_are_measured_moves_no_accuracy_curve():
     x = np.linspace(2.4, 1.9, 24)[None]
     y = 0.25 + 0.3 / (1 + np.exp(6 * (x - 1.9)))
     few, many = (
-        fit_second_step("sigmoid", np.tile(x, count), np.tile(y, count), np.array([0.25])).parameters_BP
+        fit_second_step(
+            "sigmoid", np.tile(x, count), np.tile(y, count), np.array([0.25]), anchor_share=ANCHOR_SHARE
+        ).parameters_BP
         for count in (1, 25)
     )
     assert few == pytest.approx(many, rel=1e-4)

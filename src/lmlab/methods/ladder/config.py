@@ -166,7 +166,8 @@ class TwoStepSettings(Config):
         figure: what is predicted by a law that can predict several; the accuracy of full answers (`rc`) by default.
         moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
             and the share at a run's beginning that is left out.
-        anchor: append the point (loss 0, accuracy 1), which weighs as a checkpoint, and at most as a 600th of all.
+        anchor: append the point (loss 0, accuracy 1), which weighs as a checkpoint, and at most as a 600th of all (in
+            fits by the reference's starts always as a checkpoint).
         weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy
             (`binomial`).
         runs: `paper` leaves out runs below 1xC and repeated ones; `all` takes the mean of repeated runs, which weighs

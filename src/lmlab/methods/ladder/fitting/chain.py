@@ -14,6 +14,7 @@ import numpy as np
 from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.fit import (
+    ANCHOR_SHARE,
     SHRUNK,
     StepFit,
     exponents_of,
@@ -123,7 +124,14 @@ def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings,
         return Chain(settings, tuple(tasks), points, first, None, lent_E)
     weights = checkpoint_weights(points, tasks, settings)
     second = fit_second_step(
-        settings.accuracy_law, points.loss_TK, points.accuracy_TK, chance_T, weights, settings.anchor, settings.starts
+        settings.accuracy_law,
+        points.loss_TK,
+        points.accuracy_TK,
+        chance_T,
+        weights,
+        settings.anchor,
+        settings.starts,
+        _anchor_share(settings),
     )
     return Chain(settings, tuple(tasks), points, first, second, lent_E)
 
@@ -189,8 +197,14 @@ def fit_again(
         weights_BK,
         settings.anchor,
         np.tile(chain.second.parameters_BP, (count, 1))[:, None],
+        _anchor_share(settings),
     )
     return Chain(settings, tasks, points, first, second, chain.lent_E)
+
+
+def _anchor_share(settings: TwoStepSettings) -> float:
+    """The most that the anchor weighs; in the reference's fits it is one checkpoint among any number."""
+    return np.inf if settings.starts == "paper" else ANCHOR_SHARE
 
 
 def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Floats:

@@ -19,7 +19,7 @@ from lmlab.methods.ladder.fitting.solve import huber, solve
 
 Floats = NDArray[np.float64]
 SHRUNK = ("nd", "coupled", "tied", "direct")  # laws whose exponents can be drawn to those of the other tasks
-_ANCHOR = 1 / 600  # of the weight of all checkpoints; the published ladder has 1,400, its smallest backtest 636
+ANCHOR_SHARE = 1 / 600  # of the weight of all checkpoints; the published ladder has 1,400, its smallest backtest 636
 _AGREEMENT = 0.01  # starts that end within this share of the best cost should predict alike
 
 
@@ -232,19 +232,21 @@ def fit_second_step(
     weights_BK: Floats | None = None,
     anchor: bool = True,
     starts: str | Floats = "grid",
+    anchor_share: float = np.inf,
 ) -> StepFit:
     """Fit accuracy as a function of loss by (weighted) least squares.
 
     Arguments:
-        anchor: append the point (loss 0, accuracy 1), with the weight of one checkpoint, though of at most a 600th of
-            all: of runs that were measured a few times it would rule where the curve goes.
+        anchor: append the point (loss 0, accuracy 1), with the weight of one checkpoint.
         starts: as for the first step.
+        anchor_share: of the weight of all checkpoints, that point has no more: of runs that were measured a few times
+            it would rule where the curve goes.
     """
     weights = np.broadcast_to(np.ones(1) if weights_BK is None else weights_BK, loss_BK.shape)
     if anchor:
         loss_BK = np.concatenate([loss_BK, np.zeros((len(loss_BK), 1))], axis=1)
         accuracy_BK = np.concatenate([accuracy_BK, np.ones((len(loss_BK), 1))], axis=1)
-        weights = np.concatenate([weights, np.minimum(1.0, _ANCHOR * weights.sum(1, keepdims=True))], axis=1)
+        weights = np.concatenate([weights, np.minimum(1.0, anchor_share * weights.sum(1, keepdims=True))], axis=1)
     if isinstance(starts, str) and starts == "paper":
         return _paper_second_step(form, loss_BK, accuracy_BK, chance_B)
     if isinstance(starts, str):
