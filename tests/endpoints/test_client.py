@@ -169,7 +169,7 @@ def test_an_answer_that_trickles_is_ended_by_the_total_time(served, no_waiting):
 
 def test_a_run_ends_when_all_requests_fail(served, no_waiting):
     served.faults = [500] * 1000
-    with pytest.raises(EndpointUnavailable, match="5 requests in a row have failed") as error:
+    with pytest.raises(EndpointUnavailable, match="[56] requests in a row have failed") as error:  # two are under way
         run(served, [ask(str(i)) for i in range(50)], max_retries=1, concurrency=2, give_up_after=5)
     assert error.value.exit_code == 5 and len(served.bodies) <= 16
 
