@@ -137,8 +137,9 @@ class UrlStore:
     """Leases at a URL: in a store of objects (S3, GCS, Azure), in memory, or in files.
 
     Such a store does not compare and swap, but it creates an object for one asker only. So the records of a name are
-    numbered objects in a folder, of which the highest is in force, and who changes it creates the next one. Lower ones
-    are removed, the highest never, as its number could be created again: a piece that was given back keeps a note.
+    numbered objects in a folder, of which the highest is in force, and who changes it creates the next one. A number
+    that was removed could be created again by who is slow, and a listing that is read while others come and go may lack
+    some. So the highest stay (a piece that was given back keeps notes), and only those far below them are removed.
     """
 
     def __init__(self, location: str) -> None:
@@ -163,7 +164,7 @@ class UrlStore:
         content = _FREE if new is None else f"{new.owner} {new.beat}".encode()
         self._system.makedirs(folder, exist_ok=True)
         try:
-            self._system.pipe_file(_numbered(folder, own), content, mode="create")
+            self._create(_numbered(folder, own), content)
         except FileExistsError:
             if self._content(folder, own) != content:  # else it is ours: a request whose answer was lost was repeated
                 return False
@@ -174,9 +175,21 @@ class UrlStore:
             self._remove(folder, own)
             return False
         for lower in numbers:
-            if lower < own:
+            if lower <= own - _STAY:
                 self._remove(folder, lower)
         return True
+
+    def _create(self, path: str, content: bytes) -> None:
+        from fsspec.implementations.local import LocalFileSystem
+        from fsspec.spec import AbstractFileSystem
+
+        if isinstance(self._system, LocalFileSystem):
+            with open(path, "xb") as file:
+                file.write(content)
+        elif getattr(self._system.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file:
+            raise NotImplementedError  # it would look whether there is one, and then write over what came meanwhile
+        else:
+            self._system.pipe_file(path, content, mode="create")
 
     def _standing(self, name: str) -> tuple[int, Record | None]:
         """The highest number, 0 if there is none, and its record."""
@@ -217,6 +230,7 @@ class NoAtomicCreateError(Exception):
 
 
 _FREE = b"free"
+_STAY = 16  # records: a process would have to sleep through as many within one listing to miss that it is late
 
 
 def _numbered(folder: str, number: int) -> str:
