@@ -20,6 +20,7 @@ from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.errors import UserError
 from lmlab.models import Decoding, DecodingConfig, KVCache, ModelConfig, SoftPrompt, Transformer, generate
+from lmlab.models.layers.linear import Linear
 
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
 LONG = 1900
@@ -518,6 +519,35 @@ def test_a_body_that_does_not_come_is_not_waited_for(make_served):
                 b" 100\r\n\r\n{"
             )
             assert b" 408 " in raw.recv(1000)
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone(make_served, caplog):
+    served = make_served(max_rows=8)
+    if served.network.head is None:  # else a damaged embedding would be part of all logits
+        served.network.head = Linear(*reversed(served.network.embedding.weight.shape), bias=False)
+        with torch.no_grad():
+            served.network.head.weight.copy_(served.network.embedding.weight)
+    ids = served.tokenizer.encode("Q")
+    with torch.no_grad():
+        served.network.embedding.weight[ids] = float("nan")
+    body = {
+        "model": "small",
+        "max_tokens": 300,
+        "temperature": 0,
+        "logit_bias": {str(id): -100 for id in served.eos_ids},
+    }
+    with background(served) as url, httpx.Client(timeout=60) as http, ThreadPoolExecutor(1) as pool:
+        ask = lambda **changes: http.post(url + "/completions", json=body | {"prompt": "It was"} | changes)  # noqa: E731
+        going = pool.submit(ask)
+        while not served.engine.running:
+            time.sleep(0.001)
+        failed, streamed = ask(prompt="Q", n=2), ask(prompt="Q", stream=True)
+        assert served.engine.running  # beside the other one
+        assert failed.status_code == 500 and "logits are not numbers" in failed.json()["error"]["message"]
+        assert "logits are not numbers" in streamed.text and "[DONE]" not in streamed.text
+        response = going.result()
+    assert response.status_code == 200 and response.json()["usage"]["completion_tokens"] == 300
+    assert served.engine.served == 1 and "a request failed" in caplog.text
 
 
 def test_the_engine_ends_with_the_server_and_waiting_requests_are_told(make_served):

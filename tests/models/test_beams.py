@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.models import GenerationConfig, ModelConfig, SoftPrompt, Transformer, beam_search, generate
 
 _LEARNED = {"positions": "learned", "position_offset": 2, "norm": "layernorm", "gated": False}
@@ -51,3 +51,13 @@ def test_one_beam_is_greedy_and_ends_are_counted() -> None:
         beam_search(model, [2], 0, 3)
     with pytest.raises(UserError, match="exceeds"):
         beam_search(model, [2], 2, 40)
+
+
+def test_beams_whose_logits_are_no_numbers_are_refused() -> None:
+    model = _model()
+    best = beam_search(model, [2, 3], 2, 4)
+    with torch.no_grad():
+        model.block(1).ffn.down.weight[3] = float("nan")
+    with pytest.raises(LmlabError, match="not numbers"):
+        beam_search(model, [2, 3], 2, 4)
+    assert len(best) == 2

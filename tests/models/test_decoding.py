@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from lmlab.data import Tokenizer
+from lmlab.errors import LmlabError
 from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, from_pretrained, generate, save_pretrained
 from lmlab.models.generation.lookup import Lookup
 from lmlab.models.generation.static import StaticStep
@@ -322,3 +323,30 @@ def test_rows_in_a_batch_and_texts_behind_a_prefix_take_no_harm_from_drafts(make
     while decoding.live:
         decoding.step()
     assert row.ids == together[0][0].ids
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.9, "top_p": 0.9}])
+def test_a_row_whose_logits_are_no_numbers_takes_no_other_with_it(settings, make_model):
+    model = make_model("olmo2")
+    assert model.head is not None  # else a damaged embedding would be part of all logits
+    config = DecodingConfig(max_new_tokens=9, **settings)
+    prompts = [[5, 9, 2, 40], [17, 3], [8, 8, 8]]
+    expected = [generate(model, [prompt], config)[0][0].ids for prompt in prompts]
+    wrong = next(id for id in range(60) if id not in {0}.union(*expected, *prompts))
+    with torch.no_grad():
+        model.embedding.weight[wrong] = float("nan")
+    decoding = Decoding(model, raises=False)
+    begun = decoding.add([(prompt, config) for prompt in prompts[:2]])
+    decoding.step()
+    failing, joined = decoding.add([([wrong], config), (prompts[2], config)])
+    for _ in range(3):
+        decoding.step()
+    begun[1][0].last = wrong  # within the text now
+    while decoding.live:
+        decoding.step()
+    assert begun[0][0].ids == expected[0] and joined[0].ids == expected[2]
+    assert failing[0].ids == [] and begun[1][0].ids == expected[1][:5]
+    for row in (failing[0], begun[1][0]):
+        assert row.done and row.finish_reason is None and "not numbers" in str(row.failure)
+    with pytest.raises(LmlabError, match="not numbers"):
+        generate(model, [prompts[0], [wrong]], config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lmlab.endpoints.engine.prefixes import Prefixes, shares, worth_sharing
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.hardware import memory_bytes
 from lmlab.models import (
     Continuation,
@@ -131,6 +131,16 @@ class _Running:
         """Whether all rows are done."""
         return all(row.done for row in self.rows)
 
+    @property
+    def failure(self) -> LmlabError | None:
+        """Why a row, and with it the job, cannot go on."""
+        return next((row.failure for row in self.rows if row.failure is not None), None)
+
+    def drop(self) -> None:
+        """Let its rows leave the batch."""
+        for row in self.rows:
+            row.dropped = True
+
     def report(self) -> None:
         """Tell of what is new."""
         if self.job.stream:
@@ -172,7 +182,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._prefixes = Prefixes(self.max_slots // 8)
-        self._decoding, self._running = Decoding(model, decode, self._prefixes.keep), list[_Running]()
+        self._decoding, self._running = self._new_batch(), list[_Running]()
         self._reading: list[Job] = []  # whose prompts are being read, with what has been read of a single one
         self._begun: KVCache | None = None
         self.served = self.generated = 0
@@ -289,6 +299,12 @@ class Engine:
         self._report()
 
     def _report(self) -> None:
+        for each in self._running:
+            if each.failure is not None:
+                _log.error("a request failed: %s", each.failure)
+                each.drop()
+                each.job.tell(EngineFailed(f"the model failed: {each.failure.message}"))
+        self._running = [each for each in self._running if each.failure is None]
         done = [each for each in self._running if each.done]
         self.served += len(done)  # before the clients can know of it
         self.generated += sum(len(row.ids) for each in done for row in each.rows)
@@ -299,8 +315,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for each in self._running:
             if each.job.cancelled:
-                for row in each.rows:
-                    row.dropped = True
+                each.drop()
         self._running = [each for each in self._running if not each.job.cancelled]
         if all(job.cancelled for job in self._reading):
             self._reading, self._begun = [], None
@@ -355,7 +370,10 @@ class Engine:
         for job in {*admitted, *self._reading, *(each.job for each in self._running)}:
             job.tell(error)
         self._reading, self._begun = [], None
-        self._decoding, self._running = Decoding(self.model, self._decode, self._prefixes.keep), []
+        self._decoding, self._running = self._new_batch(), []
+
+    def _new_batch(self) -> Decoding:
+        return Decoding(self.model, self._decode, self._prefixes.keep, raises=False)
 
 
 def _slots_that_fit(model: Transformer) -> int:

@@ -13,7 +13,7 @@ import torch
 from lmlab.errors import UserError
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
-from lmlab.models.generation.decoding import check_prompts, evaluating
+from lmlab.models.generation.decoding import check_prompts, evaluating, not_numbers
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -55,6 +55,7 @@ def beam_search(
 
     Raises:
         UserError: the prompt is empty, the window is exceeded, or there are no beams.
+        LmlabError: the logits after a beam are not numbers.
     """
     if num_beams < 1:
         raise UserError(f"{num_beams} beams: at least 1 is needed.")
@@ -71,6 +72,8 @@ def beam_search(
         for step in range(max_new_tokens):
             so_far_R1 = torch.tensor([[beam.log_prob] for beam in beams], dtype=torch.float64, device=weight.device)
             total_RV = so_far_R1 + logits_RV.double().log_softmax(-1)
+            if bool(total_RV.isnan().any()):
+                raise not_numbers()
             # twice as many as beams: at least so many of them go on where all others end
             count = min(2 * num_beams, total_RV.numel())
             values, places = total_RV.flatten().topk(count)

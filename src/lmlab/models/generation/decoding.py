@@ -64,6 +64,7 @@ class Continuation:
             without bias.
         top: for each new token the likeliest ones at its place, best first; none unless they were asked for.
         finish_reason: None as long as it goes on.
+        failure: why it cannot go on.
     """
 
     prompt: Sequence[int]
@@ -73,6 +74,7 @@ class Continuation:
     log_probs: list[float] = field(default_factory=list)
     top: list[TopTokens] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    failure: LmlabError | None = None
     prompt_scores: PromptScores | None = None
     last: int = -1
     dropped: bool = False
@@ -89,7 +91,7 @@ class Continuation:
     @property
     def done(self) -> bool:
         """Whether it will not grow any more."""
-        return self.dropped or self.finish_reason is not None
+        return self.dropped or self.finish_reason is not None or self.failure is not None
 
     @property
     def remaining(self) -> int:
@@ -156,6 +158,7 @@ class Decoding:
         keep: called with each prompt that was read, the cache that its keys and values end in, and its row there.
         static_after: steps on the same rows after which one is recorded and replayed from then on
             (`lmlab.models.generation.static`); None for never. By default 6 on CUDA, and never elsewhere.
+        raises: raise what fails a row, instead of ending this row by its `failure` and going on with the others.
 
     Attributes:
         rows: what stands in each row of the cache; some may be done.
@@ -167,8 +170,9 @@ class Decoding:
         decode: Decode | None = None,
         keep: Callable[[Sequence[int], KVCache, int], None] | None = None,
         static_after: int | Literal["auto"] | None = "auto",
+        raises: bool = True,
     ) -> None:
-        self._model, self._decode, self._keep = model, decode, keep
+        self._model, self._decode, self._keep, self._raises = model, decode, keep, raises
         if static_after == "auto":
             static_after = _STATIC_AFTER if self._device.type == "cuda" else None
         self._static_after = static_after
@@ -215,6 +219,7 @@ class Decoding:
         Raises:
             UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, stop strings
                 without `decode`, or a memory in a batch under way.
+            LmlabError: the logits of a row are not numbers.
         """
         self._check(asked, soft_prompt, memory)
         if memory is not None and self.live:
@@ -404,7 +409,7 @@ class Decoding:
         return self._model.logits_of(hidden).float()
 
     def _choose(self, rows: Sequence[Continuation], logits_RV: Tensor) -> None:
-        choose_tokens(rows, logits_RV, self._decode)
+        choose_tokens(rows, logits_RV, self._decode, self._raises)
 
     def _join(self, read: KVCache, new: list[Continuation], parents: list[int]) -> None:
         going = [place for place, row in enumerate(new) if not row.done]
@@ -425,8 +430,11 @@ class Decoding:
         self._cache = KVCache.side_by_side([(self._cache, live), (read, sources)], room)
 
 
-def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None) -> None:
+def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None, raises: bool = True) -> None:
     """Choose a token for every row that is not done.
+
+    Arguments:
+        raises: raise what fails a row; else it is kept as the row's `failure`.
 
     Raises:
         LmlabError: the logits of such a row are not numbers.
@@ -446,11 +454,19 @@ def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decod
             row.finish_reason = "length"
         elif not row.done:
             if math.isnan(log_prob):
-                raise LmlabError(
-                    "The model's logits are not numbers (NaN).",
-                    "Its weights may be damaged, or too large for this precision: try fp32.",
-                )
-            row.append(token, log_prob, top, decode)
+                row.failure = not_numbers()
+            else:
+                row.append(token, log_prob, top, decode)
+    if raises and (failed := next((row.failure for row in rows if row.failure is not None), None)):
+        raise failed
+
+
+def not_numbers() -> LmlabError:
+    """What is said where logits are none."""
+    return LmlabError(
+        "The model's logits are not numbers (NaN).",
+        "Its weights may be damaged, or too large for this precision: try fp32.",
+    )
 
 
 def check_prompts(
