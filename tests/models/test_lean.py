@@ -24,6 +24,7 @@ from lmlab.models import (
     save_pretrained,
 )
 from lmlab.models.generation.lean import LeanStep, can_be_lean
+from lmlab.models.generation.pages import into_large_pages
 from lmlab.models.layers.joined import joint
 
 GREEDY = GenerationConfig(max_new_tokens=8, temperature=0)
@@ -108,6 +109,14 @@ def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), found.parameters(), strict=True))
     expected = [each.ids for (each,) in generate(other.to(torch.bfloat16), PROMPTS, GREEDY)]
     assert [each.ids for (each,) in generate(model.to(torch.bfloat16), PROMPTS, GREEDY)] == expected
+
+
+def test_what_has_no_numbers_takes_no_place_in_large_pages(monkeypatch):
+    monkeypatch.setattr("lmlab.models.generation.pages._FEWEST_BYTES", 0)
+    given = torch.arange(40.0), torch.empty(0), torch.empty(3, 0), torch.tensor(2)
+    before = [each.clone() for each in given]
+    into_large_pages(given)
+    assert all(torch.equal(each, old) for each, old in zip(given, before, strict=True))
 
 
 def test_large_pages_change_nothing_that_is_computed_shared_or_saved(tmp_path, monkeypatch):

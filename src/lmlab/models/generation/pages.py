@@ -26,7 +26,7 @@ def into_large_pages(tensors: Iterable[Tensor]) -> bool:
     """
     by_storage: dict[int, list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.device.type == "cpu" and not tensor.is_shared():
+        if tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() and not tensor.is_shared():
             by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
     needed = sum(_padded(views[0].untyped_storage().nbytes()) for views in by_storage.values())
     pages = _large_pages(needed) if needed >= _FEWEST_BYTES else None

@@ -245,7 +245,8 @@ def _fill_up(pairs: Pairs, even: bool) -> Pairs:
         unit_E = torch.where(pairs.counts_E > _MANY_ROWS, 4 * _ROWS, _ROWS)
         counts_E = (pairs.counts_E + unit_E - 1).div(unit_E, rounding_mode="floor") * unit_E
     added_E = counts_E - pairs.counts_E
-    rows_P = torch.arange(len(pairs.tokens_P)) + torch.repeat_interleave(added_E.cumsum(0) - added_E, pairs.counts_E)
+    places_P = torch.arange(len(pairs.tokens_P), device=pairs.tokens_P.device)
+    rows_P = places_P + torch.repeat_interleave(added_E.cumsum(0) - added_E, pairs.counts_E)
     total = int(counts_E.sum())
     tokens_P = pairs.tokens_P.new_zeros(total).index_copy_(0, rows_P, pairs.tokens_P)
     weights_P = pairs.weights_P.new_zeros(total).index_copy(0, rows_P, pairs.weights_P)
