@@ -175,3 +175,12 @@ def test_the_busiest_heads_are_those_with_most_edges(network):
     edges = [("tok_embeds", "a0.h1.q"), ("tok_embeds", "a0.h1.k"), ("a0.h1", "a1.h2.v"), ("a1.h2", "resid_post")]
     circuit = Circuit(graph, graph.mask([*edges, ("m0", "a1.h3.q")]), "interchange")
     assert busiest_heads(circuit, 2) == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("given", [("--prompts", "3"), ("--data", "x.jsonl"), ("--split", "test")])
+def test_prompts_without_a_model_are_refused(lmlab, network, task_of, tmp_path, given):
+    task = task_of(network("gpt2"))
+    _circuit(task, [("tok_embeds", "m0"), ("m0", "resid_post")]).save(tmp_path / "c.json")
+    done = lmlab("circuits", "report", tmp_path / "c.json", "-o", tmp_path / "page.html", *given)
+    assert done.code == 2 and "Give --model too." in done.err and not (tmp_path / "page.html").exists()
+    assert lmlab("circuits", "report", tmp_path / "c.json", "-o", tmp_path / "page.html").code == 0

@@ -238,7 +238,10 @@ def report(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The circuit's model, to show prompts.", show_default=False)
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="With --model: show so many prompts.")] = 3,
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --model: show so many prompts \\[default: 3].", show_default=False),
+    ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -277,9 +280,9 @@ def report(
     shown = None
     if model is not None:
         loaded, measured = task_of_circuit(found, model, task)
-        shown = prompts_section(found, measured, loaded.written, prompts)
-    elif task.data is not None:
-        raise UserError("--data shows prompts of a model.", "Give --model too.")
+        shown = prompts_section(found, measured, loaded.written, prompts or 3)
+    elif prompts is not None or task != TaskOptions():
+        raise UserError("--prompts, --data and how they are read are of prompts for a model.", "Give --model too.")
     for path in out or [Path("circuit.html")]:
         if path.suffix == ".html":
             circuit_page(found, drawn, compared, prompts=shown).write(path)
