@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.methods.edge_pruning import (
     Circuit,
     Counterfactuals,
@@ -69,6 +69,13 @@ def test_learned_constants_leave_a_circuit_closer_to_the_model_than_means(networ
     draws = [_some(task, share / 10) for share in range(10)]
     means, learned = (sum(each.mean_distance(draw) for draw in draws) for each in (task, everything))
     assert learned < 0.9 * means
+
+
+def test_constants_that_round_the_model_away_are_refused(network, task_of):
+    task = task_of(network("llama").float(), "optimal", count=4)
+    with pytest.raises(LmlabError, match="no longer the model.*") as error:
+        learn_constants(task, OptimalConfig(steps=5, batch_size=4, learning_rate=1e7))
+    assert "Lower optimal.learning_rate" in str(error.value)
 
 
 @pytest.mark.parametrize("ablation", ["optimal", "mean"])

@@ -25,6 +25,7 @@ from lmlab.methods.edge_pruning.masking.numbers import Numbers
 from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
 
 PARTS = ("embeddings", "heads", "ffns")
+_ROUNDING = 0.01  # of the empty circuit's distance, that all edges may be from the model
 
 
 class Constants(nn.Module):
@@ -95,7 +96,7 @@ def learn_constants(
             from.
 
     Raises:
-        LmlabError: the constants are not finite.
+        LmlabError: the constants are not finite, or too large for the precision of the sums that they enter.
     """
     assert task.ablation == "optimal" and task.constants is not None
     config = config or OptimalConfig()
@@ -122,6 +123,13 @@ def learn_constants(
         raise LmlabError("The constants of optimal ablation are not finite.", "Lower optimal.learning_rate.")
     with torch.no_grad():
         found = task.with_constants(activations_of(task.masked, model.parts()))
+        # with all edges any constants cancel, as long as what they are added to is not lost beside them
+        whole_E = torch.ones(task.masked.graph.num_edges)
+        if not found.mean_distance(whole_E) <= task.mean_distance(whole_E) + _ROUNDING * task.empty_distance:
+            raise LmlabError(
+                "The constants of optimal ablation are so large that all edges together are no longer the model.",
+                "Lower optimal.learning_rate.",
+            )
         # steps of a noisy loss can end where they began: what is worse than the beginning is not taken
         if kept_E is not None and task.mean_distance(kept_E) < found.mean_distance(kept_E):
             return task
