@@ -42,6 +42,11 @@ def test_figures_of_the_whole_model_and_of_nothing(network, task_of):
     assert ends.faithfulness(ends.full) == 1 and ends.faithfulness(ends.empty) == 0
 
 
+def test_the_empty_circuit_of_a_falling_metric_has_no_negative_zero():
+    ends = Ends({"distance": 0.0}, {"distance": 0.5})
+    assert f"{ends.faithfulness({'distance': 0.5}):.4g}" == "0"
+
+
 def test_the_distance_is_the_kl_over_the_answer_set_and_all_positions(network, task_of):
     task = task_of(network("llama"))
     examples = replace(task.examples, answer_ids=(3, 5, 8))

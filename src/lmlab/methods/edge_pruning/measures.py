@@ -179,7 +179,7 @@ class Ends:
         low, high = self.empty[self.metric], self.full[self.metric]
         if high == low:
             return float("nan")
-        return (figures[self.metric] - low) / (high - low)
+        return (figures[self.metric] - low) / (high - low) + 0.0  # never -0
 
     def require_ability(self, force: bool = False) -> None:
         """See that the whole model does the task better than the empty circuit.
