@@ -107,6 +107,10 @@ def test_a_folder_without_runs_says_what_runs_need(tmp_path):
     with pytest.raises(UserError, match="No run was found") as error:
         collect([tmp_path])
     assert "evaluate_every" in str(error.value)
+    (tmp_path / "1M-1xC.csv").write_text("_step\n1\n")
+    with pytest.raises(UserError, match="No run was found") as error:
+        collect([tmp_path])
+    assert "named one by one" in str(error.value) and str(tmp_path / "*.csv") in str(error.value)
 
 
 @pytest.mark.slow

@@ -134,9 +134,12 @@ def collect(
             runs += RunTable.read(path).runs
     runs += exports.assembled()
     if not runs:
+        tables = next((Path(each) for each in paths if any(Path(each).glob("*.csv"))), None)
         raise UserError(
             f"No run was found in {', '.join(map(str, paths))}.",
-            "Runs need a stage 'train' that was measured (evaluate_every, questions or tasks).",
+            "Runs need a stage 'train' that was measured (evaluate_every, questions or tasks)."
+            if tables is None
+            else f"Exports and tables are named one by one: {tables / '*.csv'}.",
         )
     named = {run.name: run for run in runs}
     if len(named) < len(runs):
