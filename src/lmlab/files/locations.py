@@ -118,19 +118,44 @@ def is_folder(location: str) -> bool:
 def names_within(location: str) -> Callable[[str], str]:
     """How the files that a location means, and places in them, are called there: below a folder by their path in it,
     and by its name where the location is a file. Such a name stays when all of it moves, and however the location is
-    written.
+    written; places may be told without their secrets.
+
+    Raises:
+        UserError: the file system cannot be reached.
     """
-    root = location if is_url(location) else str(Path(location).expanduser())
-    opened = _OPEN.search(root)
-    below = (root[: opened.start()].rpartition("/")[0] if opened else root).rstrip("/") + "/"
-    beside = root.rpartition("/")[0].rstrip("/") + "/"
+    roots = _roots(location)
+    opened = [_OPEN.search(root) for root in roots]
+    if any(opened) and not _is_there(location):
+        below = [root[: at.start()].rpartition("/")[0] if at else root for root, at in zip(roots, opened, strict=True)]
+    else:
+        below = [*roots, *(root.rstrip("/").rpartition("/")[0] for root in roots)]
+    starts = list(dict.fromkeys(form.rstrip("/") + "/" for root in below for form in (root, redact(root))))
 
     def name(place: str) -> str:
-        if opened or place.startswith(below):
-            return place.removeprefix(below)
-        return place.removeprefix(beside)
+        return next((place.removeprefix(start) for start in starts if place.startswith(start)), place)
 
     return name
+
+
+def _is_there(location: str) -> bool:
+    """Whether a location is a file or folder, whatever characters of globs its name has."""
+    if not is_url(location):
+        return Path(location).expanduser().exists()
+    try:
+        system, path = file_system(location)
+        return bool(system.isfile(path) or system.isdir(path))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreachable(location, error) from None
+
+
+def _roots(location: str) -> list[str]:
+    """A location as the files that are found there begin: as it was given, and as its file system writes it."""
+    if not is_url(location):
+        return [str(Path(location).expanduser())]
+    system, path = file_system(location)
+    return [location, system.unstrip_protocol(path)]
 
 
 def without_compression(name: str) -> str:

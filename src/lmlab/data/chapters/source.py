@@ -48,8 +48,9 @@ class ChaptersSource(FileSource):
     def chapters(self) -> Iterator[Chapter | Reject]:
         """Yield the chapters of one file after the other; what is no chapter is a reject that says why."""
         self._tell()
-        for path in self.files():
-            yield from self._reading(path, lambda path=path: self._of_file(path))  # type: ignore[misc]
+        files, name = self.files(), names_within(self.path)
+        for path in files:
+            yield from self._reading(path, lambda path=path: self._of_file(path, name(redact(path))))  # type: ignore[misc]
 
     def _found(self) -> list[str]:
         found = [path for path in find_files(self.path, tuple(READERS)) if reader_of(path) is not None]
@@ -59,7 +60,7 @@ class ChaptersSource(FileSource):
             )
         return found
 
-    def _of_file(self, path: str) -> Iterator[Chapter | Reject]:
+    def _of_file(self, path: str, place: str) -> Iterator[Chapter | Reject]:
         where = redact(path)
         with open_text(self, path, self.encoding) as file:
             data = file.read(self.max_record_bytes + 1)
@@ -75,8 +76,7 @@ class ChaptersSource(FileSource):
             return
         if not parts:
             yield Reject(where, "no text")
-        domain, book = self._place(path)
-        place = names_within(redact(self.path))(where)
+        domain, book = self._place(path, place)
         for number, part in enumerate(parts, 1):
             mark = "" if len(parts) == 1 else f"#{number}"
             chapter = Chapter(place + mark, part.title, part.text, book, self.domain or domain)
@@ -87,9 +87,9 @@ class ChaptersSource(FileSource):
             else:
                 yield chapter
 
-    def _place(self, path: str) -> tuple[str, str]:
-        """The domain and the book of a file."""
-        inner = PurePosixPath(names_within(self.path)(path)).parts
+    def _place(self, path: str, place: str) -> tuple[str, str]:
+        """The domain and the book of a file, which is called `place` within the source."""
+        inner = PurePosixPath(place).parts
         if len(inner) > 2:
             return inner[0], inner[1]
         return "text", PurePosixPath(path if is_url(path) else Path(path).absolute()).parent.name

@@ -46,13 +46,12 @@ class TextSource(FileSource):
         """Yield the documents of one file after the other; parts are numbered from 1 and form one group."""
         self._tell()
         files = self.files()
-        few = len(files) < _FEW_FILES
+        few, name = len(files) < _FEW_FILES, names_within(self.path)
         for path in files:
-            yield from self._reading(path, lambda path=path: self._documents(path, few))  # type: ignore[misc]
+            yield from self._reading(path, lambda path=path: self._documents(path, name(redact(path)), few))  # type: ignore[misc]
 
-    def _documents(self, path: str, few: bool) -> Iterator[Document | Reject]:
+    def _documents(self, path: str, group: str, few: bool) -> Iterator[Document | Reject]:
         where = redact(path)
-        group = names_within(redact(self.path))(where)
         with open_text(self, path, self.encoding) as file:
             texts = self._texts(file, where)
             if self.documents == "file":

@@ -10,7 +10,6 @@ from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.data.sources.reading.splits import ALL
 from lmlab.files import ParseError, json_value, names_within
-from lmlab.redaction import redact
 
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted
@@ -36,7 +35,7 @@ class RecordSource(FileSource, RecordFields):
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield a document for each record; those that are unfit are rejects that say where and why."""
-        place = names_within(redact(self.path))
+        place = names_within(self.path)
         for where, record in self.records(self.columns):
             yield record if isinstance(record, Reject) else self._document(where, place(where), record)
 

@@ -22,12 +22,11 @@ def documents_at(location: str, fields: ReadingOptions) -> list[Any]:
     from lmlab.data import Document, SourceConfig, source_settings
     from lmlab.files import names_within
     from lmlab.progress import console
-    from lmlab.redaction import redact
 
     settings = source_settings(location, fields.given())
     source = validate(SourceConfig, settings, f"'{location}'")
     documents, rejects = list[Any](), list[Any]()
-    place = names_within(redact(location)) if fields.id_field is None else str
+    place = names_within(location) if fields.id_field is None else str
     for item in source.read():
         if isinstance(item, Document):
             documents.append(replace(item, id=place(item.id)))
