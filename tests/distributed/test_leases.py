@@ -260,3 +260,18 @@ def test_a_file_system_that_looks_and_then_writes_keeps_no_leases(monkeypatch: p
     monkeypatch.setattr(type(store._system), "pipe_file", AbstractFileSystem.pipe_file)
     with pytest.raises(NoAtomicCreateError):
         store.swap("piece", None, Record("me"))
+
+
+def test_a_store_that_writes_over_what_is_there_keeps_no_leases(tmp_path: Path) -> None:
+    """Older file systems take the condition and say nothing, and so do some servers: two would hold one piece."""
+    store = UrlStore(f"memory://{tmp_path.name}")
+    write = store._system.pipe_file
+
+    class Careless(type(store._system)):  # type: ignore[misc]
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
+            write(path, value)
+
+    store._system = Careless(skip_instance_cache=True)
+    with pytest.raises(NoAtomicCreateError):
+        Leases(store).acquire("one")
+    assert store.read("one") is None

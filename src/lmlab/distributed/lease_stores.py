@@ -144,6 +144,7 @@ class UrlStore:
 
     def __init__(self, location: str) -> None:
         self._system, self.root = file_system(location)
+        self._creates_once = False  # as far as is known
 
     def read(self, name: str) -> Record | None:
         """The record of a name."""
@@ -163,13 +164,15 @@ class UrlStore:
         folder, own = self._folder(name), number + 1
         content = _FREE if new is None else f"{new.owner} {new.beat}".encode()
         self._system.makedirs(folder, exist_ok=True)
-        try:
-            self._create(_numbered(folder, own), content)
-        except FileExistsError:
-            if self._content(folder, own) != content:  # else it is ours: a request whose answer was lost was repeated
-                return False
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise NoAtomicCreateError(f"{type(self._system).__name__} cannot create an object once") from error
+        # else it is ours: a request whose answer was lost was repeated
+        if not self._create(folder, own, content) and self._content(folder, own) != content:
+            return False
+        if not self._creates_once:
+            # Servers that know no such condition, and file systems older than it, write over what is there.
+            if self._create(folder, own, content):
+                self._remove(folder, own)
+                raise NoAtomicCreateError(f"{type(self._system).__name__} creates an object that is there")
+            self._creates_once = True
         numbers = self._numbers(folder)
         if max(numbers) > own:  # this number was created, passed over and removed since the standing record was read
             self._remove(folder, own)
@@ -179,17 +182,25 @@ class UrlStore:
                 self._remove(folder, lower)
         return True
 
-    def _create(self, path: str, content: bytes) -> None:
+    def _create(self, folder: str, number: int, content: bytes) -> bool:
+        """Whether there was none."""
+        from fsspec import AbstractFileSystem
         from fsspec.implementations.local import LocalFileSystem
-        from fsspec.spec import AbstractFileSystem
 
-        if isinstance(self._system, LocalFileSystem):
-            with open(path, "xb") as file:
-                file.write(content)
-        elif getattr(self._system.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file:
-            raise NotImplementedError  # it would look whether there is one, and then write over what came meanwhile
-        else:
-            self._system.pipe_file(path, content, mode="create")
+        path = _numbered(folder, number)
+        try:
+            if isinstance(self._system, LocalFileSystem):
+                with open(path, "xb") as file:
+                    file.write(content)
+            elif getattr(self._system.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file:
+                raise NotImplementedError  # it would look whether there is one, and then write over what came meanwhile
+            else:
+                self._system.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise NoAtomicCreateError(f"{type(self._system).__name__} cannot create an object once") from error
+        return True
 
     def _standing(self, name: str) -> tuple[int, Record | None]:
         """The highest number, 0 if there is none, and its record."""
@@ -200,7 +211,7 @@ class UrlStore:
             return number, None
         owner, _, beat = (content or b"").decode(errors="replace").rpartition(" ")
         # no content: a file is being written, or its writer died; such a record too runs out
-        return number, Record(owner, int(beat)) if beat.isdigit() else Record("unknown")
+        return number, Record(owner, int(beat)) if beat.isdigit() else Record("unknown", number)
 
     def _numbers(self, folder: str) -> list[int]:
         self._system.invalidate_cache(folder)
