@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.models import ModelConfig, Transformer
+from lmlab.models import ModelConfig, Transformer, known_fingerprint, weights_state
 from lmlab.train import OptimizerConfig, Optimizers
 
 
@@ -61,3 +61,15 @@ def test_muon_trains_the_matrices_of_blocks_and_no_other(changes):
 def test_muon_without_a_matrix_to_train_is_refused():
     with pytest.raises(UserError, match="AdamW would train everything"):
         Optimizers(torch.nn.Linear(3, 4), OptimizerConfig(name="muon"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_whoever_knows_the_weights_sees_that_a_step_has_changed_them(name):
+    model = Transformer(ModelConfig(vocab_size=20, num_layers=1, d_model=8, num_heads=2)).initialize(0)
+    optimizers = Optimizers(model, OptimizerConfig(name=name, learning_rate=1e-2))
+    before, known = weights_state(model), known_fingerprint(model)
+    ids = torch.arange(12).view(2, 6)
+    model(ids, labels_BT=ids).loss.mean.backward()
+    assert weights_state(model) == before and known_fingerprint(model) == known
+    optimizers.step()
+    assert weights_state(model) != before and known_fingerprint(model) != known

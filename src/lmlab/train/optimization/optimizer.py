@@ -54,6 +54,10 @@ class Optimizers:
         """Apply the gradients."""
         for optimizer in self._all:
             optimizer.step()
+            # PyTorch's fused kernels do not count their writes, by which others see that weights have changed
+            torch.autograd.graph.increment_version(
+                [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+            )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
