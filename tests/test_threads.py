@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import astuple
 
@@ -13,7 +14,7 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.hardware import threads
-from lmlab.hardware.threads import Governor, Look, Patience
+from lmlab.hardware.threads import Governor, Look, Patience, Rates
 
 
 class Machine:
@@ -224,3 +225,17 @@ def test_beside_busy_processes_threads_are_given_up(untouched):
         for each in others:
             each.kill()
             each.wait()
+
+
+def test_threads_spin_again_when_the_one_that_let_them_sleep_has_ended():
+    asked = []
+
+    def work():
+        patience = Patience(2, asked.append, look=lambda: None)
+        patience.decide(Rates(ran=1, waited=2, idle=0, now=1e9, first=False))
+        assert patience.sleeps and asked == [True]
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [True, False]

@@ -179,6 +179,11 @@ class Patience(Watch):
         self.sleeps = False
         self._cores, self._apply = cores, apply
 
+    def __del__(self) -> None:
+        # its thread has ended: nobody else would ask for spinning threads again
+        if getattr(self, "sleeps", False):
+            self._apply(False)
+
     def decide(self, rates: Rates) -> None:
         """Sleep where threads stand in the queue, and spin where nobody else wants the cores."""
         others = self._cores - rates.ran - rates.idle
