@@ -350,5 +350,5 @@ def test_warnings_are_sentences_for_the_user(capsys: pytest.CaptureFixture[str])
     ours = str(Path(cli.__file__).parent / "retrieval" / "search.py")
     cli._tell_warning("1 of 2 texts are empty\x1b[31m.", UserWarning, ours, 7)
     assert capsys.readouterr().err == "warning: 1 of 2 texts are empty[31m.\n"
-    cli._tell_warning("old", DeprecationWarning, "/elsewhere/a.py", 7)
-    assert "/elsewhere/a.py:7: DeprecationWarning: old" in capsys.readouterr().err
+    cli._tell_warning("old\x1b]0;", DeprecationWarning, "/elsewhere/a.py", 7)
+    assert "/elsewhere/a.py:7: DeprecationWarning: old]0;" in capsys.readouterr().err

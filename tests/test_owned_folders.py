@@ -102,3 +102,21 @@ def test_a_first_content_that_is_not_done_is_not_read_and_no_part_of_what_its_ow
             find_files(str(read))
     write(out, {"b.jsonl": "2"})
     assert find_files(str(tmp_path)) == [str(tmp_path / "mine.jsonl"), str(out / "b.jsonl")]
+
+
+def test_a_folder_that_another_command_has_written_meanwhile_is_refused(tmp_path, monkeypatch):
+    """It came to its end between the look at the folder and the lock."""
+    from lmlab.files import owned
+
+    look = owned.check_owner
+
+    def look_then_lose(*given):
+        look(*given)
+        monkeypatch.setattr(owned, "check_owner", look)
+        with owned_folder(tmp_path, "lmlab other") as other:
+            other.new("theirs.jsonl").write_text("{}\n")
+
+    monkeypatch.setattr(owned, "check_owner", look_then_lose)
+    with pytest.raises(UserError, match="lmlab other"), owned_folder(tmp_path, "lmlab one"):
+        pass
+    assert (tmp_path / "theirs.jsonl").exists()

@@ -266,7 +266,7 @@ def _tell_warning(
     if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
         print(f"warning: {printable(str(message))}", file=sys.stderr)
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        sys.stderr.write(printable(warnings.formatwarning(message, category, filename, lineno, line)))
 
 
 def _set_allocator() -> None:

@@ -74,6 +74,7 @@ def owned_folder(
     new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
+        check_owner(path, command, reads)  # another command may have come to an end since
         for left in path.glob(".writing-*.tmp"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = OwnedFolder(path)

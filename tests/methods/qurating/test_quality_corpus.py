@@ -62,6 +62,16 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
+def test_a_folder_that_noted_the_corpus_as_it_was_written_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmlab.methods.qurating.annotating import annotate as module
+
+    monkeypatch.chdir(place)
+    with monkeypatch.context() as before:
+        before.setattr(module, "absolute", str)
+        assert annotate(job(place, "out", corpus="corpus"))["rated"] == 60
+    assert annotate(job(place, "out", corpus="corpus"))["rated"] == 0
+
+
 def test_an_annotation_has_the_published_columns_and_keeps_the_others(
     place: Path, rater: Rater, quality_texts: list[str]
 ) -> None:

@@ -119,7 +119,8 @@ class _Worker:
         if self.job.precision == "auto" and known["precision"] != own["precision"]:
             self.rater.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[known["precision"]]
             own = self._state()
-        if known["key"] != own["key"]:
+        # a folder may be from a time when the corpus was noted as it was written
+        if known["key"] not in (own["key"], self._state(self.job.corpus)["key"]):
             raise UserError(
                 f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder."
             )
@@ -153,11 +154,11 @@ class _Worker:
     def _digest(self) -> str:
         return sha256_json(self.sources)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, corpus: str | None = None) -> dict[str, Any]:
         rater, job = self.rater, self.job
         precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
         parts = [
-            absolute(job.corpus),
+            corpus or absolute(job.corpus),
             job.text,
             job.id,
             job.input_ids,
