@@ -9,7 +9,7 @@ import pytest
 
 from lmlab.data import record_source
 from lmlab.errors import UserError
-from lmlab.files import find_files, owned_folder
+from lmlab.files import atomic_file, find_files, owned_folder
 
 
 def write(folder: Path, files: dict[str, str], command: str = "lmlab one", **options: object) -> None:
@@ -120,3 +120,15 @@ def test_a_folder_that_another_command_has_written_meanwhile_is_refused(tmp_path
     with pytest.raises(UserError, match="lmlab other"), owned_folder(tmp_path, "lmlab one"):
         pass
     assert (tmp_path / "theirs.jsonl").exists()
+
+
+def test_two_writers_with_one_process_number_leave_a_whole_file(tmp_path):
+    """As in two containers, whose processes have the same numbers."""
+    with atomic_file(tmp_path / "x", "w") as one:
+        one.write("first ")
+        one.flush()
+        with atomic_file(tmp_path / "x", "w") as two:
+            two.write("second")
+        assert (tmp_path / "x").read_text() == "second"
+        one.write("writer")
+    assert (tmp_path / "x").read_text() == "first writer" and len(list(tmp_path.iterdir())) == 1

@@ -127,7 +127,7 @@ def _work(job: _Job) -> None:
         return (job.parts / f"{name}.json").exists() and (job.parts / name).exists()
 
     def make(name: str) -> None:
-        draft = job.parts / f"{os.getpid()}-{name}"
+        draft = job.parts / f"{uuid.uuid4().hex}-{name}"  # containers that share it have the same process numbers
         try:
             counts = job.maker.make(table, job.names.index(name), job.parts, draft)
             with open(draft, "rb") as file:
