@@ -198,7 +198,31 @@ def test_two_recipes_are_compared_and_the_better_one_is_named(lmlab, synthetic, 
     write_table(table, tmp_path / "copy.csv")
     same = lmlab("ladder", "compare", tmp_path / "a.csv", tmp_path / "copy.csv", *target)
     assert same.code == 2
-    assert "The two ladders are the same" in same.err
+    assert f"The ladders '{tmp_path / 'a.csv'}' and '{tmp_path / 'copy.csv'}' are the same" in same.err
+
+
+def test_what_needs_no_fit_is_refused_before_one(lmlab, synthetic, tmp_path, monkeypatch):
+    from lmlab.methods.ladder import RunTable, TwoStep, write_table
+
+    table, _ = synthetic(1, 0.003, seed=1)
+    smallest = min(run.n for run in table.ladder)
+    write_table(table, tmp_path / "a.csv")
+    write_table(table, tmp_path / "copy.csv")
+    write_table(RunTable(tuple(run for run in table if run.n == smallest)), tmp_path / "one-size.csv")
+    (tmp_path / "tasks.toml").write_text('[one]\nloss_keys = ["loss0"]\naccuracy_keys = ["acc0"]\nchance = 0.25\n')
+    common = ("--task-file", tmp_path / "tasks.toml", "--preset", "paper")
+    target = ("-n", "3e9", "-d", "20xC", *common)
+    done = lmlab("ladder", "compare", tmp_path / "a.csv", tmp_path / "one-size.csv", *target)
+    assert done.code == 2 and "one-size.csv': " in done.err, done.err  # which of the two it is
+    monkeypatch.setattr(TwoStep, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    for wrong, message in (
+        (("compare", tmp_path / "a.csv", tmp_path / "copy.csv", *target), "copy.csv' are the same"),
+        (("decide", tmp_path / "a.csv", *common), "There is no scenario"),
+        (("decide", tmp_path / "a.csv", "-s", "7e9:4T", "--at-least", "one=65", *common), "0.65 for 65 %"),
+        (("decide", tmp_path / "a.csv", "-s", "7e9:4T", "--at-least", "two=0.5", *common), "no task 'two'"),
+    ):
+        done = lmlab("ladder", *wrong)
+        assert done.code == 2 and message in done.err, done.err
 
 
 def test_the_published_sizes_have_the_published_figures(lmlab, folder):

@@ -20,8 +20,8 @@ from lmlab.methods.ladder.analysis.diagnose import distance
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import OWN_PARTS
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
-from lmlab.methods.ladder.tables.table import Floats
-from lmlab.methods.ladder.tables.tasks import TaskRegistry, places_of
+from lmlab.methods.ladder.tables.table import Floats, RunTable
+from lmlab.methods.ladder.tables.tasks import Task, TaskRegistry, places_of
 from lmlab.stats import normal_quantile, percentiles
 
 DRAWS = 4000
@@ -93,6 +93,43 @@ class Ranking:
     orders: tuple[tuple[tuple[str, ...], float], ...]
 
 
+def what_is_wanted(
+    tasks: Sequence[Task], targets: Sequence[tuple[float, float]], thresholds: Mapping[str, float], sure: float
+) -> dict[str, float]:
+    """The thresholds by the full names of their tasks. It needs no fit, so that a slip is told before one.
+
+    Raises:
+        UserError: no target, one twice, a threshold out of its range or of another task, or no probability.
+    """
+    registry = TaskRegistry(tasks)
+    wanted = {name if name == MEAN else registry[name].name: value for name, value in thresholds.items()}
+    if len(wanted) < len(thresholds):
+        raise UserError("Two thresholds name the same task.")
+    for name, value in wanted.items():
+        if not 0 < value < 1:
+            raise UserError(f"The threshold {name}={value} is not between 0 and 1.", "Write 0.65 for 65 %.")
+    if not targets:
+        raise UserError("There is no scenario.", "Name at least one, such as --scenario 7e9:4T.")
+    if len(set(targets)) < len(targets):
+        raise UserError("A scenario is given twice.")
+    if not 0 < sure < 1:
+        raise UserError(f"The probability --sure lies between 0 and 1, not at {sure}.")
+    return wanted
+
+
+def require_different(tables: Mapping[str, RunTable]) -> None:
+    """See that no two recipes are the same runs.
+
+    Raises:
+        UserError: two are.
+    """
+    seen: dict[str, str] = {}
+    for name, table in tables.items():
+        other = seen.setdefault(table.ladder.digest, name)
+        if other != name:
+            raise UserError(f"The ladders '{other}' and '{name}' are the same.")
+
+
 def decide(
     forecaster: Forecaster,
     targets: Sequence[tuple[float, float]],
@@ -115,19 +152,7 @@ def decide(
         UserError: no target, one twice, a threshold out of its range or of a task that was not fitted.
     """
     names = [task.name for task in forecaster.tasks]
-    registry = TaskRegistry(forecaster.tasks)
-    wanted = {name if name == MEAN else registry[name].name: value for name, value in (thresholds or {}).items()}
-    if len(wanted) < len(thresholds or {}):
-        raise UserError("Two thresholds name the same task.")
-    for name, value in wanted.items():
-        if not 0 < value < 1:
-            raise UserError(f"The threshold {name}={value} is not between 0 and 1.", "Write 0.65 for 65 %.")
-    if not targets:
-        raise UserError("There is no scenario.", "Name at least one, such as --scenario 7e9:4T.")
-    if len(set(targets)) < len(targets):
-        raise UserError("A scenario is given twice.")
-    if not 0 < sure < 1:
-        raise UserError(f"The probability --sure lies between 0 and 1, not at {sure}.")
+    wanted = what_is_wanted(forecaster.tasks, targets, thresholds or {}, sure)
     predictions = [forecaster.predict_all(n, d, level) for n, d in targets]  # also refuses impossible ones
     x_3Q = np.stack([forecaster.target(n, d, level) for n, d in targets], axis=1)
     accuracy_STQ = draws(forecaster, x_3Q, level, seed)
@@ -191,12 +216,7 @@ def rank(
     tasks = [tuple(task.name for task in each.tasks) for each in forecasters.values()]
     if len(set(tasks)) > 1:
         raise UserError("The ladders were fitted to different tasks.")
-    seen: dict[str, str] = {}
-    for name, each in forecasters.items():
-        digest = each.table.ladder.digest
-        if digest in seen:
-            raise UserError(f"The ladders '{seen[digest]}' and '{name}' are the same.")
-        seen[digest] = name
+    require_different({name: each.table for name, each in forecasters.items()})
     rng = np.random.default_rng(seed)
     targets = [each.target(n, d, level) for each in forecasters.values()]
     shifts = [

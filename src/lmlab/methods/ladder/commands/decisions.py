@@ -55,6 +55,7 @@ def decide(
     wanted, and the cheapest that does.
     """
     from lmlab.methods.ladder.analysis.decide import decide as decide_between
+    from lmlab.methods.ladder.analysis.decide import what_is_wanted
     from lmlab.methods.ladder.analysis.present import (
         decision_details,
         decision_rows,
@@ -62,11 +63,12 @@ def decide(
         runs_sentence,
         weights_of,
     )
-    from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.fitting.prepare import choose_tasks, fitted
     from lmlab.methods.ladder.tables.target import named_numbers, parse_scenario
 
     targets = [parse_scenario(each) for each in wanted.scenario]
     thresholds = named_numbers(wanted.at_least, "--at-least", "TASK=ACCURACY", "hellaswag=0.8")
+    what_is_wanted(choose_tasks(data), targets, thresholds, wanted.sure)
     forecaster = fitted(read(runs, data, [output]), data, estimator, forecast.seed)
     weights = weights_of([forecaster], averaged)
     decision = decide_between(forecaster, targets, thresholds, wanted.sure, forecast.interval, forecast.seed, weights)
@@ -99,7 +101,7 @@ def compare(
     probabilities.
     """
     from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
-    from lmlab.methods.ladder.analysis.decide import rank
+    from lmlab.methods.ladder.analysis.decide import rank, require_different
     from lmlab.methods.ladder.analysis.present import (
         DIFFERENCE_COLUMNS,
         difference_rows,
@@ -116,7 +118,15 @@ def compare(
         raise UserError("A run table is named twice.")
     tokens = parse_length(d, n)
     tables = {str(path): read(path, data, [output]) for path in recipes}
-    ladders = {name: fitted(table, data, estimator, forecast.seed) for name, table in tables.items()}
+    require_different(tables)
+    ladders = {}
+    for name, table in tables.items():
+        try:
+            ladders[name] = fitted(table, data, estimator, forecast.seed)
+        except UserError as error:
+            if name in error.message:
+                raise
+            raise UserError(f"'{name}': {error.message}", error.remedy) from None
     weights = weights_of(list(ladders.values()), averaged)
     if len(recipes) == 2:
         one, two = ladders.values()
