@@ -19,6 +19,7 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 
 from lmlab.distributed import FolderStore, Leases, NoAtomicCreateError, Record, SqliteStore, Store, UrlStore
+from lmlab.distributed.leases import is_dead, owner_token
 
 SHORT_S = 0.6
 _STORES = {"folder": FolderStore, "sqlite": SqliteStore, "url": UrlStore}
@@ -275,3 +276,13 @@ def test_a_store_that_writes_over_what_is_there_keeps_no_leases(tmp_path: Path) 
     with pytest.raises(NoAtomicCreateError):
         Leases(store).acquire("one")
     assert store.read("one") is None
+
+
+def test_what_names_no_process_here_is_not_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that none can have; and where `/proc` shows another space of numbers, as in a container that was given
+    its host's, nothing is known at all.
+    """
+    machine = owner_token().partition("-")[0]
+    assert is_dead(f"{machine}-{2**22 + 1}-1-x") and not is_dead(f"{machine}-{10**30}-1-x")
+    monkeypatch.setattr(os, "readlink", lambda path: "1234567")
+    assert not is_dead(f"{machine}-{2**22 + 1}-1-x") and owner_token().startswith("-")

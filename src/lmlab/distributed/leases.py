@@ -225,6 +225,8 @@ def is_dead(owner: str) -> bool:
         return True
     except PermissionError:  # another user's process, which may be hidden from us
         pass
+    except OverflowError:  # no number of a process: somebody else's text
+        return False
     return _process(int(number)) not in ("", started)
 
 
@@ -233,6 +235,8 @@ def _machine() -> str:
     others; empty where the system does not say.
     """
     try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # a container that sees the numbers of another space
+            return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
         return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
