@@ -38,19 +38,28 @@ class ChaptersSource(FileSource):
     is_text: ClassVar[bool] = True
 
     def read(self) -> Iterator[Document | Reject]:
-        """Yield a document for each chapter; those of one book are held out together."""
-        for item in self.chapters():
+        """Yield a document for each chapter; those of one book are held out together. Its id is its whole place, since
+        chapters of several sources may be called alike within them.
+        """
+        for shown, place, item in self._read():
             if isinstance(item, Reject):
                 yield item
             else:
-                yield Document(item.path, item.text, item.domain, item.book)
+                yield Document(shown + item.path.removeprefix(place), item.text, item.domain, item.book)
 
     def chapters(self) -> Iterator[Chapter | Reject]:
         """Yield the chapters of one file after the other; what is no chapter is a reject that says why."""
+        return (item for _, _, item in self._read())
+
+    def _read(self) -> Iterator[tuple[str, str, Chapter | Reject]]:
+        """The chapters, each behind its file as it is shown, and as it is called within the source."""
         self._tell()
         files, name = self.files(), names_within(self.path)
         for path in files:
-            yield from self._reading(path, lambda path=path: self._of_file(path, name(redact(path))))  # type: ignore[misc]
+            shown = redact(path)
+            place = name(shown)
+            for item in self._reading(path, lambda path=path, place=place: self._of_file(path, place)):  # type: ignore[misc]
+                yield shown, place, item
 
     def _found(self) -> list[str]:
         found = [path for path in find_files(self.path, tuple(READERS)) if reader_of(path) is not None]
