@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from llama_python import AS_IN_FILE
 
 from lmlab.config import Precision
 from lmlab.data import Tokenizer
@@ -70,18 +71,10 @@ def main() -> None:
                 print(f"| {precision} | {threads} | {batch} | {cells} | {os.getloadavg()[0]:.1f} |", flush=True)
 
 
-_LLAMA = """
-import sys, time
-import llama_cpp
+_LLAMA = f"""{AS_IN_FILE}
+import time
 from llama_cpp import Llama
-place, repack, threads, new, *ids = sys.argv[1:]
-defaults = llama_cpp.llama_model_default_params
-def without():
-    found = defaults()
-    found.use_extra_bufts = False
-    return found
-if repack != "True":
-    llama_cpp.llama_model_default_params = llama_cpp.llama_cpp.llama_model_default_params = without
+threads, new, *ids = sys.argv[3:]
 threads, new, ids = int(threads), int(new), [int(each) for each in ids]
 model = Llama(place, n_threads=threads, n_threads_batch=threads, n_ctx=512, verbose=False)
 for line in sys.stdin:

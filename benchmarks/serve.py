@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import get_args
 
 import httpx
+from llama_python import AS_IN_FILE
 
 from lmlab.config import Precision
 
@@ -110,20 +111,12 @@ def main() -> None:
             process.wait()
 
 
-_LLAMA = """
-import argparse, sys
-import llama_cpp, uvicorn
+_LLAMA = f"""{AS_IN_FILE}
+import uvicorn
 from llama_cpp.server.app import create_app
 from llama_cpp.server.settings import ModelSettings, ServerSettings
-place, repack, threads, name = sys.argv[1:5]
+threads, name = sys.argv[3:5]
 port = int(sys.argv[sys.argv.index("--port") + 1])
-defaults = llama_cpp.llama_model_default_params
-def without():
-    found = defaults()
-    found.use_extra_bufts = False
-    return found
-if repack != "True":
-    llama_cpp.llama_model_default_params = llama_cpp.llama_cpp.llama_model_default_params = without
 settings = ModelSettings(
     model=place, model_alias=name, n_threads=int(threads), n_threads_batch=int(threads), n_ctx=2048, verbose=False
 )
