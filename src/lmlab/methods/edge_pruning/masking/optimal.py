@@ -6,23 +6,21 @@ Shapes: B examples, E edges, D model width, N heads, H width of a head, x expert
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmlab.data import Batch, Loader
+from lmlab.data import Batch
 from lmlab.errors import LmlabError, UserError
 from lmlab.methods.edge_pruning.config import OptimalConfig
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.masking.activations import Activations
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel, written_by_all
-from lmlab.methods.edge_pruning.masking.numbers import Numbers
-from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
+from lmlab.methods.edge_pruning.masking.numbers import fit_on_examples
+from lmlab.train import StepOutput
 
 PARTS = ("embeddings", "heads", "ffns")
 _ROUNDING = 0.01  # of the empty circuit's distance, that all edges may be from the model
@@ -103,22 +101,8 @@ def learn_constants(
     if kept_E is not None and bool(kept_E.all()):
         return task
     model = Constants(task.constants)
-    batch = min(config.batch_size, len(task.examples))
-    rows = config.micro_batch_size and max(
-        n for n in range(1, min(config.micro_batch_size, batch) + 1) if batch % n == 0
-    )
-    settings = TrainerConfig(
-        steps=config.steps,
-        batch_size=batch,
-        micro_batch_size=rows,
-        optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0, betas=(0.9, 0.999)),
-        schedule=ScheduleConfig(kind="linear", warmup_fraction=0.02, final_fraction=0.0),
-        precision="fp32",
-        device=str(task.device),
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        loader = Loader(Numbers(len(task.examples)), batch, seed, 0, 1)
-        Trainer(model, _Fit(task, kept_E), loader, settings, Path(temporary)).fit()
+    step, count = _Fit(task, kept_E), len(task.examples)
+    fit_on_examples(model, step, count, config, task.device, seed, final_fraction=0.0)
     if not all(bool(each.isfinite().all()) for each in model.parameters()):
         raise LmlabError("The constants of optimal ablation are not finite.", "Lower optimal.learning_rate.")
     with torch.no_grad():

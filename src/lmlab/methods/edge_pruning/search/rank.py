@@ -7,7 +7,6 @@ Shapes: B examples, E edges.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmlab.data import Batch, Loader
+from lmlab.data import Batch
 from lmlab.distributed import world
 from lmlab.errors import LmlabError, UserError
 from lmlab.methods.edge_pruning.config import Metric, RankingConfig
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.metrics import values
-from lmlab.methods.edge_pruning.masking.numbers import Numbers
+from lmlab.methods.edge_pruning.masking.numbers import fit_on_examples
 from lmlab.methods.edge_pruning.measures import Ends
-from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
+from lmlab.train import StepOutput
 
 _HALVINGS = 50
 
@@ -118,27 +117,20 @@ def train_ranking(
     if world().size > 1:
         raise UserError("A ranking is trained by one process.", "Start it without torchrun.")
     scores = Scores(task.masked.graph.num_edges)
-    batch = min(config.batch_size, len(task.examples))
-    rows = config.micro_batch_size and max(
-        n for n in range(1, min(config.micro_batch_size, batch) + 1) if batch % n == 0
-    )
-    settings = TrainerConfig(
-        steps=config.steps,
-        batch_size=batch,
-        micro_batch_size=rows,
-        optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0, betas=(0.9, 0.999)),
-        schedule=ScheduleConfig(kind="linear", warmup_fraction=0.02, final_fraction=0.1),
+    fit_on_examples(
+        scores,
+        RankingStep(task, config),
+        len(task.examples),
+        config,
+        task.device,
+        seed,
+        final_fraction=0.1,
+        directory=None if directory is None else Path(directory) / "ranking",
         # gradients differ by orders of magnitude between sizes; Adam's steps do not depend on their scale
         clip_norm=1e9,
-        precision="fp32",
-        device=str(task.device),
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=1,
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) if directory is None else Path(directory) / "ranking"
-        loader = Loader(Numbers(len(task.examples)), batch, seed, 0, 1)
-        Trainer(scores, RankingStep(task, config), loader, settings, place).fit()
     found = scores.scores.detach().cpu()
     if not bool(found.isfinite().all()):
         raise LmlabError("The scores are not finite.", "Lower ranking.learning_rate.")
