@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
@@ -58,7 +59,7 @@ class ChaptersSource(FileSource):
         for path in files:
             shown = redact(path)
             place = name(shown)
-            for item in self._reading(path, lambda path=path, place=place: self._of_file(path, place)):  # type: ignore[misc]
+            for item in self._reading(path, partial(self._of_file, path, place)):
                 yield shown, place, item
 
     def _found(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from functools import partial
 from typing import IO, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -48,7 +49,7 @@ class TextSource(FileSource):
         files = self.files()
         few, name = len(files) < _FEW_FILES, names_within(self.path)
         for path in files:
-            yield from self._reading(path, lambda path=path: self._documents(path, name(redact(path)), few))  # type: ignore[misc]
+            yield from self._reading(path, partial(self._documents, path, name(redact(path)), few))
 
     def _documents(self, path: str, group: str, few: bool) -> Iterator[Document | Reject]:
         where = redact(path)

@@ -382,7 +382,8 @@ class Forecaster:
             return [(None, None, None)] * len(self.tasks)
         point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q, beyond))
         reach = sd * self.loss_factor(member, level, beyond)
-        return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
+        ends = np.exp(np.stack([point, point - reach, point + reach], axis=1))
+        return [tuple(map(float, row)) for row in ends]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:
         """Parameters, fit errors and flags: chains x tasks."""

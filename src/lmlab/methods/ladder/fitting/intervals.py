@@ -115,7 +115,8 @@ class Ensemble:
             values = logit(self.accuracy(x_3Q, self.replicates))
             middle, (low, high) = np.median(values, axis=0), percentiles(values, _ONE_DEVIATION)
             parts["fit"] = (middle - low, high - middle)
-        parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
+        up, down = (np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))
+        parts["run"] = up, down
         parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
         shifts = self.form_shifts(x_3Q, beyond)
         if shifts:
