@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lmlab.data import Tokenizer
 from lmlab.methods.corpus_poisoning import Budget, CraftConfig, MeanSimilarity, craft
-from lmlab.methods.corpus_poisoning.attack.decode import fluent_search
+from lmlab.methods.corpus_poisoning.attack.searching.decode import fluent_search
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from tiny_retriever import WORDS
 

@@ -13,7 +13,7 @@ import transformers
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning import AdversarialSet
 from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
-from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings, pairs_of, reference_attack
+from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag, read_reference, write_reference
 
 SETTINGS = ReferenceSettings(length=6, candidates=8, batch=5, iterations=40, init_gold=False)

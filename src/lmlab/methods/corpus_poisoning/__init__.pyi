@@ -1,9 +1,9 @@
 from .attack.clusters import Clusters, cluster_queries
 from .attack.craft import Craft, EncoderSpec, craft
 from .attack.crafted import AdversarialSet, Passage
-from .attack.objective import Coverage, HubCapped, MeanSimilarity
-from .attack.optimizers import OPTIMIZERS, optimize
-from .attack.problem import Budget, Problem
+from .attack.searching.objective import Coverage, HubCapped, MeanSimilarity
+from .attack.searching.optimizers import OPTIMIZERS, optimize
+from .attack.searching.problem import Budget, Problem
 from .config import CraftConfig
 from .defend.detector import Detector, DetectorContext, Passages, Threshold, make_detector
 from .defend.gate import AdmissionGate, Verdict

@@ -27,10 +27,10 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
     Passage,
     query_digests,
 )
-from lmlab.methods.corpus_poisoning.attack.decode import language_model
 from lmlab.methods.corpus_poisoning.attack.layout import layout_of, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
-from lmlab.methods.corpus_poisoning.attack.problem import check_length
+from lmlab.methods.corpus_poisoning.attack.searching.decode import language_model
+from lmlab.methods.corpus_poisoning.attack.searching.problem import check_length
 from lmlab.methods.corpus_poisoning.attack.vocabulary import spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.progress import console, progress

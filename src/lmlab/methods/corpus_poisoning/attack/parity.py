@@ -11,7 +11,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.files import sha256_json, write_text
-from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings, pairs_of, reference_attack
+from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import read_reference, slug
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.methods.corpus_poisoning.attack.crafted import Passage, passage_id
-from lmlab.methods.corpus_poisoning.attack.decode import fluent_search
 from lmlab.methods.corpus_poisoning.attack.layout import layout_of, with_payload
-from lmlab.methods.corpus_poisoning.attack.objective import Coverage, MeanSimilarity, Objective
-from lmlab.methods.corpus_poisoning.attack.optimizers import Found, OptimizerName, optimize
-from lmlab.methods.corpus_poisoning.attack.problem import Budget, NotFiniteError, Penalty, Problem
+from lmlab.methods.corpus_poisoning.attack.searching.decode import fluent_search
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, Objective
+from lmlab.methods.corpus_poisoning.attack.searching.optimizers import Found, OptimizerName, optimize
+from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, NotFiniteError, Penalty, Problem
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, reads_back, spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval import AnyEncoder

@@ -91,7 +91,7 @@ def craft(
     settings = with_files(settings, config, set_).model_copy(update={"precision": which.precision})
     if parity:
         from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
-        from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings
+        from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings
 
         how = ReferenceSettings(
             settings.length,

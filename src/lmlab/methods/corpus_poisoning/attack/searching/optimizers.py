@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.methods.corpus_poisoning.attack.problem import GRADIENT_COST, Problem
+from lmlab.methods.corpus_poisoning.attack.searching.problem import GRADIENT_COST, Problem
 
 Ids = NDArray[np.int64]
 OptimizerName = Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "none"]  # beside them: decode.py, of texts

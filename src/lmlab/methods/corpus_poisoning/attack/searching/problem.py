@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.hardware.gemm import fast_inference
-from lmlab.methods.corpus_poisoning.attack.objective import Objective
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Objective
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import autocast

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
-from lmlab.methods.corpus_poisoning.attack.objective import Coverage, MeanSimilarity, Objective
-from lmlab.methods.corpus_poisoning.attack.problem import Budget, Penalty
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, Objective
+from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, Penalty
 from lmlab.models import KVCache, weights_fingerprint
 from lmlab.models.generation.decoding import evaluating
 from lmlab.retrieval import AnyEncoder
