@@ -29,6 +29,7 @@ def main() -> None:
         parser.error(f"'{out}' exists; a fresh run is measured")
     command = [
         sys.executable,
+        "-P",  # files of the folder that it is started in are no libraries
         "-m",
         "lmlab.cli",
         "demo",

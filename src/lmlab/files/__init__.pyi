@@ -1,5 +1,7 @@
 from .atomic import (
     atomic_file,
+    atomic_path,
+    draft_of,
     read_json,
     read_jsonl,
     read_mapping,
@@ -51,6 +53,7 @@ __all__ = [
     "ParseError",
     "absolute",
     "atomic_file",
+    "atomic_path",
     "bytes_read",
     "cache_directory",
     "check_owner",
@@ -58,6 +61,7 @@ __all__ = [
     "content_digests",
     "decode_utf8",
     "describe",
+    "draft_of",
     "file_system",
     "find_files",
     "is_folder",

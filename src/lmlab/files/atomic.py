@@ -18,24 +18,41 @@ from lmlab.files.locations import open_binary
 from lmlab.files.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
 
 
+def draft_of(path: str | Path) -> Path:
+    """Where a file or folder is written before it comes to its place; a name that no other process has."""
+    path = Path(path)
+    # containers that share a folder have the same numbers of processes
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary place beside `path` for what is written by name; on success it is flushed to disk and renamed to
+    `path`, on failure removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        yield draft
+        descriptor = os.open(draft, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, on failure
     remove it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # containers that share a folder have the same numbers of processes
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as draft, open(draft, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
 
 
 def require_writable(path: str | Path) -> None:
@@ -48,7 +65,7 @@ def require_writable(path: str | Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = draft_of(path)
     with open(temporary, "wb"):
         temporary.unlink()
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.files.atomic import read_mapping, sha256_json, write_json
+from lmlab.files.atomic import draft_of, read_mapping, sha256_json, write_json
 
 MANIFEST = "lmlab-files.json"
+_STAGING = "writing"
 _writing: set[Path] = set()  # folders that this process is writing: no part of what it reads
 
 
@@ -29,7 +30,7 @@ class OwnedFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._staging = self.path / f".writing-{os.getpid()}.tmp"
+        self._staging = draft_of(self.path / _STAGING)
         self._data: dict[str, bool] = {}
 
     def new(self, name: str, data: bool = True) -> Path:
@@ -75,7 +76,7 @@ def owned_folder(
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
         check_owner(path, command, reads)  # another command may have come to an end since
-        for left in path.glob(".writing-*.tmp"):  # of a command that was killed
+        for left in path.glob(f".{_STAGING}*.tmp"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = OwnedFolder(path)
         first = not (path / MANIFEST).exists()

@@ -5,7 +5,6 @@ GGUF's architectures fix what lmlab's features leave open, so that only models w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError, missing_extra
-from lmlab.files import read_mapping
+from lmlab.files import atomic_path, read_mapping
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.names import Layout
 from lmlab.models.formats.settings import family_of
@@ -62,28 +61,23 @@ def write_gguf(
     architecture, config = family.model_type, model.config
     parameters = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     layout = Layout(config, family, {name: tuple(each.shape) for name, each in parameters.items()})
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(temporary, architecture)
-    _describe(writer, config, dtype)
-    if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer, config.vocab_size, token_ids or {})
-    names = gguf.get_tensor_name_map(
-        next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_layers
-    )
-    for stored, tensor in _tensors(layout, parameters, architecture, config):
-        name = names.get_name(stored, try_suffixes=(".weight", ".bias"))
-        assert name is not None
-        kind = gguf.GGMLQuantizationType[_type_of(tensor, dtype)]
-        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy().astype(np.float32), kind), raw_dtype=kind)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_path(target) as draft:
+        writer = gguf.GGUFWriter(draft, architecture)
+        _describe(writer, config, dtype)
+        if tokenizer is not None:
+            _add_tokenizer(writer, tokenizer, config.vocab_size, token_ids or {})
+        names = gguf.get_tensor_name_map(
+            next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_layers
+        )
+        for stored, tensor in _tensors(layout, parameters, architecture, config):
+            name = names.get_name(stored, try_suffixes=(".weight", ".bias"))
+            assert name is not None
+            kind = gguf.GGMLQuantizationType[_type_of(tensor, dtype)]
+            writer.add_tensor(name, gguf.quants.quantize(tensor.numpy().astype(np.float32), kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return architecture
 
 

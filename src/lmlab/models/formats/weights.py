@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import read_mapping, write_json
+from lmlab.files import atomic_path, read_mapping, write_json
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
 
@@ -106,14 +105,10 @@ def write_weights(
     )
     for file, shard in zip(names, shards, strict=True):
         tensors = {name: layout.write(name, parameters).to("cpu", dtype).contiguous() for name in shard}
-        temporary = directory / f".{file}.{os.getpid()}.tmp"
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        with atomic_path(directory / file) as draft:
+            save_file(tensors, draft, metadata={"format": "pt"})
             # the library makes it readable to its owner alone
-            shutil.copymode(directory / "generation_config.json", temporary)
-            os.replace(temporary, directory / file)
-        finally:
-            temporary.unlink(missing_ok=True)
+            shutil.copymode(directory / "generation_config.json", draft)
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(size for shard in shards for size in shard.values())

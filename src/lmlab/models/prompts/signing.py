@@ -10,9 +10,8 @@ import hashlib
 import hmac
 import os
 import secrets
-from pathlib import Path
 
-from lmlab.files import cache_directory
+from lmlab.files import cache_directory, draft_of
 
 UNTRUSTED = "Vectors can tell a model anything, unseen. If you trust them: --trust"
 """The remedy where what others wrote is asked for."""
@@ -34,7 +33,7 @@ def _key() -> bytes:
     path = cache_directory() / _KEY
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(f"{path}.{os.getpid()}.{secrets.token_hex(4)}")
+        draft = draft_of(path)
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))

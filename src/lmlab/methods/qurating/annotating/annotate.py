@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,10 @@ from lmlab.errors import UserError
 from lmlab.files import (
     absolute,
     atomic_file,
+    atomic_path,
     check_owner,
     describe,
+    draft_of,
     read_mapping,
     sha256_json,
     write_json,
@@ -271,16 +272,12 @@ class _Worker:
             rows.append(np.frombuffer(held, "<u8").reshape(-1, 2))
         with atomic_file(self.hashes / f"{source}.npy") as file:
             np.save(file, np.concatenate(rows))
-        whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with atomic_path(target) as whole:
             if parts:
                 join_tables(list(parts), whole, {SOURCE: source.encode()})
             else:  # a file without rows
                 empty = pa.table({"length": pa.array([], pa.int64()), "empty": pa.array([], pa.bool_())})
                 pq.write_table(empty.replace_schema_metadata({SOURCE: source.encode()}), whole)
-            os.replace(whole, target)
-        finally:
-            whole.unlink(missing_ok=True)
 
     def _summary(self) -> dict[str, Any]:
         rows = tokens = empty = 0
@@ -329,7 +326,7 @@ _TOLD = ("id", REJECTED, "length", "empty")
 
 def _write_once(path: Path, value: Any) -> None:
     """Write JSON unless another process has done so."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = draft_of(path)
     write_json(temporary, value)
     try:
         os.link(temporary, path)

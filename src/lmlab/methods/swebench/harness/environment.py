@@ -123,7 +123,7 @@ def _build(spec: EnvironmentSpec, place: Path) -> None:
         _run([*pip, "install", "--quiet", "--no-warn-script-location", *spec.requirements], "install the requirements")
     lock = _run([*pip, "freeze", "--all"], "list what is installed").splitlines()
     # Nothing of it is ever written again: compiled now, as a sandbox cannot
-    subprocess.run([python, "-m", "compileall", "-q", str(place / "lib")], check=False, capture_output=True)
+    subprocess.run([python, "-m", "compileall", "-q", str(place / "lib")], check=False, capture_output=True, cwd="/")
     size = sum(each.lstat().st_blocks * 512 for each in place.rglob("*"))
     write_json(place / _READY, {"lock": lock, "bytes": size, "spec": spec.model_dump(mode="json")})
 
