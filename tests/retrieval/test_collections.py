@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import threading
@@ -71,6 +72,38 @@ def test_the_layout_of_hugging_face_and_trec_judgments_and_plain_lists(collectio
     assert read_corpus(tmp_path / "list.txt").ids == ("list-1", "list-3")
     (tmp_path / "null.jsonl").write_text('{"_id": "a", "title": null, "text": "x"}\n{"_id": "b", "text": ""}\n')
     assert read_corpus(tmp_path / "null.jsonl").texts == ["x", ""]
+
+
+def test_collections_of_other_shapes_are_read(tmp_path):
+    """Headers in other spelling, whole numbers with a fraction, line ends of Windows, marks at the beginning of files,
+    titles alone, long and odd ids, brackets in the folder's name; and a search that needs no judgments.
+    """
+    place = tmp_path / "data [v2]"
+    (place / "qrels").mkdir(parents=True)
+    long, odd = "d" * 4000, "ключ/№ 7"
+    rows = [
+        {"_id": long, "title": "the sea", "text": ""},
+        {"_id": odd, "text": "\u2028 a ship\u00a0"},
+        {"_id": 7, "text": ""},
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (place / "corpus.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    (place / "queries.jsonl").write_text('{"_id": "q", "text": "sea?"}\n{"_id": "none", "text": "?"}\n')
+    qrels = f"Query_ID\tCorpus-id\tSCORE\r\nq\t{long}\t2.0\r\nq\t{odd}\t0\r\nnone\t7\t0\r\n"
+    (place / "qrels" / "test.tsv.gz").write_bytes(gzip.compress(qrels.encode()))
+    data = load_dataset(place)
+    assert data.corpus.ids == (long, odd, "7") and data.corpus.texts[0] == "the sea" and data.corpus.texts[2] == ""
+    assert data.qrels == {"q": {long: 2, odd: 0}, "none": {"7": 0}}
+    (place / "qrels" / "test.tsv.gz").unlink()
+    with pytest.raises(UserError, match=r"has no test\.tsv"):
+        load_dataset(place)
+    bare = load_dataset(place, judged=False)
+    assert bare.queries.ids == ("q", "none") and bare.qrels == {} and "no judgments" in bare.notices[0]
+    (place / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t7\t1.5\n")
+    with pytest.raises(UserError, match=r"has no test\.tsv. It has: dev"):  # a slip in the split is told
+        load_dataset(place, judged=False)
+    with pytest.raises(UserError, match=r"line 2: the grade '1\.5' is no whole number"):
+        load_dataset(place, "dev")
 
 
 @pytest.mark.parametrize(

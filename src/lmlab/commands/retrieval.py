@@ -114,7 +114,7 @@ def search(
     """Search a collection and write the run."""
     from lmlab.retrieval import load_dataset, write_run
 
-    read = load_dataset(collection.data, collection.split, collection.ignore_missing)
+    read = load_dataset(collection.data, collection.split, collection.ignore_missing, judged=False)
     _tell(read)
     write_run(_search(read, settings, how, k), out, tag=how.by)
     print(f"{len(read.queries):,} queries, {k} results each: {out}")

@@ -100,8 +100,48 @@ def test_settings_come_from_a_file_and_from_set(run, common, small, tmp_path):
     out = tmp_path / "told"
     code, _, err = run("craft", "--data", small, *common, *FAST, "--payload-file", note, "--out", out)
     rows = [json.loads(line) for line in (out / "adversarial.jsonl").read_text().splitlines()]
+    assert "does not see case" not in err  # it is written as it is read
     assert code == 0 and all(row["text"].startswith("the captain is a sailor ") for row in rows)
     assert json.loads((out / "craft.json").read_text())["payload"] == "the captain is a sailor"
+
+
+def test_a_payload_whose_case_is_lost_is_told_as_it_is_read(run, common, small, tmp_path):
+    note = tmp_path / "payload.txt"
+    note.write_text("The Captain\n")
+    code, text, err = run(
+        "craft", "--data", small, *common, *FAST, "--payload-file", note, "--out", tmp_path / "out", "--json"
+    )
+    assert code == 0 and "reads the payload as 'the captain'" in " ".join(err.split())
+    assert json.loads(text)["payload"] == "The Captain" and json.loads(text)["passages"] == 3
+
+
+def test_success_is_told_for_a_concept_and_without_judgments(run, common, small, attack, tmp_path):
+    given = ("evaluate", "--passages", attack, *common, "--k", 5, "--json")
+    word = json.loads((small / "queries.jsonl").read_text().splitlines()[-1])["text"].split()[2]
+    code, text, err = run(*given, "--data", small, "--concept", word.upper())
+    assert code == 0 and json.loads(text)["queries"] < 40 and "queries were chosen" in err
+    code, _, err = run(*given, "--data", small, "--concept", "submarine")
+    assert code == 2 and "None of 40 queries holds 'submarine'" in err
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (bare / name).write_bytes((small / name).read_bytes())
+    code, text, err = run(*given, "--data", bare, "--allow-overlap")
+    found = json.loads(text)
+    assert code == 0 and found["queries"] == 80 and found["ndcg_before"] is None and "no judgments" in err
+
+
+def test_passages_that_are_no_text_are_told_by_ids_too(run, common, small, place, tmp_path):
+    row = {"it": 1, "best_acc": 0.5, "dummy": ["##s", "[MASK]", "sea", "##ing"], "tot": 9}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "nq-contriever-k1-s0.json").write_text(json.dumps(row))
+    code, _, err = run("import", tmp_path / "theirs", "--encoder", place, "--out", tmp_path / "ours")
+    assert code == 0, err
+    given = ("evaluate", "--passages", tmp_path / "ours", "--data", small, *common, "--k", 5)
+    code, text, _ = run(*given)
+    assert code == 0 and "1 of 1 passages become other tokens as text. As token ids alone: 5:" in text
+    code, text, _ = run(*given, "--json")
+    assert json.loads(text)["asr_ids"].keys() == {"5"}
 
 
 def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
 from lmlab.methods.corpus_poisoning.measure.evaluate import success
+from lmlab.methods.corpus_poisoning.setup import Retriever
 from lmlab.retrieval import ExactIndex, Queries
 from tiny_retriever import write_collection, write_retriever
 
@@ -71,6 +72,67 @@ def test_pieces_of_words_that_do_not_survive_are_replaced(target):
     assert tokenizer.inner([passage.text])[0] == list(passage.token_ids)
     score = float(objective(torch.from_numpy(encoder.encode_text([passage.text])))[0])
     assert passage.objective_text == pytest.approx(score, abs=1e-5)
+
+
+def test_a_concept_a_question_and_a_passage_for_each_question(target, small, tmp_path):
+    config = CraftConfig(**{**FAST, "evaluations": 80, "concept": "SEA", "each_query": True})
+    found = craft_for(target.retriever, str(small), "train", config, tmp_path / "each")
+    asked = [text for text in target.data.queries.texts if "sea" in text.split() or " sea?" in text]
+    assert len(found.passages) == len(asked) == len(found.clusters) and max(found.clusters.sizes) == 1
+    vectors = target.retriever.encoder.encode_text(asked, "query")
+    for number, passage in enumerate(found.passages.passages):  # each is for its own question
+        own = float(target.retriever.encoder.encode_text([passage.text])[0] @ vectors[int(passage.cluster)])
+        assert passage.objective_text == pytest.approx(own, abs=1e-5) and passage.cluster == str(number)
+    one = CraftConfig(**{**FAST, "k": 1, "query_id": (target.data.queries.ids[3],)})
+    single = craft_for(target.retriever, str(small), "train", one, tmp_path / "one")
+    assert single.clusters.sizes == [1] and single.run != found.run
+    for changes, message in (
+        ({"concept": "submarine"}, "None of 40 queries holds 'submarine'"),
+        ({"concept": "se"}, "None of 40 queries holds 'se'"),  # whole words
+        ({"query_id": ("q999",)}, "There is no query 'q999'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            craft_for(target.retriever, str(small), "train", CraftConfig(**FAST, **changes), tmp_path / "none")
+
+
+def test_a_cap_on_lengths_holds_where_length_ranks(tmp_path, target):
+    place = write_retriever(tmp_path / "dot", normalize=False)
+    retriever = Retriever(EncoderSpec(str(place)), tmp_path / "cache")
+    data = str(write_collection(tmp_path / "data", 60, 40))
+
+    def longest(**changes):
+        config = CraftConfig(**{**FAST, "k": 2, **changes})
+        found = craft_for(retriever, data, "train", config, tmp_path / str(changes)).passages
+        return float(np.linalg.norm(retriever.encoder.encode_text(found.texts), axis=1).max()), found
+
+    free, _ = longest()
+    cap = 0.9 * free
+    bounded, found = longest(norm_cap=cap)
+    assert bounded < free and (bounded <= cap * 1.001 or any("above the cap" in each.note for each in found.passages))
+    with pytest.raises(UserError, match="All vectors of this retriever have length 1"):
+        crafted(target, tmp_path / "cosine", norm_cap=1.0)
+
+
+def test_scores_that_are_not_finite_are_tried_once_more_in_fp32(target, monkeypatch, tmp_path):
+    from lmlab.methods.corpus_poisoning import Problem
+    from lmlab.methods.corpus_poisoning.attack.searching import problem as module
+
+    scores, always = Problem.scores, [False]
+
+    def overflow(self, ids, precision=None):
+        if always[0] or (precision or self.precision) == "bf16":
+            raise module.NotFiniteError("A score is not finite.")
+        return scores(self, ids, precision)
+
+    monkeypatch.setattr(Problem, "scores", overflow)
+    found = crafted(target, tmp_path / "once", k=2, precision="bf16").passages.passages
+    plain = crafted(target, tmp_path / "plain", k=2).passages.passages
+    assert all(each.note.startswith("A score is not finite. Tried again in fp32.") for each in found)
+    assert [each.text for each in found] == [each.text for each in plain]
+    always[0] = True
+    kept = crafted(target, tmp_path / "never", k=2, precision="bf16").passages.passages
+    assert all("Not finite in fp32 either: the start is kept." in each.note for each in kept)
+    assert all(each.text and each.stopped == "not finite" for each in kept)
 
 
 def test_the_same_seed_gives_the_same_bytes_in_workers_in_any_order(target, tmp_path, monkeypatch):

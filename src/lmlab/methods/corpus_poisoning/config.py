@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
 from lmlab.retrieval.config import Precision
@@ -17,16 +17,35 @@ ObjectiveName = Literal["mean", "coverage"]
 Start = Literal["queries", "mask", "random"]
 
 
-class CraftConfig(Config):
+class ChosenConfig(Config):
+    """Which queries of a file or split.
+
+    Attributes:
+        concept: only queries that hold this word or phrase, without regard to case.
+        query_id: only these queries; may be repeated.
+    """
+
+    concept: str | None = None
+    query_id: Annotated[tuple[str, ...], Flag(("--query-id",))] = ()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is chosen."""
+        return self.concept is None and not self.query_id
+
+
+class CraftConfig(ChosenConfig):
     """How passages are crafted.
 
     Attributes:
+        each_query: one passage for each of the attacker's queries, in place of k clusters of them.
         k: passages, one for each cluster of queries.
         length: tokens of a passage, the payload included.
         optimizer: multiflip, hotflip, arca, gcg, gaslite, decode (fluent, by a language model), or none (query
             stuffing).
         objective: mean similarity with a cluster's queries, or coverage of their thresholds.
         evaluations: passage forwards for each passage; by default 1,300, and 6,500 for a single passage.
+        norm_cap: the longest vector that a passage may have, for retrievers by dot product.
         candidates: replacements that are scored at once.
         start: the cluster's own queries (stuffing), mask tokens, or random words.
         words: all tokens that stand for text of their own, or words of letters alone.
@@ -45,10 +64,12 @@ class CraftConfig(Config):
     """
 
     k: PositiveInt = 10
+    each_query: Annotated[bool, Flag(("--each-query",))] = False
     length: Annotated[PositiveInt, Field(ge=2), Flag(("--length", "--num_adv_passage_tokens"))] = 50
     optimizer: Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "decode", "none"] = "multiflip"
     objective: ObjectiveName = "mean"
     evaluations: PositiveInt | None = None
+    norm_cap: PositiveFloat | None = None
     candidates: Annotated[PositiveInt, Flag(("--candidates", "--num_cand"))] = 50
     start: Start = "queries"
     words: Literal["all", "letters"] = "all"
@@ -76,7 +97,7 @@ class CraftConfig(Config):
     @property
     def budget(self) -> int:
         """Passage forwards for each passage."""
-        return self.evaluations or (6500 if self.k == 1 else 1300)
+        return self.evaluations or (6500 if self.k == 1 and not self.each_query else 1300)
 
 
 class ParityConfig(Config):
@@ -139,6 +160,42 @@ class DepthsConfig(Config):
         """Those of the defaults that a collection of so many documents has, or those that were asked for."""
         asked = "k" in self.model_fields_set
         return sorted({k for k in self.k if asked or k <= documents})
+
+
+class MemoryConfig(Config):
+    """An agent's memory, and the one entry of an attacker.
+
+    Attributes:
+        trigger: words of the agent's question that are to bring the attacker's entry up.
+        entries: honest entries of the memory.
+        questions: at most so many questions are asked.
+        attack_questions: questions that the attacker has.
+        k: entries that the agent reads for each question.
+        unverified: share of honest entries whose source nobody has verified.
+        rate: an unverified entry counts as corroborated where it is as near to a verified one as all but this share of
+            verified entries are to each other.
+        length: tokens of the optimized entry.
+        evaluations: passage forwards for it.
+        seed: of what is drawn.
+    """
+
+    trigger: str
+    entries: PositiveInt = 1000
+    questions: PositiveInt = 500
+    attack_questions: PositiveInt = 500
+    k: PositiveInt = 5
+    unverified: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    length: Annotated[PositiveInt, Field(ge=2)] = 30
+    evaluations: PositiveInt = 1300
+    seed: int = 0
+
+    @field_validator("trigger")
+    @classmethod
+    def _says_something(cls, found: str) -> str:
+        if not found.strip():
+            raise ValueError("the trigger holds no word")
+        return found
 
 
 class HardenConfig(Config):

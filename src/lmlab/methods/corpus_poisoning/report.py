@@ -10,6 +10,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_json, write_text
 from lmlab.reports import Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 
+_NOTES = 3  # of passages, that a page shows
 NO_DEFENSES = (
     "This report has no table of defenses, as was asked for (--no-defenses). An attack figure alone says little."
 )
@@ -96,6 +97,10 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
             "What the passages displace, and what they took to craft.",
         ),
     ]
+    for each in attacks:
+        if notes := each.get("notes"):
+            more = f" {len(notes)} passages have notes." if len(notes) > _NOTES else ""
+            blocks.append(Note(f"{each['name']}: {' '.join(notes[:_NOTES])}{more}", "info"))
     if any(len(series.x) > 1 for series in curves):
         blocks.append(Figure(line_chart(curves, "k", "ASR@k (%)", log_x=True), "Success over the depth of results."))
     return Section("The attack, undefended", blocks, rank=1)

@@ -5,6 +5,7 @@ Everything that is costly is in one folder (`--cache`) and is made once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.errors import UserError
 from lmlab.files import sha256_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
+from lmlab.methods.corpus_poisoning.config import ChosenConfig
 from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits, stored_hits
 from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, RetrievalDataset, load_dataset
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Kind
+
+
+def chosen_queries(queries: Queries, which: ChosenConfig) -> list[int]:
+    """The numbers of the queries that are chosen.
+
+    Raises:
+        UserError: an id is unknown, or no query holds the concept.
+    """
+    rows = list(range(len(queries)))
+    if which.query_id:
+        place = {id: row for row, id in enumerate(queries.ids)}
+        if unknown := [id for id in which.query_id if id not in place]:
+            raise UserError(f"There is no query '{unknown[0]}'.", "Give an id of the queries, with --query-id.")
+        rows = sorted({place[id] for id in which.query_id})
+    if which.concept is not None:
+        wanted = re.compile(rf"(?<!\w){re.escape(which.concept.strip().casefold())}(?!\w)")
+        found = [row for row in rows if wanted.search(queries.texts[row].casefold())]
+        if not found or not which.concept.strip():
+            raise UserError(f"None of {len(rows):,} queries holds '{which.concept}'.", "Name another --concept.")
+        rows = found
+    return rows
 
 
 @dataclass
@@ -60,13 +84,18 @@ class Target:
     place: str | None = None
 
     @classmethod
-    def load(cls, retriever: Retriever, place: str, split: str, ignore_missing: bool = False) -> Target:
+    def load(
+        cls, retriever: Retriever, place: str, split: str, ignore_missing: bool = False, judged: bool = True
+    ) -> Target:
         """Read it.
+
+        Arguments:
+            judged: judgments are needed.
 
         Raises:
             UserError: it is damaged, or holds crafted documents: figures of a clean corpus would be wrong.
         """
-        return cls(retriever, load_dataset(place, split, ignore_missing, "error"), place)
+        return cls(retriever, load_dataset(place, split, ignore_missing, "error", judged), place)
 
     @property
     def name(self) -> str:

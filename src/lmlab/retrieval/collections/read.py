@@ -4,6 +4,7 @@ judgments; plain lists of passages. What is wrong is said with file and line; no
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,15 +30,21 @@ REFERENCE_NAMES = (
     *("fever", "scifact"),
 )
 _SHOWN = 5
+_HEADER = ["query-id", "corpus-id", "score"]
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 
 
 def load_dataset(
-    place: str | Path, split: str = "test", ignore_missing: bool = False, redteam: Redteam = "keep"
+    place: str | Path,
+    split: str = "test",
+    ignore_missing: bool = False,
+    redteam: Redteam = "keep",
+    judged: bool = True,
 ) -> RetrievalDataset:
     """A BEIR folder: its documents, the queries that its split judges, and the judgments.
 
     Arguments:
+        judged: judgments are needed; else a folder that has none at all gives all of its queries, and says so.
         ignore_missing: leave out judgments of unknown queries or documents, and say how many, in place of an error.
         redteam: what to do with documents that are marked as crafted by an attack.
 
@@ -48,10 +55,13 @@ def load_dataset(
     notices: list[str] = []
     corpus = read_corpus(collection_part(root, "corpus"), redteam)
     queries = read_queries(collection_part(root, "queries"))
+    name = root.rstrip("/").rpartition("/")[2]
+    if not judged and not _below(f"{root}/qrels"):
+        notices.append(f"'{name}' has no judgments: all of its {len(queries):,} queries are taken.")
+        return RetrievalDataset(name, split, corpus, queries, {}, tuple(notices))
     qrels = read_qrels(collection_part(root, f"qrels/{split}"))
     qrels = _check(qrels, queries, corpus, ignore_missing, notices)
     asked = queries.only([id for id in queries.ids if id in qrels])
-    name = root.rstrip("/").rpartition("/")[2]
     return RetrievalDataset(name, split, corpus, asked, qrels, tuple(notices))
 
 
@@ -77,7 +87,8 @@ def collection_root(place: str | Path) -> str:
 
 def collection_part(root: str, name: str) -> str:
     """The file (or folder of Parquet files) that holds one part of a collection."""
-    for candidate in (f"{root}/{name}*", f"{root}/{name}/*"):
+    place = glob.escape(f"{root}/{name}")  # names of folders may hold brackets
+    for candidate in (f"{place}*", f"{place}/*"):
         try:
             found = find_files(candidate)
         except UserError:
@@ -95,7 +106,7 @@ def collection_part(root: str, name: str) -> str:
 
 def _below(folder: str) -> list[str]:
     try:
-        return find_files(f"{folder}/*")
+        return find_files(f"{glob.escape(folder)}/*")
     except UserError:
         return []
 
@@ -256,7 +267,7 @@ def read_qrels(place: str | Path) -> Qrels:
         header = True
         for number, line in _lines(path):
             where, columns = f"'{path}', line {number}", line.rstrip("\r\n").split("\t")
-            if header and [column.strip() for column in columns] == ["query-id", "corpus-id", "score"]:
+            if header and [column.strip().lower().replace("_", "-") for column in columns] == _HEADER:
                 header = False
                 continue
             parts = line.split()
@@ -277,8 +288,11 @@ def read_qrels(place: str | Path) -> Qrels:
 
 def _judge(found: Qrels, where: str, query: str, document: str, grade: str) -> None:
     try:
-        value = int(grade)
-    except ValueError:
+        number = float(grade)  # Parquet files of Hugging Face hold whole numbers as fractions: 1.0
+        if not number.is_integer():
+            raise ValueError
+        value = int(number)
+    except (ValueError, OverflowError):
         raise UserError(f"{where}: the grade '{grade.strip()}' is no whole number.") from None
     judged, id = found.setdefault(query.strip(), {}), document.strip()
     if judged.setdefault(id, value) != value:

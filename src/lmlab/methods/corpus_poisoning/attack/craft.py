@@ -27,7 +27,7 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
     Passage,
     query_digests,
 )
-from lmlab.methods.corpus_poisoning.attack.layout import layout_of, payload_of, start_ids
+from lmlab.methods.corpus_poisoning.attack.layout import as_read, layout_of, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
 from lmlab.methods.corpus_poisoning.attack.searching.decode import language_model
 from lmlab.methods.corpus_poisoning.attack.searching.problem import check_length
@@ -103,6 +103,8 @@ def craft(
     if not len(texts):
         raise UserError("There are 0 queries to attack.")
     loaded = encoder.load()
+    if config.norm_cap is not None and loaded.similarity == "cosine":
+        raise UserError("All vectors of this retriever have length 1: norm_cap means nothing.", "Leave it out.")
     about = {"encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
     passed = [] if tau_n is None or config.objective == "mean" else [hashlib.sha256(tau_n.tobytes()).hexdigest()]
     if config.known_gate is not None:
@@ -114,6 +116,8 @@ def craft(
     payload = payload_of(config, run)
     check_length(loaded, config.length)
     layout_of(loaded, config, payload)  # errors before any work
+    if payload and (read := as_read(loaded, payload)):
+        console.print(f"The encoder does not see case; it reads the payload as '{read}'.", markup=False)
     if config.objective == "coverage" and tau_n is None:
         raise UserError("The coverage objective needs thresholds of the queries.", "Give the corpus, or judgments.")
     clusters = _clusters(vectors_nH, config, directory, about)
@@ -162,6 +166,9 @@ def _named(config: CraftConfig) -> dict[str, Any]:
     found = influences(config)
     gate, model = found.pop("known_gate", None), found.pop("language_model", None)
     weight, bound = found.pop("gate_weight", None), found.pop("surprise", None)
+    for name in ("concept", "query_id", "each_query", "norm_cap"):
+        if not found[name]:
+            found.pop(name)
     if config.known_gate is not None:
         found |= {"known_gate": Path(gate).name, "gate_weight": weight}
     return found if model is None else {**found, "language_model": Path(model).name, "surprise": bound}
@@ -174,8 +181,14 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 def _clusters(vectors: NDArray[np.float32], config: CraftConfig, directory: Path, about: dict[str, Any]) -> Clusters:
     path = directory / "clusters.npz"
     about = {**about, "k": config.k, "seed": config.seed, "spherical": config.spherical}
+    if config.each_query:
+        about = {**about, "k": len(vectors), "each_query": True}
     if path.exists():
         return Clusters.load(path, about)
+    if config.each_query:
+        found = Clusters(np.arange(len(vectors)), np.asarray(vectors, np.float32), 0.0, 0, about)
+        found.save(path)
+        return found
     found = cluster_queries(vectors, config.k, config.seed, config.spherical, about)
     found.save(path)
     return found

@@ -59,6 +59,12 @@ def with_payload(text: str, payload: str, config: CraftConfig) -> str:
     return " ".join([payload, text.strip()] if config.payload_position == "prefix" else [text.strip(), payload])
 
 
+def as_read(encoder: AnyEncoder, payload: str) -> str:
+    """A payload as an encoder without case reads it; nothing where it reads it as it is written."""
+    read = spell(encoder.tokenizer, encoder.tokenizer.inner([payload])[0])
+    return "" if "".join(read.split()) == "".join(payload.split()) else read.strip()
+
+
 def _folded(text: str) -> str:
     """A text without case and spaces, as uncased encoders see it."""
     return re.sub(r"\s+", "", text.casefold())
@@ -82,9 +88,11 @@ def start_ids(
         generator = np.random.default_rng(config.seed)
         return generator.choice(allowed_ids(tokenizer, config.words), length)
     mean = vectors_nH.astype(np.float64).mean(0)
+    # pieces of words cannot be kept beside words that change: the optimizers start without them
+    kept = None if config.optimizer == "none" else set(allowed_ids(tokenizer, config.words).tolist())
     found: list[int] = []
     for row in np.argsort(-(vectors_nH @ mean), kind="stable"):
-        found += tokenizer.inner([texts[int(row)]])[0]
+        found += [id for id in tokenizer.inner([texts[int(row)]])[0] if kept is None or id in kept]
         if len(found) >= length:
             break
     filler = tokenizer.inner(["."])[0][:1] or [int(allowed_ids(tokenizer)[0])]

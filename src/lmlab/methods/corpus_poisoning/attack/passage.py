@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from lmlab.methods.corpus_poisoning.attack.crafted import Passage, passage_id
 from lmlab.methods.corpus_poisoning.attack.layout import layout_of, with_payload
 from lmlab.methods.corpus_poisoning.attack.searching.decode import fluent_search
-from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, Objective
+from lmlab.methods.corpus_poisoning.attack.searching.objective import (
+    Coverage,
+    MeanSimilarity,
+    NormCapped,
+    Objective,
+)
 from lmlab.methods.corpus_poisoning.attack.searching.optimizers import Found, OptimizerName, optimize
 from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, NotFiniteError, Penalty, Problem
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, reads_back, spell
@@ -30,10 +35,13 @@ def objective_of(
     config: CraftConfig, queries_nH: torch.Tensor, tau_n: NDArray[np.float32] | None, unit: bool
 ) -> Objective:
     """The objective of a cluster."""
+    found: Objective
     if config.objective == "coverage":
         assert tau_n is not None
-        return Coverage(queries_nH, torch.from_numpy(tau_n))
-    return MeanSimilarity.of(queries_nH, unit)
+        found = Coverage(queries_nH, torch.from_numpy(tau_n))
+    else:
+        found = MeanSimilarity.of(queries_nH, unit)
+    return found if config.norm_cap is None else NormCapped(found, config.norm_cap)
 
 
 def craft_passage(
@@ -75,6 +83,7 @@ def craft_passage(
             note = f"{error.message} Not finite in fp32 either: the start is kept."
             found = Found(ids, float("nan"), "not finite")
     text, final, repaired = _as_text(problem, found, payload, free, config)
+    long = _too_long(problem, final.ids_L, config.norm_cap)
     return Passage(
         passage_id(run, cluster, number),
         text,
@@ -83,13 +92,13 @@ def craft_passage(
         str(encoder.fingerprint["model"]),
         cluster,
         tuple(int(id) for id in final.ids_L),
-        _finite(found.value if penalty is None else _value_of(problem, found.ids_L)),
-        _finite(final.value if penalty is None else _value_of(problem, final.ids_L)),
+        _finite(_value_of(problem, final.ids_L)),
+        _finite(_value_of_text(problem, text)),
         problem.budget.spent,
         config.seed,
         payload,
         found.stopped,
-        " ".join(each for each in (note, repaired) if each),
+        " ".join(each for each in (note, repaired, long) if each),
     )
 
 
@@ -174,6 +183,20 @@ def _as_text(
             "Its text becomes other ids than those chosen.",
         )
     return best[0], best[1], "Pieces of words were replaced after the first pass."
+
+
+def _value_of_text(problem: Problem, text: str) -> float:
+    """The objective of a text by the path that documents take."""
+    vectors = problem.encoder.encode_text([document_text("", text)])
+    with torch.inference_mode():
+        return float(problem.objective(torch.from_numpy(vectors).to(problem.encoder.device))[0])
+
+
+def _too_long(problem: Problem, ids: NDArray[np.int64], cap: float | None) -> str:
+    if cap is None:
+        return ""
+    length = float(np.linalg.norm(problem.vectors(ids[None])[0]))
+    return f"Its vector is {length:.3f} long, above the cap of {cap:g}." if length > cap else ""
 
 
 def _value_of(problem: Problem, ids: NDArray[np.int64]) -> float:

@@ -12,7 +12,7 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.craft import Craft, craft
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
-from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import read_queries
 
 _HELD_BACK = 10  # one of so many queries tells when to stop
@@ -30,23 +30,29 @@ def craft_for(
 ) -> Craft:
     """Craft passages with the queries of a collection's split, or others, as the attacker's.
 
-    With `target_asr`, every tenth query is held back, and no passage is added once so large a share of those is hit.
+    Of those, `concept` and `query_id` choose some. With `target_asr`, every tenth query is held back, and no passage is
+    added once so large a share of those is hit.
     """
     if queries is not None:
         target, asked = None, read_queries(queries)
         vectors = retriever.vectors(f"queries-{Path(queries).name}", asked.ids, asked.texts, "query")
     else:
-        target = Target.load(retriever, data, split, ignore_missing)
+        target = Target.load(retriever, data, split, ignore_missing, judged=False)
         asked, vectors = target.data.queries, target.queries()
     needs_corpus = config.objective == "coverage" or config.target_asr is not None
     if needs_corpus and target is None:
-        target = Target.load(retriever, data, split, ignore_missing)
+        target = Target.load(retriever, data, split, ignore_missing, judged=False)
     hits = None
     if needs_corpus and target is not None:
         name = None if queries is None else f"queries-{Path(queries).name}"
         hits = target.hits(config.coverage_rank, asked, name)
     stop: Any = None
-    texts, attack, tau = list(asked.texts), vectors, None if hits is None else hits.tau(config.coverage_rank)
+    tau = None if hits is None else hits.tau(config.coverage_rank)
+    if not config.is_all:
+        rows = chosen_queries(asked, config)
+        asked, vectors = asked.only([asked.ids[row] for row in rows]), vectors[rows]
+        tau = None if tau is None else tau[rows]
+    texts, attack = list(asked.texts), vectors
     if config.target_asr is not None and hits is not None:
         if len(texts) < 2 * _HELD_BACK:
             raise UserError(f"{len(texts)} queries are too few to hold some back for --target-asr.", "Leave it out.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example, print_table
+from lmlab.commandline.options import AsJson, example, print_table
 from lmlab.errors import UserError, reads
 from lmlab.methods.corpus_poisoning.commands.shared import Queries, collection_options, encoder_options, retriever
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig, ParityConfig
@@ -78,6 +79,7 @@ def craft(
     ] = False,
     config: Settings = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Craft passages against a retriever of your own; they are written as an overlay with a list of ids to remove."""
     from lmlab.methods.corpus_poisoning.attack.run import craft_for
@@ -101,9 +103,12 @@ def craft(
             reference.gradient_batches,
             not reference.dont_init_gold,
         )
-        about = craft_by_reference(
+        about: dict[str, Any] = craft_by_reference(
             retriever(which), collection.data, collection.split, how, out, settings.k, reference.cluster, settings.seed
         )
+        if as_json:
+            print(json.dumps({**about, "out": str(out)}))
+            return
         print(f"{about['found']} of {about['k']} clusters by the reference's algorithm: {out}")
         return
     found = craft_for(
@@ -116,6 +121,12 @@ def craft(
         max_seconds,
         collection.ignore_missing,
     )
+    if as_json:
+        about = {"run": found.run, "passages": len(found.passages), "clusters": len(found.clusters)}
+        spent = {"cpu_seconds": found.seconds, "evaluations": found.evaluations}
+        payload = found.passages.passages[0].payload if len(found.passages) else ""
+        print(json.dumps({**about, **spent, "payload": payload, "out": str(out)}))
+        return
     print(
         f"{len(found.passages)} passages for {len(found.clusters)} clusters of queries in {found.seconds:.0f} CPU s"
         f" ({found.evaluations:,} evaluations): {out / 'adversarial.jsonl'}\nTo remove them: {out / 'removal.txt'}"
@@ -134,6 +145,7 @@ def harden(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of rounds.")] = Path("hardened"),
     config: Settings = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a retriever with crafted passages as negatives, and attack what comes out anew, several rounds."""
     from rich.table import Table
@@ -143,6 +155,9 @@ def harden(
     depth = how.depth
     settings = with_files(settings, config, set_).model_copy(update={"precision": which.precision})
     rows = run_rounds(retriever(which), collection.data, settings, how, out)
+    if as_json:
+        print(json.dumps(rows))
+        return
     table = Table("round", "clean nDCG@10", f"ASR@{depth} %, old passages", f"ASR@{depth} %, new attack")
     for row in rows:
         old, new = row[f"asr@{depth}_old"], row[f"asr@{depth}_new"]

@@ -19,7 +19,7 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
     retriever,
     target_of,
 )
-from lmlab.methods.corpus_poisoning.config import DepthsConfig, DetectorsConfig, RateConfig
+from lmlab.methods.corpus_poisoning.config import ChosenConfig, DepthsConfig, DetectorsConfig, MemoryConfig, RateConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 Attacks = Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")]
@@ -30,18 +30,23 @@ transfer_help = example(
 answers_help = example(
     "lmlab poison answers nq.json --language-model models/smollm2 --data data/scifact --encoder minilm --limit 20"
 )
+memory_help = example(
+    "lmlab poison memory --data data/scifact --encoder minilm --trigger 'be safe and careful' --entries 1000"
+)
 report_help = example(
     "lmlab poison report --data data/scifact --passages attack --passages stuffing --sentinels mine.jsonl --out report"
 )
 
 
 @collection_options()
+@options(ChosenConfig, "chosen")
 @options(DepthsConfig, "depths", k=None)
 @options(SearchConfig, "how", exclude=("by",))
 @encoder_options()
 def evaluate(
     passages: Passages,
     collection: CollectionConfig,
+    chosen: ChosenConfig,
     depths: DepthsConfig,
     how: SearchConfig,
     which: EncoderConfig,
@@ -74,6 +79,7 @@ def evaluate(
         allow_overlap,
         how.index,
         collection.ignore_missing,
+        chosen,
     )
     for notice in found["notices"]:
         typer.echo(notice, err=True)
@@ -150,11 +156,15 @@ def answers(
     which: EncoderConfig,
     k: Annotated[int, typer.Option("--k", min=1, help="Results that the model reads.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="So many first questions.", show_default=False)] = None,
+    each: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many first texts of the attacker a question; by default all.", show_default=False),
+    ] = None,
     gate: Annotated[Path | None, typer.Option("--gate", "-g", help="Folder of a gate.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by two readers."""
+    """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by three readers."""
     from rich.table import Table
 
     from lmlab.files import write_json
@@ -167,16 +177,49 @@ def answers(
     target = target_of(which, collection)
     found = Model.find(language_model)
     opened = None if gate is None else open_gate(target.retriever, gate)
-    rows = [row.row() for row in answer_rows(target, asked, found.load(which.device), found.tokenizer(), k, opened)]
+    read = answer_rows(target, asked, found.load(which.device), found.tokenizer(), k, opened, each=each)
+    rows = [row.row() for row in read]
     if out is not None:
         write_json(out, rows)
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("reader", "poison", "right %", "as the attacker wants %", "F1 of poison among results")
+    columns = ("reader", "poison", "right %", "as the attacker wants %", "F1 of poison among results")
+    table = Table(*columns, "right for sure beside one inserted text %")
     for row in rows:
         shares = (f"{100 * row['correct']:.1f}", f"{100 * row['wanted']:.1f}", f"{row['f1']:.3f}")
-        table.add_row(row["reader"], row["poison"], *shares)
+        sure = "" if row["certified"] is None else f"{100 * row['certified']:.1f}"
+        table.add_row(row["reader"], row["poison"], *shares, sure)
+    print_table(table)
+
+
+@collection_options()
+@options(MemoryConfig)
+@encoder_options()
+def memory(
+    collection: CollectionConfig,
+    settings: MemoryConfig,
+    which: EncoderConfig,
+    attack_split: Annotated[str, typer.Option(help="The split whose questions the attacker has.")] = "train",
+    as_json: AsJson = False,
+) -> None:
+    """One poisoned entry in an agent's memory: how often a trigger brings it up, and what a check of sources costs."""
+    from rich.table import Table
+
+    from lmlab.methods.corpus_poisoning.measure.memory import memory_rows
+
+    target = target_of(which, collection)
+    attacker = target_of(which, collection.model_copy(update={"split": attack_split}))
+    rows = [row.row() for row in memory_rows(target, attacker, settings)]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    k = settings.k
+    columns = ("entry", "what is read", f"triggered, in the first {k} %", "not triggered %", f"recall@{k} %", "kept %")
+    table = Table(*columns, title=f"{rows[0]['entries']:,} entries, {rows[0]['questions']:,} questions")
+    for row in rows:
+        shares = (f"{100 * row[name]:.2f}" for name in ("triggered", "others", "recall", "kept"))
+        table.add_row(row["poison"], row["rule"], *shares)
     print_table(table)
 
 

@@ -16,7 +16,7 @@ from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig
 from lmlab.methods.corpus_poisoning.defend.measure import clean_ndcg
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores, success
-from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import TextEncoder, save_encoder
 from lmlab.retrieval.training import TrainingPair, train_encoder
 
@@ -41,13 +41,14 @@ def harden(
             raise UserError("Hardening trains one network for queries and documents; this retriever has two.")
         train, test = (Target.load(current, data, split) for split in ("train", "test"))
         attack = config.model_copy(update={"seed": config.seed + number})
+        rank, asked = config.coverage_rank, chosen_queries(train.data.queries, config)
         found = craft(
             current.spec,
-            train.data.queries.texts,
-            train.queries(),
+            [train.data.queries.texts[row] for row in asked],
+            train.queries()[asked],
             attack,
             out / f"round-{number}" / "attack",
-            train.hits(config.coverage_rank).tau(config.coverage_rank) if config.objective == "coverage" else None,
+            train.hits(rank).tau(rank)[asked] if config.objective == "coverage" else None,
         )
         rows.append(_measured(current, test, every, found.passages, settings.depth, number))
         write_json(out / "rounds.json", rows)

@@ -176,6 +176,7 @@ def report_rows(
                 "name": name,
                 "found": evaluate_on(target.retriever, data, split, place, k_values),
                 "examples": examples,
+                "notes": [f"{each.id}: {each.note}" for each in crafted.passages if each.note],
                 "summary": read_mapping(summary) if place.is_dir() and summary.exists() else {},
             }
         )

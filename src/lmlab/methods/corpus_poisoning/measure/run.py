@@ -12,10 +12,12 @@ from lmlab.errors import UserError
 from lmlab.files import decode_utf8
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, AdversarialSet, query_digests
+from lmlab.methods.corpus_poisoning.attack.vocabulary import reads_back
+from lmlab.methods.corpus_poisoning.config import ChosenConfig
 from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
-from lmlab.methods.corpus_poisoning.setup import Retriever, Target
-from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, make_index, read_queries
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
+from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, TwoTowerEncoder, make_index, read_queries
 
 _EXPLAINED = 3  # passages of which it is told what carries them
 
@@ -31,6 +33,7 @@ def evaluate_on(
     allow_overlap: bool = False,
     index: str = "exact",
     ignore_missing: bool = False,
+    chosen: ChosenConfig | None = None,
 ) -> dict[str, Any]:
     """All figures of passages on held-out queries, as JSON, with sentences for the terminal.
 
@@ -39,7 +42,7 @@ def evaluate_on(
     """
     if index not in INDEX_KINDS:
         raise UserError(f"Unknown index '{index}'.", f"Known: {', '.join(INDEX_KINDS)}.")
-    target = Target.load(retriever, data, split, ignore_missing)
+    target = Target.load(retriever, data, split, ignore_missing, judged=False)  # success needs none
     crafted = AdversarialSet.load(place)
     name = None if queries is None else f"queries-{Path(queries).name}"
     asked = target.data.queries if queries is None else read_queries(queries)
@@ -50,6 +53,12 @@ def evaluate_on(
             f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
         )
     kept = held_out(asked, attackers(attack_queries, place), allow_overlap, notices)
+    if chosen is not None and not chosen.is_all:
+        wanted = set(chosen_queries(asked, chosen))
+        kept = [row for row in kept if row in wanted]
+        if not kept:
+            raise UserError("All chosen queries are the attacker's: 0 are held out.", "Or say --allow-overlap.")
+        notices.append(f"{len(kept):,} of {len(asked):,} queries were chosen.")
     vectors, hits = target.queries(asked, name)[kept], target.hits(max(100, *k_values), asked, name)
     hits = hits.of(kept)
     if hits.self_matches:
@@ -69,6 +78,12 @@ def evaluate_on(
         "notices": notices,
     }
     lines = _lines(found, target)
+    if (as_ids := _as_ids(retriever, crafted, passages)) is not None:
+        count, vectors_of_ids = as_ids
+        by_ids = passage_scores(vectors, vectors_of_ids)
+        found["asr_ids"] = {str(k): float(success(by_ids, hits, k).mean()) for k in k_values}
+        told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["asr_ids"].items())
+        lines.append(f"{count} of {len(crafted)} passages become other tokens as text. As token ids alone: {told}.")
     if index != "exact":
         found["by_index"] = {index: _by_index(index, target, crafted, passages, vectors, k_values)}
         told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["by_index"][index].items())
@@ -138,6 +153,24 @@ def _ceiling(place: Path, vectors: Any, hits: Any, k_values: Sequence[int]) -> d
         return None
     scores = passage_scores(vectors, perfect)
     return {str(k): float(success(scores, hits, k).mean()) for k in k_values}
+
+
+def _as_ids(retriever: Retriever, crafted: AdversarialSet, vectors: Any) -> tuple[int, Any] | None:
+    """Vectors in which passages whose text becomes other ids are read by their ids alone, as the reference reads them,
+    and how many those are; None where all texts become their ids.
+    """
+    encoder = retriever.encoder
+    documents = encoder.documents if isinstance(encoder, TwoTowerEncoder) else encoder
+    odd = [
+        number
+        for number, passage in enumerate(crafted.passages)
+        if passage.token_ids and not reads_back(encoder.tokenizer, passage.token_ids, passage.text)
+    ]
+    if not odd:
+        return None
+    found = vectors.copy()
+    found[odd] = documents.encode_rows([crafted.passages[number].token_ids[: documents.max_length] for number in odd])
+    return len(odd), found
 
 
 def _carriers(retriever: Retriever, crafted: AdversarialSet, vectors: Any, scores: Any) -> dict[str, Any]:

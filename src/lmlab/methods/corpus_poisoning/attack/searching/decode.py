@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
-from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, Objective
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, NormCapped, Objective
 from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, Penalty
 from lmlab.models import KVCache, weights_fingerprint
 from lmlab.models.generation.decoding import evaluating
@@ -183,6 +183,8 @@ def direction(objective: Objective) -> Tensor:
         return objective.mu_H
     if isinstance(objective, Coverage):
         return objective.queries_nH.mean(0)
+    if isinstance(objective, NormCapped):
+        return direction(objective.objective)
     raise UserError("The optimizer decode works with the objectives mean and coverage.")
 
 

@@ -92,6 +92,28 @@ class Coverage:
 
 
 @dataclass
+class NormCapped:
+    """An objective less what a check of lengths sees: how far a vector is longer than a cap. It is for retrievers by
+    dot product, of which length alone ranks a passage higher.
+    """
+
+    objective: Objective
+    cap: float
+    weight: float = 10.0
+
+    @property
+    def bound(self) -> float | None:
+        """None."""
+        return None
+
+    def __call__(self, vectors_BH: Tensor) -> Tensor:
+        """The objective less the weighed excess of length, in shares of the cap and of the objective's size."""
+        value_B = self.objective(vectors_BH)
+        excess_B = (vectors_BH.norm(dim=-1) / self.cap - 1).clamp(min=0)
+        return value_B - self.weight * excess_B * value_B.detach().abs().clamp(min=1e-3)
+
+
+@dataclass
 class HubCapped:
     """An objective less what a hubness gate sees: how far the mean similarity to the attacker's own guess of the
     sentinels is above a cap.

@@ -27,6 +27,8 @@ OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 _NEAR_BOUND = 1e-3  # nearer to the bound than this share of it, nothing is left to gain
 _PATIENCE = 8  # rounds without a gain
+_WIDEST = 4  # times the candidates that a round scores once nothing is gained any more
+_CONFIRMED = 4  # candidates that are then scored in fp32: near the end bf16 ranks by its own rounding
 _JITTER = 0.25  # of the standard deviation of gains, so that the same losers are not tried for ever
 _MOST_TOGETHER = 24
 
@@ -95,7 +97,8 @@ def multiflip(
     """Score the best single flips of all positions at once, then join those that gain: the best, the best two, and so
     on.
 
-    A round costs a gradient, `candidates` flips and up to 24 combinations, and often changes a dozen tokens.
+    A round costs a gradient, `candidates` flips and up to 24 combinations, and often changes a dozen tokens. After one
+    that gained nothing, the next looks wider.
     """
     value, idle = problem.score(ids_L), 0
     problem.note(value)
@@ -107,18 +110,19 @@ def multiflip(
             return Found(ids_L, value, "bound")
         if idle >= _PATIENCE:
             return Found(ids_L, value, "plateau")
+        room = problem.budget.left - GRADIENT_COST - _CONFIRMED - 1
+        width = max(candidates, min(candidates * min(2**idle, _WIDEST), room))
         gains = problem.first_order(problem.gradient(ids_L[None]), ids_L)
-        places, tokens = _best_flips(problem, gains, free, candidates, generator, tried)
+        places, tokens = _best_flips(problem, gains, free, width, generator, tried)
         trial = np.tile(ids_L, (len(places), 1))
         trial[np.arange(len(places)), places] = tokens
         scores = problem.scores(trial)
         tried |= set(zip(places.tolist(), tokens.tolist(), strict=True))
-        joined = _joined(ids_L, places, tokens, scores, value)[: max(1, problem.budget.left - 1)]
+        joined = _joined(ids_L, places, tokens, scores, value)[: max(1, problem.budget.left)]
         if len(joined) > 1:
             trial = np.concatenate([trial, joined[1:]])
             scores = np.concatenate([scores, problem.scores(joined[1:])])
-        best = trial[int(scores.argmax())]
-        exact = problem.score(best)
+        best, exact = _confirmed(problem, trial, scores, idle)
         if exact > value:
             ids_L, value, idle = best, exact, 0
             tried.clear()  # what lost beside other words may win beside these
@@ -129,6 +133,14 @@ def multiflip(
             idle += 1
         problem.note(value)
     return Found(ids_L, value, "budget")
+
+
+def _confirmed(problem: Problem, trial: Ids, scores: NDArray[np.float64], idle: int) -> tuple[Ids, float]:
+    """The best candidate and its value in fp32; where nothing was gained before, the best few are asked."""
+    count = 1 if not idle or problem.precision == "fp32" else max(1, min(_CONFIRMED, problem.budget.left))
+    best = np.argsort(-scores, kind="stable")[:count]
+    exact = problem.scores(trial[best], "fp32")
+    return trial[best[int(exact.argmax())]], float(exact.max())
 
 
 def _best_flips(

@@ -128,6 +128,12 @@ class Problem:
             found if self.penalty is None else found - self.penalty(list(ids_BL), vectors.float().cpu().numpy(), found)
         )
 
+    def vectors(self, ids_BL: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of passages in fp32, [B, H]; outside of the budget."""
+        with torch.inference_mode(), fast_inference():
+            found: NDArray[np.float32] = self.encoder.encode_ids(self.wrap(ids_BL)).float().cpu().numpy()
+        return found
+
     def score(self, ids_L: NDArray[np.int64]) -> float:
         """The objective of one passage in fp32: what is accepted and reported."""
         return float(self.scores(ids_L[None], "fp32")[0])
