@@ -257,6 +257,11 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--start", default="queries")
+    parser.add_argument("--payload-position", default="none")
+    parser.add_argument("--known-gate", type=Path)
     parser.add_argument("--attack", type=Path, action="append", default=[])
     parser.add_argument("--sentinels", choices=["nq-open", "boolq-test"], default="nq-open")
     parser.add_argument("--detector", action="append")
@@ -283,8 +288,16 @@ def main() -> None:
                 optimizer=given.optimizer,
                 precision="bf16",
                 language_model=given.language_model,
+                seed=given.seed,
+                length=given.length,
+                start=given.start,
+                payload_position=given.payload_position,
+                known_gate=given.known_gate,
             )
-            attack(train, test, config, given.out / f"{given.optimizer}-{given.objective}-{given.k}-{config.budget}")
+            about = config.model_dump(mode="json", exclude={"precision", "language_model"})
+            named = ("optimizer", "objective", "k", "length", "evaluations", "start", "payload_position", "seed")
+            name = "-".join(str(about[each]) for each in named) + ("-aware" if config.known_gate else "")
+            attack(train, test, config, given.out / name)
         case "optimizers":
             optimizers(train, given.clusters, given.seeds, given.evaluations or 1300)
         case "defenses":
