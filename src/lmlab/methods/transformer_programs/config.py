@@ -116,6 +116,11 @@ class FitConfig(Config):
             which compute forward what the program does; softmax, entmax and sparsemax, which draw nothing.
         freeze: from this share of the steps on, layers are fixed at their arg max, the first one first, while those
             behind learn on; 1 fixes none.
+        freeze_after: fix a layer once what it reads and looks for has not moved for so many steps, the first one first,
+            each seed for itself; a layer is released where validation falls by a point.
+        halvings: so many times the seeds with the higher loss, half of them, stop: at a half of the steps, at a quarter
+            and so on; what is trained to the end is the rest.
+        alpha_start, alpha_end: of entmax, at the start and at the end: 1 is softmax, 2 sparsemax.
         gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
         attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
             becomes the nearest match as the temperature falls.
@@ -143,6 +148,10 @@ class FitConfig(Config):
     ] = "gumbel_soft"
     gradient_tau: PositiveFloat | None = None
     freeze: float = Field(default=1.0, gt=0, le=1)
+    freeze_after: PositiveInt | None = None
+    halvings: int = Field(default=0, ge=0)
+    alpha_start: float = Field(default=1.5, ge=1, le=2)
+    alpha_end: float = Field(default=1.5, ge=1, le=2)
     attention_noise: bool = True
     attention_default: Literal["sharp", "smooth"] = "sharp"
     loss: Literal["per_token", "per_seq"] = "per_token"
@@ -152,6 +161,14 @@ class FitConfig(Config):
     evaluations: Annotated[PositiveInt, NO_INFLUENCE] = 5
     checkpoint_every: Annotated[PositiveInt, NO_INFLUENCE] = 500
     device: Annotated[str, NO_INFLUENCE] = "auto"
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> FitConfig:
+        if 2**self.halvings > self.seeds:
+            raise ValueError(f"halvings {self.halvings} need {2**self.halvings} seeds or more; seeds is {self.seeds}.")
+        if self.freeze < 1 and self.freeze_after is not None:
+            raise ValueError("give either freeze or freeze_after.")
+        return self
 
 
 class TrainSettings(ShapeConfig, DataConfig, FitConfig):

@@ -43,12 +43,13 @@ def seed_table(rows: Sequence[Mapping[str, Any]], best: int) -> Table:
     """A row for each seed, the best one marked."""
     names = [name for name in ("valid_accuracy", "test_accuracy", "test_sequence_accuracy") if name in rows[0]]
     titles = {"valid_accuracy": "validation", "test_accuracy": "test", "test_sequence_accuracy": "whole sequences"}
-    table = [
-        [str(row["seed"]), *(100 * row[name] for name in names), "loss is no number" if row["diverged"] else ""]
-        for row in rows
-    ]
+    table = [[str(row["seed"]), *(100 * row[name] for name in names), _state(row)] for row in rows]
     place = next(number for number, row in enumerate(rows) if row["seed"] == best)
     return Table(["seed", *(f"{titles[name]}, %" for name in names), ""], table, highlight_row=place)
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    return "loss is no number" if row["diverged"] else "stopped behind others" if row.get("stopped") else ""
 
 
 def curves(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Block]:

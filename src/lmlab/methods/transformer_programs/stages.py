@@ -41,6 +41,8 @@ class TrainProgramResults(Results):
     test_accuracy: float | None = None
     majority: float
     plateau: bool
+    near_best: int
+    soft_gap: float
     seeds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     program: dict[str, Any] | None = None
@@ -83,7 +85,8 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
         best = results.valid_accuracy if results.test_accuracy is None else results.test_accuracy
         text = (
             f"Best of {len(results.seeds)} seeds (seed {results.best_seed}): {100 * best:.2f} % on {place}, most common"
-            f" answer {100 * results.majority:.1f} %."
+            f" answer {100 * results.majority:.1f} %. {results.near_best} of {len(results.seeds)} seeds are within a"
+            f" point; as it was trained it is {100 * results.soft_gap:.2f} points above its program before polishing."
         )
         if results.plateau:
             text += " ALL SEEDS ARE ON A PLATEAU: try more seeds, more heads or more epochs."

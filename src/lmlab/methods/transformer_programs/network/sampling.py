@@ -26,7 +26,7 @@ Sampling = Literal[
   and backpropagation");
 - `softmax`: softmax(w / t), without noise;
 - `hard`: the arg max of w forward, the gradient of softmax(w / u) backward;
-- `entmax`: the 1.5-entmax of w / t (Peters et al. 2019), sparse and without noise;
+- `entmax`: the alpha-entmax of w / t (Peters et al. 2019), without noise: between softmax (1) and sparsemax (2);
 - `sparsemax`: the 2-entmax of w / t (Martins and Astudillo 2016): one-hot once the highest leads by t;
 - `argmax`: the arg max of w; what a program computes.
 """
@@ -35,6 +35,8 @@ NOISY = ("gumbel_soft", "gumbel_hard", "decoupled", "reinmax")
 HARD = ("gumbel_hard", "decoupled", "reinmax", "hard")
 """Those whose forward pass is that of a program."""
 _TINY, _BELOW_ONE = 1e-20, 1 - 2**-24
+_SOFT = 1.01  # alpha below which entmax is the softmax: Newton's method would need ever more iterations
+_ITERATIONS = 12
 
 
 class Noise:
@@ -47,11 +49,11 @@ class Noise:
     def __init__(self, seeds: Sequence[int], step: int, device: torch.device) -> None:
         self.generators = [torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63) for seed in seeds]
 
-    def of(self, place: int) -> Noise:
-        """The noise of one seed, by its place."""
-        alone = Noise((), 0, torch.device("cpu"))
-        alone.generators = [self.generators[place]]
-        return alone
+    def of(self, places: Sequence[int]) -> Noise:
+        """The noise of some seeds, by their places."""
+        some = Noise((), 0, torch.device("cpu"))
+        some.generators = [self.generators[place] for place in places]
+        return some
 
     def gumbel(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Noise of a shape whose first axis is the seeds."""
@@ -69,6 +71,7 @@ class Sampler:
     Attributes:
         gradient_tau: of the gradients of `decoupled` and `hard`; by default `tau`.
         frozen: so many layers, and the inputs, are fixed at their arg max and learn no more.
+        alpha: of `entmax`, from 1 to 2.
     """
 
     kind: Sampling
@@ -76,6 +79,7 @@ class Sampler:
     noise: Noise | None = None
     gradient_tau: float | None = None
     frozen: int = 0
+    alpha: float = 1.5
 
     def for_layer(self, layer: int) -> Sampler:
         """The sampler of a layer."""
@@ -87,7 +91,7 @@ class Sampler:
         if kind == "argmax":
             return one_hot(logits)
         if kind == "entmax":
-            return entmax15(logits / tau)
+            return entmax(logits / tau, self.alpha)
         if kind == "sparsemax":
             return sparsemax(logits / tau)
         if kind in ("decoupled", "reinmax"):
@@ -179,4 +183,44 @@ class _Entmax15(torch.autograd.Function):
 def entmax15(logits: Tensor) -> Tensor:
     """1.5-entmax over the last axis."""
     result: Tensor = _Entmax15.apply(logits)
+    return result
+
+
+class _Entmax(torch.autograd.Function):
+    """alpha-entmax for 1 < alpha < 2 by Newton's method: the sum of ((alpha - 1) w - t)^(1 / (alpha - 1)) falls with t
+    and is convex, so that from where it is at least 1, t rises to the solution and never passes it.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, alpha: float) -> Tensor:  # type: ignore[no-untyped-def]
+        power = 1 / (alpha - 1)
+        x = (alpha - 1) * (logits - logits.amax(-1, keepdim=True))
+        threshold = torch.full_like(x[..., :1], -1.0)  # here the highest alone has weight 1
+        for _ in range(_ITERATIONS):
+            left = (x - threshold).clamp(min=0)
+            slope = left ** (power - 1)
+            threshold = threshold + ((slope * left).sum(-1, keepdim=True) - 1) / (power * slope.sum(-1, keepdim=True))
+        weights = (x - threshold).clamp(min=0) ** power
+        weights = weights / weights.sum(-1, keepdim=True)
+        ctx.save_for_backward(weights)
+        ctx.alpha = alpha
+        return weights
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (weights,) = ctx.saved_tensors
+        curve = torch.where(weights > 0, weights.clamp(min=_TINY) ** (2 - ctx.alpha), 0.0)
+        inner = gradient * curve
+        return inner - (inner.sum(-1, keepdim=True) / curve.sum(-1, keepdim=True)) * curve, None
+
+
+def entmax(logits: Tensor, alpha: float) -> Tensor:
+    """alpha-entmax over the last axis: softmax at 1, sparsemax at 2."""
+    if alpha <= _SOFT:
+        return torch.softmax(logits, -1)
+    if alpha >= 2:
+        return sparsemax(logits)
+    if alpha == 1.5:
+        return entmax15(logits)
+    result: Tensor = _Entmax.apply(logits, alpha)
     return result

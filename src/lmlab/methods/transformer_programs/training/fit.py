@@ -25,6 +25,7 @@ from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset, Split, accuracy
 from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.polish import polish
+from lmlab.methods.transformer_programs.training.selection import Selection
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
 
@@ -37,7 +38,8 @@ class Fitted:
     """What training gave.
 
     Attributes:
-        seeds: a row for each: seed, accuracies, and whether its loss stayed a number.
+        seeds: a row for each: seed, accuracies, whether its loss stayed a number and whether it stopped behind others,
+            and `soft_gap`: how much more accurate it is as it was trained than its program is before polishing.
         best: the place of the best seed by validation.
         curves: of each evaluation: step and the validation accuracy of each seed.
     """
@@ -140,18 +142,22 @@ def fit(
     curves: list[dict[str, Any]] = []
     small = valid.part(_SMALL_SPLIT)
 
+    def accuracy_of(networks: PackedNetworks) -> Tensor:
+        return measure(networks.networks(), small)[0]
+
     def evaluate(networks: PackedNetworks) -> dict[str, float]:
-        tokens, _ = measure(networks.networks(), small)
+        tokens = accuracy_of(networks)
         curves.append({"step": int(networks.num_steps), "accuracy": [round(each, 6) for each in tokens.tolist()]})
         return {
             "valid_error": 1 - float(tokens.max()),
             **{f"valid_accuracy_{seed}": float(each) for seed, each in zip(networks.seeds, tokens, strict=True)},
         }
 
+    step = ProgramStep(train, config, temperature, Selection(config, steps, accuracy_of))
     every = max(1, steps // config.evaluations)
     trainer = Trainer(
         packed,
-        ProgramStep(train, config, temperature),
+        step,
         Loader(Batches(len(train), batch, steps, 0), 1, 0, shuffle=False),
         TrainerConfig(
             steps=steps,
@@ -171,24 +177,26 @@ def fit(
     )
     summary = trainer.fit()
     model = packed.networks()
-    rows, best = _table(model, packed.dead, data, device)
+    gap = _soft_gap(packed, step, small, model)
+    rows, best = _table(model, packed, data, device)
+    for row, each in zip(rows, gap.tolist(), strict=True):
+        row["soft_gap"] = each
     if config.polish:
         order = sorted(range(len(rows)), key=lambda place: -rows[place]["valid_accuracy"])
         for place in order[: config.polish]:
             polish(model, place, train)
-        polished, best = _table(model, packed.dead, data, device)
+        polished, best = _table(model, packed, data, device)
         for row, before in zip(polished, rows, strict=True):
-            row["valid_accuracy_before_polish"] = before["valid_accuracy"]
+            row |= {"soft_gap": before["soft_gap"], "valid_accuracy_before_polish": before["valid_accuracy"]}
         rows = polished
     return Fitted(model, rows, best, summary, curves)
 
 
 def _table(
-    model: ProgramTransformer, dead_S: Tensor, data: Dataset, device: torch.device
+    model: ProgramTransformer, packed: PackedNetworks, data: Dataset, device: torch.device
 ) -> tuple[list[dict[str, Any]], int]:
-    rows: list[dict[str, Any]] = [
-        {"seed": seed, "diverged": bool(dead)} for seed, dead in zip(model.seeds, dead_S.tolist(), strict=True)
-    ]
+    states = zip(model.seeds, packed.dead.tolist(), packed.stopped.tolist(), strict=True)
+    rows: list[dict[str, Any]] = [{"seed": seed, "diverged": dead, "stopped": late} for seed, dead, late in states]
     for name, split in (("valid", data.valid), ("test", data.test)):
         if split is None or not len(split):
             continue
@@ -197,6 +205,14 @@ def _table(
             row |= {f"{name}_accuracy": token, f"{name}_sequence_accuracy": sequence}
     best = max(range(len(rows)), key=lambda place: (not rows[place]["diverged"], rows[place]["valid_accuracy"]))
     return rows, best
+
+
+def _soft_gap(packed: PackedNetworks, step: ProgramStep, split: Split, model: ProgramTransformer) -> Tensor:
+    """(S,): how much the accuracy falls from the networks as they were trained at the end to their arg max."""
+    last = max(0, int(packed.num_steps) - 1)
+    soft, _ = measure(model, split, step.sampler(packed, last, step.temperature.at(last)))
+    hard, _ = measure(model, split)
+    return soft - hard
 
 
 def measure(

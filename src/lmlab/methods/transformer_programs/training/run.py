@@ -19,11 +19,12 @@ from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, Dataset, Split
 from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.tasks.vectors import starting_logits
-from lmlab.methods.transformer_programs.training.fit import Fitted, fit, measure, spec_of
+from lmlab.methods.transformer_programs.training.fit import Fitted, fit, spec_of
 from lmlab.runs import Artifact
 from lmlab.train import load_weights
 
 NETWORK, WEIGHTS = "network.json", "network.safetensors"
+_NEAR_BEST = 0.01
 _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is left, has learned something
 
 
@@ -105,6 +106,8 @@ def store(fitted: Fitted, settings: TrainSettings, data: Dataset, directory: Pat
         "best_seed": best["seed"],
         "majority": majority,
         "plateau": bool(best["valid_accuracy"] < majority + _NEAR_CHANCE * (1 - majority)),
+        "near_best": sum(row["valid_accuracy"] >= best["valid_accuracy"] - _NEAR_BEST for row in rows),
+        "soft_gap": best["soft_gap"],
         "seeds": rows,
         "curves": fitted.curves,
         "unseen_labels": {**data.valid.unseen, **(data.test.unseen if data.test else {})},
@@ -130,13 +133,6 @@ def _majority(split: Split) -> float:
     """The share of the most common label."""
     labels = split.labels[split.labels > IGNORED]
     return float(torch.bincount(labels).max() / max(1, labels.numel())) if labels.numel() else 0.0
-
-
-def soft_gap(model: ProgramTransformer, split: Split, sampler: Any, place: int) -> float:
-    """How much the accuracy falls from the network as it is trained to its arg max."""
-    soft, _ = measure(model, split, sampler)
-    hard, _ = measure(model, split)
-    return float(soft[place] - hard[place])
 
 
 def sequences_of(data: Dataset) -> list[Sequence[str]]:

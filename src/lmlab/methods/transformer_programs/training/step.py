@@ -17,8 +17,11 @@ from lmlab.methods.transformer_programs.config import FitConfig
 from lmlab.methods.transformer_programs.network.sampling import NOISY, Noise, Sampler
 from lmlab.methods.transformer_programs.tasks.dataset import Split
 from lmlab.methods.transformer_programs.training.packed import PackedNetworks
+from lmlab.methods.transformer_programs.training.selection import Selection
 from lmlab.progress import console
 from lmlab.train import StepOutput
+
+_MEMORY = 0.98  # of the moving mean of losses: fifty steps
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,13 @@ class ProgramStep:
 
     Arguments:
         split: the training data; batches are numbers of its rows.
+        selection: which seeds stop, and which layers are fixed, after a step.
     """
 
-    def __init__(self, split: Split, config: FitConfig, temperature: Temperature) -> None:
-        self.split, self.config, self.temperature = split, config, temperature
+    def __init__(
+        self, split: Split, config: FitConfig, temperature: Temperature, selection: Selection | None = None
+    ) -> None:
+        self.split, self.config, self.temperature, self.selection = split, config, temperature, selection
 
     def __call__(self, model: PackedNetworks, batch: Batch) -> StepOutput:
         """The loss of the rows of `batch["rows"]` (1, B)."""
@@ -65,34 +71,47 @@ class ProgramStep:
         labels = labels[:, :longest] if labels.dim() == 2 else labels
         step = int(model.num_steps)
         tau = self.temperature.at(step)
+        if self.config.freeze < 1:
+            model.frozen.fill_(self.frozen(step, model.spec.num_layers))
+        model.keep()
         losses_S = self._losses(model, tokens, labels, tau, step)
-        fresh_S = ~losses_S.isfinite() & ~model.dead
+        fresh_S = ~losses_S.isfinite() & ~model.idle
         if bool(fresh_S.any()):
             self._bury(model, fresh_S, step, tau)
-            if bool(model.dead.all()):
+            if bool(model.idle.all()):
                 raise LmlabError(
                     f"The loss of every seed is no number (temperature {tau:.3g}).", "Lower the learning rate."
                 )
             # once more without them: what is no number would spread by multiplication with 0
             losses_S = self._losses(model, tokens, labels, tau, step)
         count = torch.tensor(float(len(rows)))
-        total = losses_S.masked_fill(model.dead, 0.0).sum()
+        total = losses_S.masked_fill(model.idle, 0.0).sum()
+        moved = torch.lerp(losses_S.detach(), model.loss, _MEMORY if step else 0.0)
+        model.loss.copy_(torch.where(model.idle, model.loss, moved))
         return StepOutput(total * count, count, {"tau": (torch.tensor(tau), torch.tensor(1.0))})
 
     def _losses(self, model: PackedNetworks, tokens: Tensor, labels: Tensor, tau: float, step: int) -> Tensor:
         """(S,): the mean over sequences of each seed."""
         total: Tensor | None = None
         for number in range(self.config.samples):
-            kind = self.config.sampling
-            noisy = kind in NOISY or self.config.attention_noise
-            noise = Noise(model.seeds, step * self.config.samples + number, tokens.device) if noisy else None
-            logits = model(
-                tokens, Sampler(kind, tau, noise, self.config.gradient_tau, self.frozen(step, model.spec.num_layers))
-            )
+            logits = model(tokens, self.sampler(model, step, tau, number))
             loss = sequence_losses(logits, labels, self.config.loss).mean(-1)
             total = loss if total is None else total + loss
         assert total is not None
         return total / self.config.samples
+
+    def sampler(self, model: PackedNetworks, step: int, tau: float, number: int = 0) -> Sampler:
+        """How all seeds choose at a step; `number` counts its samples."""
+        config = self.config
+        noisy = config.sampling in NOISY or config.attention_noise
+        device = model.packed.device
+        noise = Noise(model.seeds, step * config.samples + number, device) if noisy else None
+        return Sampler(config.sampling, tau, noise, config.gradient_tau, alpha=self.alpha(step))
+
+    def alpha(self, step: int) -> float:
+        """Of entmax: it rises evenly."""
+        start, progress = self.config.alpha_start, step / max(1, self.temperature.steps - 1)
+        return start + (self.config.alpha_end - start) * progress
 
     def frozen(self, step: int, layers: int) -> int:
         """How many layers are fixed at a step: all but the classifier before the end."""
@@ -108,8 +127,11 @@ class ProgramStep:
         )
 
     def after_step(self, model: PackedNetworks) -> Mapping[str, float]:
-        """Count the step."""
+        """Count the step, and select."""
+        model.restore()
         model.num_steps += 1
+        if self.selection is not None:
+            self.selection(model)
         return {}
 
 
