@@ -15,7 +15,7 @@ from lmlab.methods.transformer_programs.analysis.verify import every_input, veri
 from lmlab.methods.transformer_programs.config import FitConfig, TrainSettings
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
-from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, sparsemax
+from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, entmax, entmax15, sparsemax
 from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, UNSEEN, Dataset, accuracy, encode
 from lmlab.methods.transformer_programs.tasks.load import draw, load_data
 from lmlab.methods.transformer_programs.training.fit import Batches, Fitted, fit, measure, spec_of
@@ -113,14 +113,96 @@ def test_a_resumed_training_takes_the_same_course(data: Dataset, three: Fitted, 
         assert torch.equal(parameter, three.model.get_parameter(name)), name
 
 
+def test_the_worse_half_of_the_seeds_stops_and_the_others_are_as_they_were(
+    data: Dataset, three: Fitted, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"halvings": 1, "checkpoint_every": 5})
+    halved = _fit(data, tmp_path / "whole", [4, 7, 9], settings)
+    stopped = [row["stopped"] for row in halved.seeds]
+    assert sorted(stopped) == [False, False, True]
+    calls: list[torch.Tensor] = []
+    step_of = ProgramStep.after_step
+
+    def stops(self: ProgramStep, model: PackedNetworks) -> object:
+        if calls and len(calls) == 15:  # past the half of 23 steps, and past the checkpoint at 15
+            raise LmlabError("pulled the plug")
+        calls.append(model.packed.detach().clone())
+        return step_of(self, model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgramStep, "after_step", stops)
+        with pytest.raises(LmlabError, match="pulled the plug"):
+            _fit(data, tmp_path / "resumed", [4, 7, 9], settings)
+    resumed = _fit(data, tmp_path / "resumed", [4, 7, 9], settings)
+    late = stopped.index(True)
+    for name, parameter in halved.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+        for place in {0, 1, 2} - {late}:
+            assert torch.equal(parameter[place], three.model.get_parameter(name)[place]), (name, place)
+    assert not torch.equal(halved.model.unembed[late], three.model.unembed[late])
+    # as it was when it stopped, after 11 of 23 steps, whatever its momentum would have done later
+    packed = PackedNetworks(halved.model)
+    assert torch.equal(packed.packed[late], calls[10][late]) and not torch.equal(packed.packed[late], calls[11][late])
+
+
+def test_more_halvings_than_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="halvings 2 need 4 seeds or more; seeds is 3"):
+        TrainSettings(task="hist", seeds=3, halvings=2)
+
+
+@pytest.mark.parametrize("update", [{"freeze": 0.5}, {"freeze_after": 1, "learning_rate": 0.001}])
+def test_what_is_frozen_moves_no_more(data: Dataset, tmp_path: Path, update: dict[str, float]) -> None:
+    rows, frozen = [], []
+    step_of = ProgramStep.after_step
+
+    def watched(self: ProgramStep, model: PackedNetworks) -> object:
+        found = step_of(self, model)
+        rows.append({name: each.clone() for name, each in model.networks().state_dict().items()})
+        frozen.append(model.frozen.tolist())
+        return found
+
+    settings = SETTINGS.model_copy(update={**update, "num_layers": 2, "seeds": 2, "epochs": 5})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgramStep, "after_step", watched)
+        fit(spec_of(settings, data), settings, data, tmp_path, seeds=[4, 7])
+    assert max(frozen[-1]) >= 1, "nothing was frozen"
+    moved = False
+    for place in range(2):
+        for before, after, was, is_ in zip(rows, rows[1:], frozen, frozen[1:], strict=False):
+            for layer in range(2):
+                fixed = was[place] > layer and is_[place] > layer
+                for name in before:
+                    if name.startswith(f"blocks.{layer}."):
+                        same = torch.equal(before[name][place], after[name][place])
+                        assert same or not fixed, name
+                        moved |= not same
+    assert moved
+
+
+@pytest.mark.parametrize("alpha", [1.02, 1.2, 1.7, 1.95])
+def test_entmax_lies_between_softmax_and_sparsemax(alpha: float) -> None:
+    logits = 2 * torch.randn(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = entmax(logits, alpha)
+    assert torch.allclose(weights.sum(-1), torch.ones(30, dtype=torch.float64))
+    # its conditions of optimality: what is left is one number where a weight is, and less where none is
+    rest = (alpha - 1) * logits - weights ** (alpha - 1)
+    top = rest.masked_fill(weights == 0, -torch.inf).amax(-1, keepdim=True)
+    assert torch.allclose(torch.where(weights > 0, rest, top), top.expand_as(rest), atol=1e-6)
+    assert bool((rest <= top + 1e-6).all())
+    assert torch.autograd.gradcheck(lambda x: entmax(x, alpha), (logits[:4].requires_grad_(),))
+    assert torch.allclose(entmax(logits, 1.4999999), entmax15(logits), atol=1e-6)
+    assert torch.equal(entmax(logits, 1.0), torch.softmax(logits, -1))
+    assert torch.equal(entmax(logits, 2.0), sparsemax(logits))
+
+
 WAYS = {
     "gumbel_soft": {"freeze": 0.4, "attention_default": "smooth"},
     "gumbel_hard": {"attention_noise": True, "freeze": 0.5},
     "decoupled": {"gradient_tau": 1.0},
-    "reinmax": {"samples": 2},
+    "reinmax": {"samples": 2, "freeze_after": 10},
     "hard": {"gradient_tau": 0.7, "freeze": 0.6},
     "softmax": {"loss": "per_seq"},
-    "entmax": {"tau_schedule": "linspace"},
+    "entmax": {"tau_schedule": "linspace", "alpha_start": 1.0, "alpha_end": 2.0},
     "sparsemax": {"schedule": "cosine"},
 }
 

@@ -120,7 +120,7 @@ class FitConfig(Config):
             each seed for itself; a layer is released where validation falls by a point.
         halvings: so many times the seeds with the higher loss, half of them, stop: at a half of the steps, at a quarter
             and so on; what is trained to the end is the rest.
-        alpha_start, alpha_end: of entmax, at the start and at the end: 1 is softmax, 2 sparsemax.
+        alpha_start, alpha_end: of entmax, at the start and at the end; 1 is softmax, 2 sparsemax.
         gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
         attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
             becomes the nearest match as the temperature falls.
