@@ -103,7 +103,8 @@ class PackedNetworks(nn.Module):
         active = [place for place in range(len(self.seeds)) if not idle[place]]
         if alone:
             return [((place,), frozen[place]) for place in active]
-        return [(tuple(p for p in active if frozen[p] == count), count) for count in sorted({frozen[p] for p in active})]
+        counts = sorted({frozen[place] for place in active})
+        return [(tuple(place for place in active if frozen[place] == count), count) for count in counts]
 
     def _network_of(self, places: tuple[int, ...]) -> ProgramTransformer:
         """A network that computes some of the seeds, by weights given with each call."""
