@@ -39,6 +39,18 @@ def test_each_token_sees_its_window_alone(model):
     assert float(gain.abs().max()) > 0.1
 
 
+def test_windows_begin_with_what_every_text_begins_with(model):
+    ids = torch.randint(30, (1, 26), generator=torch.Generator().manual_seed(0))
+    ids[0, 0] = 3  # the begin mark of the text itself
+    inputs, labels = ids[:, :-1], ids[:, 1:]
+    near = near_log_probs(model, inputs, labels, context=6, slide=4, begin_ids=[3])
+    for place in (6, 9, 10, 24):
+        start = (place - 6) // 4 * 4
+        seen = ([3] if start else []) + inputs[0, start : place + 1].tolist()  # the first window has the text's own
+        assert float(near[0, place]) == pytest.approx(_log_prob(model, seen, int(labels[0, place])), abs=1e-5), place
+    assert near.shape == inputs.shape and (near[0, :6] == 0).all()
+
+
 def test_documents_of_a_row_do_not_see_each_other(model):
     ids = torch.randint(30, (1, 25), generator=torch.Generator().manual_seed(1))
     documents = torch.tensor([[0] * 10 + [1] * 15])

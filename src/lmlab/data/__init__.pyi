@@ -8,7 +8,7 @@ from .detectors import Detector, clean_threshold, make_detector
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
 from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
-from .packing import JoinedRows, PackedRows, Packing, RowSource, best_fit
+from .packing import GrowingRows, JoinedRows, PackedRows, Packing, RowSource, WindowSchedule, best_fit
 from .packs.account import PackAccount
 from .packs.config import PackConfig
 from .packs.mix_plan import Stream, StreamPlan, largest_remainder, parse_stream, plan_mix, plan_rows
@@ -64,6 +64,7 @@ __all__ = [
     "Example",
     "FileSource",
     "FolderSource",
+    "GrowingRows",
     "JoinedRows",
     "JsonlSource",
     "KTOExample",
@@ -106,6 +107,7 @@ __all__ = [
     "TokenizedSource",
     "Tokenizer",
     "WebDatasetSource",
+    "WindowSchedule",
     "best_fit",
     "chat_template",
     "chat_tokenizer",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from lmlab.config import Config
 from lmlab.data.shards import TokenizedCorpus
 from lmlab.errors import UserError, did_you_mean
 
@@ -195,6 +197,87 @@ class JoinedRows:
         row["labels"][border] = ids[border + 1]
         row["document_ids"] = np.where(documents >= 0, 0, -1)
         return row
+
+
+class WindowSchedule(Config):
+    """How far tokens see while a training goes on (SkyLadder, Zhu et al. 2025): documents count as pieces of so many
+    tokens, and the pieces grow.
+
+    Attributes:
+        start: tokens of a piece at the first step.
+        end: at most; by default a whole row.
+        rate: tokens by which pieces grow at each step; 0.125 in the paper, for a billion tokens.
+    """
+
+    start: int = Field(default=32, ge=2)
+    end: PositiveInt | None = None
+    rate: PositiveFloat = 0.125
+
+    @model_validator(mode="after")
+    def _check(self) -> WindowSchedule:
+        if self.end is not None and self.end < self.start:
+            raise ValueError(f"end {self.end} is below start {self.start}; pieces only grow.")
+        return self
+
+    def at(self, step: int, seq_len: int) -> int:
+        """Tokens of a piece at a step, the first of which is 0."""
+        return min(self.end or seq_len, seq_len, self.start + int(self.rate * step))
+
+
+class WholeTraining(Protocol):
+    """The rows of a whole training in their order, such as a `Mixture`."""
+
+    seq_len: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+    def begins_as(self, num_rows: int, count: int) -> bool:
+        """Whether the first `count` rows would be the same if there were `num_rows` in all."""
+        ...
+
+
+class GrowingRows:
+    """The rows of a training whose documents are cut into pieces that do not see each other, longer ones from step to
+    step. Every label stays: the first token of a piece is learned from the one before it, at the end of its piece.
+
+    What a row is depends on its number alone, so that a training goes on exactly, on any number of processes.
+
+    Arguments:
+        rows: of the whole training, in order.
+        batch_size: rows of a step.
+        schedule: how the pieces grow.
+    """
+
+    def __init__(self, rows: WholeTraining, batch_size: int, schedule: WindowSchedule) -> None:
+        self.rows, self.batch_size, self.schedule = rows, batch_size, schedule
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = dict(self.rows[index])
+        row["document_ids"] = pieces(
+            row["document_ids"], self.schedule.at(index // self.batch_size, self.rows.seq_len)
+        )
+        return row
+
+    def begins_as(self, num_rows: int, count: int) -> bool:
+        """Whether the first `count` rows would be the same in a training of `num_rows` rows."""
+        return self.rows.begins_as(num_rows, count)
+
+
+def pieces(document_ids: NDArray[Any], size: int) -> Ints:
+    """Numbers of documents with every document cut into pieces of `size` tokens, [T]; padding stays -1."""
+    if not len(document_ids):
+        return document_ids.astype(np.int64)
+    begins = np.append(True, document_ids[1:] != document_ids[:-1])
+    places = np.arange(len(document_ids))
+    since = places - np.maximum.accumulate(np.where(begins, places, 0))  # tokens of the same document before
+    found: Ints = np.cumsum(begins | (since % size == 0)) - 1
+    found[document_ids < 0] = -1
+    return found
 
 
 def _index(corpus: TokenizedCorpus, domains: Sequence[str] | None) -> Ints:

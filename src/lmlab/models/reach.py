@@ -8,6 +8,8 @@ Shapes: B rows, T tokens, W windows, L tokens of a window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,7 @@ def near_log_probs(
     *,
     context: int,
     slide: int,
+    begin_ids: Sequence[int] = (),
 ) -> Tensor:
     """The same where each token sees between `context` and `context + slide` tokens of its own document, [B, T],
     without gradients. The labels of the first `context` places, which have all of the text, give 0.
@@ -41,6 +44,8 @@ def near_log_probs(
     Arguments:
         context: tokens that every token sees at least, as far as there are so many.
         slide: tokens that one window tells; larger is faster and blurs the border.
+        begin_ids: tokens that stand before every window: a text that lacks the begin mark is strange to models that
+            have always seen one, and what they lose by that is no gain of a longer context.
     """
     batch, length = input_ids_BT.shape
     found_BT = torch.zeros(batch, length, device=input_ids_BT.device)
@@ -59,8 +64,18 @@ def near_log_probs(
     )
     labels_WL = labels_WL.clone()
     labels_WL[:, :context] = IGNORE
+    if begin_ids:
+        marks_WM = ids_WL.new_tensor(list(begin_ids)).expand(len(ids_WL), -1)
+        # where a window begins as a text does, another mark is a document of its own, which nothing sees
+        marked_W1 = (ids_WL[:, : len(begin_ids)] == marks_WM).all(1, keepdim=True)
+        documents_WL = torch.where(documents_WL >= 0, documents_WL + 1, documents_WL)
+        owners_WM = torch.where(marked_W1, 0, documents_WL[:, :1]).expand_as(marks_WM)
+        ids_WL = torch.cat((marks_WM, ids_WL), 1)
+        labels_WL = torch.cat((torch.full_like(marks_WM, IGNORE), labels_WL), 1)
+        documents_WL = torch.cat((owners_WM, documents_WL), 1)
+    size, before = size + len(begin_ids), context + len(begin_ids)
     parts = [
-        label_log_probs(model, *each)[:, context:]
+        label_log_probs(model, *each)[:, before:]
         for each in zip(
             *(x.split(max(1, _TOKENS_AT_ONCE // size)) for x in (ids_WL, labels_WL, documents_WL)), strict=True
         )
@@ -80,14 +95,18 @@ def long_short_difference(
     context: int,
     slide: int,
     all_BT: Tensor | None = None,
+    begin_ids: Sequence[int] = (),
 ) -> Tensor:
     """How much the logarithm of each label's probability gains from what stands farther back, [B, T]; 0 where nothing
     does.
 
     Arguments:
         all_BT: the logarithms with all of the text, where they are known already.
+        begin_ids: what stands before every window, as in `near_log_probs`.
     """
-    near_BT = near_log_probs(model, input_ids_BT, labels_BT, document_ids_BT, context=context, slide=slide)
+    near_BT = near_log_probs(
+        model, input_ids_BT, labels_BT, document_ids_BT, context=context, slide=slide, begin_ids=begin_ids
+    )
     if all_BT is None:
         all_BT = label_log_probs(model, input_ids_BT, labels_BT, document_ids_BT)
     gain_BT = all_BT - near_BT

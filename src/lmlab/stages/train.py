@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from lmlab.config import Config, influences
 from lmlab.data import (
+    GrowingRows,
     JoinedRows,
     Loader,
     Mixture,
@@ -19,9 +20,11 @@ from lmlab.data import (
     PackedRows,
     Packing,
     PackRows,
+    Rows,
     RowSource,
     TokenizedCorpus,
     Tokenizer,
+    WindowSchedule,
     is_packs,
 )
 from lmlab.distributed import world
@@ -93,6 +96,7 @@ class TrainConfig(Config):
             another order.
         packing: how documents become rows.
         document_masks: tokens see their own document alone; without, all that stands before them in the row.
+        window_schedule: tokens see a few before them at first and more from step to step, within their documents.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenized held-out text, whose loss is logged every `trainer.evaluate_every` steps on
             `heldout_rows` rows spread over it.
@@ -118,6 +122,7 @@ class TrainConfig(Config):
     data_seed: NonNegativeInt = 0
     packing: Packing = "concat"
     document_masks: bool = True
+    window_schedule: WindowSchedule | None = None
     max_epochs: PositiveFloat = 4.0
     tokenizer: VocabularyInput | None = None
     heldout_tokens: TokensInput | None = None
@@ -153,6 +158,8 @@ class TrainConfig(Config):
             raise ValueError("long_ce goes without trainer.parallel.sequence_parallel.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
+        if self.window_schedule is not None and self.window_schedule.start > self.seq_len:
+            raise ValueError(f"window_schedule.start {self.window_schedule.start} exceeds seq_len {self.seq_len}.")
         if self.window is not None and (self.start is None or self.model is not None or self.lora is not None):
             raise ValueError("window changes the model of 'start'; it goes with neither 'model' nor 'lora'.")
         check_adapters(self.lora, self.start, self.start_optimizer)
@@ -238,10 +245,13 @@ class Train(Stage[TrainConfig, TrainResults]):
         place = world()
         if loop.parallel.sequence_parallel > 1:  # heads that do not suit are told before the model is built
             way_of(model_config, loop.parallel.sequence_parallel, loop.parallel.sequence_attention)
-        loader = Loader(mixture, loop.batch_size, data_seed, *loop.parallel.data_place(place), shuffle=False)
+        ordered: Rows = mixture
+        if config.window_schedule is not None:
+            ordered = GrowingRows(mixture, loop.batch_size, config.window_schedule)
+        loader = Loader(ordered, loop.batch_size, data_seed, *loop.parallel.data_place(place), shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed, config.lora),
-            routed(_step(config, mixture.domains), model_config, config.router_losses),
+            routed(_step(config, mixture.domains, tokenizer.begin_ids), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
@@ -338,10 +348,10 @@ class Train(Stage[TrainConfig, TrainResults]):
         return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
 
 
-def _step(config: TrainConfig, domains: Sequence[str]) -> StepFunction:
+def _step(config: TrainConfig, domains: Sequence[str], begin_ids: Sequence[int]) -> StepFunction:
     """The loss of a micro-batch."""
     if config.long_ce is not None:
-        return long_ce_step(config.long_ce)
+        return long_ce_step(config.long_ce, begin_ids=begin_ids)
     return language_model_step_by_domain(domains, config.z_loss)
 
 

@@ -34,15 +34,27 @@ class LongPPL:
     tokens: int
 
 
-def key_tokens(model: Transformer, texts: Sequence[Sequence[int]], config: LongPPLConfig) -> list[list[int]]:
-    """The places of the key tokens of each text of token ids."""
+def key_tokens(
+    model: Transformer, texts: Sequence[Sequence[int]], config: LongPPLConfig, begin_ids: Sequence[int] = ()
+) -> list[list[int]]:
+    """The places of the key tokens of each text of token ids.
+
+    Arguments:
+        begin_ids: what the tokenizer puts before every text; it stands before the windows too.
+    """
     found = []
     with progress("key tokens", len(texts), "texts") as advance:
         for ids in texts:
             inputs, labels = _row(model, ids)
             log_probs = _log_probs(model, inputs, labels)
             gain = long_short_difference(
-                model, inputs, labels, context=config.context, slide=config.slide, all_BT=log_probs
+                model,
+                inputs,
+                labels,
+                context=config.context,
+                slide=config.slide,
+                all_BT=log_probs,
+                begin_ids=begin_ids,
             )
             keys = (gain > config.least_gain) & (log_probs > config.least_log_prob)
             keys[:, : config.context] = False

@@ -64,7 +64,7 @@ def measure_long_ppl(model: str, keys: Path, settings: PerplexitySettings, devic
         raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")
     if known is None:
         config = LongPPLConfig(**{name: getattr(settings, name) for name in LongPPLConfig.model_fields})
-        found = key_tokens(evaluator.model, ids, config)
+        found = key_tokens(evaluator.model, ids, config, evaluator.tokenizer.begin_ids)
         known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config, texts=digest)
         write_json(keys, known.model_dump(mode="json"))
     return long_perplexity(evaluator.model, ids, known.keys, known.config)
