@@ -1,4 +1,5 @@
 from .attention.cache import KVCache
+from .attention.rope import rotary_frequencies
 from .config import ModelConfig, RopeScaling
 from .fingerprint import known_fingerprint, weights_fingerprint, weights_state
 from .formats.adapters.peft import load_lora, save_lora
@@ -114,6 +115,7 @@ __all__ = [
     "read_rows",
     "read_settings",
     "remove_lora",
+    "rotary_frequencies",
     "router_z_loss",
     "save_lora",
     "save_memory",

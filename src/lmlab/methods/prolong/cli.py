@@ -13,7 +13,7 @@ from lmlab.commandline.options import ModelPlace, example
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
-from lmlab.methods.prolong.config import MeasuringSettings, PerplexitySettings
+from lmlab.methods.prolong.config import FactorSettings, MeasuringSettings, PerplexitySettings
 from lmlab.runs.loading import Loading
 
 app = typer.Typer(
@@ -203,6 +203,34 @@ def rope(model: ModelPlace, to: Annotated[int, typer.Option(min=1, help="The new
     _print_rows(["", "window", "theta"], rows)
     if (scaling := config.rope_scaling) is not None:
         print(f"The model scales its positions ({scaling.type}) by a factor of {scaling.factor:g}.")
+
+
+@app.command(
+    epilog=example(
+        "lmlab long search models/mine --to 4096 --out runs/searched",
+        "lmlab long eval runs/searched/model --length 4096 --mode forced --out runs/long",
+    )
+)
+@takes_model
+@options(FactorSettings)
+@options(Loading, "loading")
+def search(
+    model: ModelPlace,
+    settings: FactorSettings,
+    loading: Loading,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of what is found.")],
+) -> None:
+    """Search a factor for each rotary frequency that makes right answers probable in a longer window (LongRoPE), and
+    write the model with them. Nothing is trained, and texts up to the old window are read as before.
+    """
+    from dataclasses import asdict
+
+    from lmlab.methods.prolong.factors import extend_by_search
+    from lmlab.methods.prolong.report import factor_summary
+    from lmlab.runs import Model
+
+    found = extend_by_search(Model.find(model), settings, loading.device, loading.precision, out)
+    print(f"{factor_summary(asdict(found))}\nModel: {out / 'model'}")
 
 
 def _page(places: list[Path], out: Path) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lmlab.config import NO_INFLUENCE, Flag
+from lmlab.config import NO_INFLUENCE, Config, Flag
 from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode
 from lmlab.runs import ModelInput
 from lmlab.runs.loading import Loading
@@ -52,3 +52,33 @@ class PerplexitySettings(LongPPLConfig):
 
     length: int = Field(default=8192, ge=16)
     texts: PositiveInt = 8
+
+
+class FactorSettings(Config):
+    """A search for factors of rotary frequencies.
+
+    Attributes:
+        to: the new window, in tokens.
+        candidates: how many are tried; the first are what the rules give.
+        tasks: of the suite, whose right answers must become probable.
+        contexts: of each task, at the new length; as many others tell how well what was found does elsewhere.
+        questions: about each context, where a task has as many.
+        seed: of the search and of its contexts.
+    """
+
+    to: PositiveInt
+    candidates: int = Field(default=64, ge=5)
+    tasks: Annotated[list[str], Flag(("--task",))] = ["json_kv", "niah"]
+    contexts: PositiveInt = 4
+    questions: PositiveInt = 8
+    seed: NonNegativeInt = 0
+
+
+class FactorConfig(FactorSettings, Loading):
+    """A stage that searches factors for a model.
+
+    Attributes:
+        model: whose window is to grow.
+    """
+
+    model: ModelInput

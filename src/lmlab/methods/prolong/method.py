@@ -13,5 +13,8 @@ METHOD = Method(
     page="methods/prolong.md",
     published="ProLong-8B: 49.4 on HELMET at 128K",
     reached="instead: reading a context once for eight questions takes 4.4 times less time (SmolLM2)",
-    stages={"long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate"},
+    stages={
+        "long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate",
+        "search_rope": "lmlab.methods.prolong.stages:SearchRope",
+    },
 )

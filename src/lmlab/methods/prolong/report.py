@@ -37,6 +37,36 @@ def headline(results: dict[str, Any]) -> str:
     )
 
 
+def factor_summary(found: dict[str, Any]) -> str:
+    """What a search of factors has reached, in one sentence."""
+    held = found["heldout_nll"]
+    rules = ", ".join(f"{name} {value:.3f}" for name, value in held.items() if name != "searched")
+    same = "" if found["from_rule"] is None else f", which is what {found['from_rule']} gives"
+    return (
+        f"{held['searched']:.3f} nats a token of answers on other contexts ({found['candidates']} candidates{same});"
+        f" {rules}."
+    )
+
+
+def factor_section(found: dict[str, Any]) -> Section:
+    """The factors that a search has found, and how probable answers become by them and by the rules."""
+    rows: list[list[Cell]] = [[name, value, found["heldout_nll"][name]] for name, value in found["nll"].items()]
+    pairs = list(range(len(found["factors"])))
+    chart = line_chart([Series("searched", pairs, list(found["factors"]))], "pair of dimensions", "divisor")
+    return Section(
+        "Rotary frequencies",
+        [
+            Table(
+                ["factors", "searched on", "other contexts"],
+                rows,
+                "Nats a token of right answers at the new length: lower is better. The search saw the first column.",
+            ),
+            Figure(chart, "By what the frequency of each pair is divided, the fastest pair first.", "Factors"),
+        ],
+        rank=4,
+    )
+
+
 def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str, Any]]] = ()) -> list[Section]:
     """The sections of one run, or of several side by side, the first of which the others are compared with.
 

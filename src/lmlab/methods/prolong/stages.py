@@ -1,8 +1,11 @@
-"""The stage `long_evaluate`: a model on long-context tasks, built for its own tokenizer."""
+"""The stages `long_evaluate`, a model on long-context tasks built for its own tokenizer, and `search_rope`, factors of
+rotary frequencies for a longer window.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +14,13 @@ from pydantic import ConfigDict
 from lmlab.evals import Evaluator
 from lmlab.evals.long import SUITE_VERSION, Asking, LongSettings, read_suite_rows
 from lmlab.evals.long.texts import origin
-from lmlab.methods.prolong.config import LongEvaluateConfig
+from lmlab.methods.prolong.config import FactorConfig, FactorSettings, LongEvaluateConfig
 from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, instances_for
-from lmlab.methods.prolong.report import headline, sections
+from lmlab.methods.prolong.factors import extend_by_search, with_factors
+from lmlab.methods.prolong.report import factor_section, factor_summary, headline, sections
+from lmlab.models import ModelConfig
 from lmlab.reports import Section
-from lmlab.runs import Model, Results, Stage, StageContext
+from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Vocabulary
 
 
 class LongResults(Results):
@@ -63,3 +68,49 @@ class LongEvaluate(Stage[LongEvaluateConfig, LongResults]):
     def report(self, config: LongEvaluateConfig, results: LongResults, directory: Path) -> list[Section]:
         """The suite's sections."""
         return sections([results.model_dump()], [read_suite_rows(directory)])
+
+
+class FactorResults(Results):
+    """What the search has found, as in factors.json."""
+
+    factors: tuple[float, ...]
+    nll: dict[str, float]
+    heldout_nll: dict[str, float]
+    candidates: int
+    from_rule: str | None
+
+
+class SearchRope(Stage[FactorConfig, FactorResults]):
+    """Writes candidates.jsonl, factors.json, and the model with the longer window as model/."""
+
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Model,
+        Vocabulary,
+    )
+
+    def depends_on(self, config: FactorConfig, promised: Mapping[str, Any]) -> Any:
+        """The version of the suite, and those of the packages with the texts."""
+        return {"suite": SUITE_VERSION, **origin()}
+
+    def promises(self, config: FactorConfig, promised: Mapping[str, Any]) -> ModelConfig | None:
+        """The shape of the model, whose factors are not known yet."""
+        known = "model" in promised or not Path(config.model).exists()
+        shape = promised.get("model") if known else Model.find(config.model).config
+        if shape is None or shape.positions != "rotary" or shape.max_seq_len >= config.to:
+            return shape
+        return with_factors(shape, config.to, (1.0,) * (shape.rotary_dim // 2))
+
+    def run(self, config: FactorConfig, context: StageContext) -> FactorResults:
+        """Search, and write the model."""
+        settings = FactorSettings.model_validate({name: getattr(config, name) for name in FactorSettings.model_fields})
+        place = context.find(Model, "model")
+        found = extend_by_search(place, settings, config.device, config.precision, context.directory)
+        return FactorResults.model_validate(asdict(found))
+
+    def summary(self, results: FactorResults) -> str:
+        """How probable answers become."""
+        return factor_summary(results.model_dump())
+
+    def report(self, config: FactorConfig, results: FactorResults, directory: Path) -> list[Section]:
+        """The factors beside those of the rules."""
+        return [factor_section(results.model_dump())]

@@ -46,6 +46,16 @@ def rotary_table(
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
+def rotary_frequencies(config: ModelConfig, length: int | None = None) -> Tensor:
+    """The angle of a step of one position for each pair of rotated dimensions, fp32 [rotary_dim / 2].
+
+    Arguments:
+        length: of the text, for scalings that depend on it; by default the model's window.
+    """
+    lengths = torch.tensor([[length or config.max_seq_len]])
+    return _frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling, lengths)[0].flatten()
+
+
 def text_lengths(position_ids_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
     """How long the text of each token is so far, [B, 1], or [B, T] in rows of several documents: its last position and
     one.
