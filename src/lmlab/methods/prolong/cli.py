@@ -13,7 +13,7 @@ from lmlab.commandline.options import ModelPlace, example
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
-from lmlab.methods.prolong.config import FactorSettings, MeasuringSettings, PerplexitySettings
+from lmlab.methods.prolong.config import FactorSettings, LongerWindow, MeasuringSettings, PerplexitySettings
 from lmlab.runs.loading import Loading
 
 app = typer.Typer(
@@ -188,7 +188,8 @@ def ppl(
 
 @app.command(name="rope", epilog=example("lmlab long rope models/llama --to 65536"))
 @takes_model
-def rope(model: ModelPlace, to: Annotated[int, typer.Option(min=1, help="The new window, in tokens.")]) -> None:
+@options(LongerWindow, "longer")
+def rope(model: ModelPlace, longer: LongerWindow) -> None:
     """Say which bases of the rotary frequencies the two rules give for a longer window."""
     from lmlab.models import extended_theta
     from lmlab.runs import Model
@@ -198,8 +199,8 @@ def rope(model: ModelPlace, to: Annotated[int, typer.Option(min=1, help="The new
         raise UserError(f"'{model}' has {config.positions} positions, and no rotary frequencies.")
     rows: list[list[object]] = [["as it is", config.max_seq_len, f"{config.rope_theta:g}"]]
     for rule in ("auto", "auto-ntk"):
-        theta = extended_theta(config.rope_theta, config.max_seq_len, to, config.rotary_dim, rule)
-        rows.append([f"window.rope_theta: {rule}", to, f"{theta:g}"])
+        theta = extended_theta(config.rope_theta, config.max_seq_len, longer.to, config.rotary_dim, rule)
+        rows.append([f"window.rope_theta: {rule}", longer.to, f"{theta:g}"])
     _print_rows(["", "window", "theta"], rows)
     if (scaling := config.rope_scaling) is not None:
         print(f"The model scales its positions ({scaling.type}) by a factor of {scaling.factor:g}.")

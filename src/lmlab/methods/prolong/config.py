@@ -54,11 +54,20 @@ class PerplexitySettings(LongPPLConfig):
     texts: PositiveInt = 8
 
 
-class FactorSettings(Config):
-    """A search for factors of rotary frequencies.
+class LongerWindow(Config):
+    """Which window a model is to have.
 
     Attributes:
         to: the new window, in tokens.
+    """
+
+    to: PositiveInt
+
+
+class FactorSettings(LongerWindow):
+    """A search for factors of rotary frequencies.
+
+    Attributes:
         candidates: how many are tried; the first are what the rules give.
         tasks: of the suite, whose right answers must become probable.
         contexts: of each task, at the new length; as many others tell how well what was found does elsewhere.
@@ -66,7 +75,6 @@ class FactorSettings(Config):
         seed: of the search and of its contexts.
     """
 
-    to: PositiveInt
     candidates: int = Field(default=64, ge=5)
     tasks: Annotated[list[str], Flag(("--task",))] = ["json_kv", "niah"]
     contexts: PositiveInt = 4
