@@ -258,9 +258,7 @@ class GrowingRows:
 
     def __getitem__(self, index: int) -> Row:
         row = dict(self.rows[index])
-        row["document_ids"] = pieces(
-            row["document_ids"], self.schedule.at(index // self.batch_size, self.rows.seq_len)
-        )
+        row["document_ids"] = pieces(row["document_ids"], self.schedule.at(index // self.batch_size, self.rows.seq_len))
         return row
 
     def begins_as(self, num_rows: int, count: int) -> bool:

@@ -1,9 +1,9 @@
 """Factors of rotary frequencies for a longer window, one for each pair of dimensions, found by search.
 
-After LongRoPE (Ding et al. 2024) and LongRoPE2 (Shang et al. 2025): candidates rise from the fast pairs to the slow ones
-and are judged by how probable the right answers are at the new length, since most other tokens are told by what stands
-near them. What is found is stored as `rope_scaling` of the type `longrope`, whose first list is all ones: texts up to the
-old window are read exactly as before.
+After LongRoPE (Ding et al. 2024) and LongRoPE2 (Shang et al. 2025): candidates rise from the fast pairs to the slow
+ones and are judged by how probable the right answers are at the new length, since most other tokens are told by what
+stands near them. What is found is stored as `rope_scaling` of the type `longrope`, whose first list is all ones: texts
+up to the old window are read exactly as before.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def extend_by_search(place: Model, settings: FactorSettings, device: str, precis
 
 
 def with_factors(config: ModelConfig, window: int, factors: Factors) -> ModelConfig:
-    """A model's configuration with a longer window whose frequencies are divided by these factors beyond the old one."""
+    """A model's configuration with a longer window, beyond the old one of which frequencies are divided by these."""
     scaling = RopeScaling(
         type="longrope",
         factor=window / config.max_seq_len,
