@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from judging_parts import CLARITY
 
+from browser import drawn, needs_browser
 from lmlab.errors import UserError
 from lmlab.judging import AnswerItem, GradingRubric, RuleJudge
 from lmlab.judging.people.judgebench import read_judgebench, score_pairs
@@ -66,11 +65,11 @@ def test_the_page_escapes_everything(tmp_path: Path) -> None:
     assert "http" not in text.replace("http-equiv", "")  # it needs no network
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_browser
 def test_a_person_grades_in_a_browser(tmp_path: Path) -> None:
     page = tmp_path / "review.html"
     write_review_page(page, ITEMS, CRITERIA)
-    clicks = """<script>
+    clicks = """
     const inputs = Array.from(document.querySelectorAll("article:nth-of-type(2) input"));
     for (const [name, value] of [["presentation", "2.5"], ["correctness", "3"], ["correctness", "1"]]) {
       inputs.find(each => each.dataset.criterion === name && each.value === value).click();
@@ -79,28 +78,10 @@ def test_a_person_grades_in_a_browser(tmp_path: Path) -> None:
     note.value = "short"; note.dispatchEvent(new Event("change", {bubbles: true}));
     const shown = document.createElement("output");
     shown.id = "result"; shown.textContent = window.exportedGrades(); document.body.append(shown);
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", clicks))
-    done = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=3000",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    drawn = done.stdout
-    assert "<title>Answers to grade</title>" in drawn and "1 of 2 graded." in drawn
-    result = re.search(r'<output id="result">(.*?)</output>', drawn, re.DOTALL)
+    """
+    text = drawn(page, clicks)
+    assert "<title>Answers to grade</title>" in text and "1 of 2 graded." in text
+    result = re.search(r'<output id="result">(.*?)</output>', text, re.DOTALL)
     assert result is not None
     saved = tmp_path / "grades.json"
     saved.write_text(result[1])

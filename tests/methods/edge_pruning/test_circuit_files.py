@@ -11,9 +11,11 @@ import networkx
 import pytest
 import torch
 
+from browser import drawn, needs_browser
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
 from lmlab.methods.edge_pruning.graph.formats import (
+    node_of,
     read_eap_ig,
     read_edge_list,
     to_dot,
@@ -122,40 +124,43 @@ def test_the_slider_of_the_page_goes_through_gates_from_the_highest(circuit):
     assert shown == sorted(shown, reverse=True) and shown[circuit.num_edges] < 0
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_browser
 def test_a_browser_draws_the_graph(circuit, tmp_path):
-    page = circuit_page(circuit).write(tmp_path / "page.html")
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-    ]
-    done = subprocess.run(
-        [
-            "chromium",
-            *flags,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=3000",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    drawn = done.stdout
-    assert f'data-edges="{circuit.num_edges}"' in drawn
-    assert drawn.count('class="graph-edge"') == circuit.num_edges
+    text = drawn(circuit_page(circuit).write(tmp_path / "page.html"))
+    assert f'data-edges="{circuit.num_edges}"' in text
+    assert text.count('class="graph-edge"') == circuit.num_edges
     used = {
         name
         for edge in circuit.edges
         for name in (edge[0], re.sub(r"\.h(\d)\.[kv]$", r".kv\1", re.sub(r"\.q$", "", edge[1])))
     }
-    assert {match for match in re.findall(r'data-name="([^"]+)"', drawn)} == used
-    assert "(the circuit)" in drawn and not re.search(r'class="graph-note"[^>]*>The graph could not', drawn)
+    assert {match for match in re.findall(r'data-name="([^"]+)"', text)} == used
+    assert "(the circuit)" in text and not re.search(r'class="graph-note"[^>]*>The graph could not', text)
+
+
+@needs_browser
+def test_the_graph_is_filtered_by_kind_and_by_name(circuit, tmp_path):
+    page = circuit_page(circuit).write(tmp_path / "page.html")
+    text = drawn(
+        page,
+        """
+        const filter = document.querySelector(".graph-filter");
+        filter.value = "nowhere A0.H1"; filter.dispatchEvent(new Event("input"));
+        const buttons = Array.from(document.querySelectorAll(".graph-legend button"));
+        buttons.find(each => each.textContent === "query").click();
+        """,
+    )
+    wanted = [
+        (writer, reader)
+        for writer, reader in circuit.edges
+        if "a0.h1" in f"{writer} {node_of(reader, circuit.graph)[0]}" and not reader.endswith(".q")
+    ]
+    assert 0 < len(wanted) < circuit.num_edges
+    assert f'data-edges="{len(wanted)}"' in text and f"the filter leaves {len(wanted)}" in text
+    empty = drawn(
+        page, 'const f = document.querySelector(".graph-filter"); f.value = "?"; f.dispatchEvent(new Event("input"));'
+    )
+    assert 'data-edges="0"' in empty and "the filter leaves 0" in empty and "NaN" not in empty
 
 
 @pytest.mark.parametrize(

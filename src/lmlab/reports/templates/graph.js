@@ -1,4 +1,4 @@
-// Draws the layered graphs of a page: pan, zoom, hover, and a slider over the number of edges.
+// Draws the layered graphs of a page: pan, zoom, hover, a slider over the number of edges, and filters by kind and name.
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
@@ -15,12 +15,29 @@
     const svg = figure.querySelector("svg"), slider = figure.querySelector(".graph-slider"), note = figure.querySelector(".graph-note");
     const count = figure.querySelector(".graph-count"), legend = figure.querySelector(".graph-legend"), hint = note.textContent;
     const colors = data.kinds.map((kind) => kind[1]);
-    data.kinds.forEach(([name, color]) => {
-      const item = document.createElement("span"), dot = document.createElement("i");
+    const hidden = new Set(), filter = figure.querySelector(".graph-filter");
+    const present = new Set(data.edges.map((edge) => edge[2]));
+    data.kinds.forEach(([name, color], kind) => {
+      if (!present.has(kind)) return;
+      const item = document.createElement("button"), dot = document.createElement("i");
+      item.type = "button";
+      item.setAttribute("aria-pressed", "true");
+      item.title = `Show or hide edges: ${name}`;
       dot.style.background = color;
       item.append(dot, name);
+      item.addEventListener("click", () => {
+        if (!hidden.delete(kind)) hidden.add(kind);
+        item.setAttribute("aria-pressed", String(!hidden.has(kind)));
+        show(toEdges(Number(slider.value)));
+      });
       legend.append(item);
     });
+    // words are alternatives: "a3. m5" shows what touches a head of block 3 or the MLP of block 5
+    const named = (number, words) => words.some((word) => data.nodes[number][0].toLowerCase().includes(word));
+    function passing(shown) {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      return data.edges.slice(0, shown).filter((edge) => !hidden.has(edge[2]) && (!words.length || named(edge[0], words) || named(edge[1], words)));
+    }
     const largest = Math.max(1e-12, ...data.edges.map((edge) => Math.abs(edge[3] ?? 0)));
     const view = { x: 0, y: 0, scale: 1 };
     let size = [1, 1], pinned = null, stage = null, lines = [], boxes = new Map();
@@ -30,14 +47,14 @@
     const toValue = (edges) => (data.edges.length > 1 ? Math.round((1000 * Math.log(edges)) / Math.log(data.edges.length)) : 1000);
 
     function draw(shown) {
-      const edges = data.edges.slice(0, shown), rows = new Map(), places = new Map();
+      const edges = passing(shown), rows = new Map(), places = new Map();
       const used = new Set(edges.flatMap((edge) => [edge[0], edge[1]]));
       data.nodes.forEach((node, number) => {
         if (!used.has(number)) return;
         if (!rows.has(node[1])) rows.set(node[1], []);
         rows.get(node[1]).push(number);
       });
-      const levels = [...rows.keys()].sort((a, b) => a - b), widest = Math.max(...levels.map((level) => rows.get(level).length));
+      const levels = [...rows.keys()].sort((a, b) => a - b), widest = Math.max(1, ...levels.map((level) => rows.get(level).length));
       const gap = Math.min(2 * GAP_X, Math.max(GAP_X, (svg.clientWidth || 800) / widest));
       levels.forEach((level, depth) => {
         const row = rows.get(level);
@@ -47,7 +64,7 @@
           places.set(number, [x, y - data.nodes[number][2] * STEP]);
         });
       });
-      size = [widest * gap, levels.length * GAP_Y];
+      size = [widest * gap, Math.max(1, levels.length) * GAP_Y];
       svg.style.height = `${Math.min(1500, Math.max(380, size[1] + 20))}px`; // deep models get a tall drawing, so that names can be read
       svg.replaceChildren();
       stage = make("g", {}, svg);
@@ -83,8 +100,9 @@
         boxes.set(number, box);
       }
       const share = 100 * (1 - shown / data.total);
-      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? " (the circuit)" : shown < data.kept ? ` (the circuit has ${data.kept.toLocaleString("en")})` : "");
-      svg.dataset.edges = shown;
+      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? " (the circuit)" : shown < data.kept ? ` (the circuit has ${data.kept.toLocaleString("en")})` : "")
+        + (edges.length < shown ? `; the filter leaves ${edges.length.toLocaleString("en")}` : "");
+      svg.dataset.edges = edges.length;
       svg.dataset.nodes = places.size;
     }
 
@@ -145,6 +163,7 @@
     }));
     const show = (edges) => { pinned = null; svg.classList.remove("marking"); draw(edges); fit(); };
     slider.addEventListener("input", () => show(toEdges(Number(slider.value))));
+    filter.addEventListener("input", () => show(toEdges(Number(slider.value))));
     slider.value = toValue(data.first);
     show(data.first);
   }
