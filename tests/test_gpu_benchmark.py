@@ -70,3 +70,14 @@ def test_minutes_are_kept(tmp_path):
     code, printed = run(tmp_path, "--part", "decode", "circuits", "--device", "cpu", "--minutes", "0")
     assert code == 0
     assert printed.count("no time is left for it") == 2
+
+
+def test_passages_are_crafted_together_and_the_share_of_the_bound_is_told(tmp_path):
+    code, printed = run(
+        tmp_path, "--part", "poison", "--device", "cpu", "--tiny", "--only", "candidates 2", "'gcg', 'objective'"
+    )
+    assert code == 0, printed
+    speed, grid = content(tmp_path, "poison")["tables"].values()
+    assert [row["batch"] for row in speed] == [100] and speed[0]["bf16 a second"] > 0
+    assert [row["optimizer"] for row in grid] == ["gcg"] and 0.5 < grid[0]["share of the bound"] <= 1
+    assert "made-up questions" in printed

@@ -60,6 +60,8 @@ class CraftConfig(ChosenConfig):
         coverage_rank: a query counts as covered when a passage would be among its so many best.
         seed: of clusters, starts and draws.
         precision: of the ranking of candidates; what is accepted is scored in fp32.
+        together: passages that are optimized at once, all their candidates in one batch, as keeps a GPU busy; the last
+            digits of scores, and so passages, may depend on it.
         workers: processes, each of one cluster at a time.
     """
 
@@ -84,6 +86,7 @@ class CraftConfig(ChosenConfig):
     coverage_rank: PositiveInt = 20
     seed: int = 0
     precision: Precision = "fp32"
+    together: PositiveInt = 1
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
 
     @model_validator(mode="after")
@@ -92,6 +95,8 @@ class CraftConfig(ChosenConfig):
             raise ValueError("payload needs payload_position prefix or suffix")
         if self.optimizer == "decode" and self.language_model is None:
             raise ValueError("optimizer decode needs language_model")
+        if self.together > 1 and (self.workers > 1 or self.optimizer == "decode"):
+            raise ValueError("together is for one process, and not for the optimizer decode")
         return self
 
     @property

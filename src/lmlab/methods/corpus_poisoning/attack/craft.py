@@ -5,9 +5,11 @@ cut off goes on and the number of workers changes nothing.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from lmlab.methods.corpus_poisoning.attack.layout import as_read, layout_of, pay
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
 from lmlab.methods.corpus_poisoning.attack.searching.decode import language_model
 from lmlab.methods.corpus_poisoning.attack.searching.problem import check_length
+from lmlab.methods.corpus_poisoning.attack.searching.together import Network, run_together
 from lmlab.methods.corpus_poisoning.attack.vocabulary import spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.progress import console, progress
@@ -166,8 +169,8 @@ def _named(config: CraftConfig) -> dict[str, Any]:
     found = influences(config)
     gate, model = found.pop("known_gate", None), found.pop("language_model", None)
     weight, bound = found.pop("gate_weight", None), found.pop("surprise", None)
-    for name in ("concept", "query_id", "each_query", "norm_cap"):
-        if not found[name]:
+    for name in ("concept", "query_id", "each_query", "norm_cap", "together"):
+        if not found[name] or found[name] == 1:
             found.pop(name)
     if config.known_gate is not None:
         found |= {"known_gate": Path(gate).name, "gate_weight": weight}
@@ -209,6 +212,8 @@ def _run(jobs: list[_Job], encoder: AnyEncoder, workers: int, stop: Any) -> list
                     advance(1)
                     if asked(found):
                         break
+    elif jobs and jobs[0].config.together > 1:
+        _together(jobs, encoder, found, asked)
     else:
         _one_by_one(jobs, encoder, found, asked)
     return [found[number] for number in sorted(found)[: asked.enough]]
@@ -251,11 +256,39 @@ def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str
                 try:
                     found[job.cluster] = _craft_one(job, encoder, told)
                 except KeyboardInterrupt:
-                    raise Interrupted(
-                        f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on."
-                    ) from None
+                    raise _interrupted(found, jobs) from None
                 advance(max(0, job.config.budget - spent), note)  # it may end before its budget does
         asked(found)
+
+
+def _together(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, Any]], asked: _Stop) -> None:
+    """So many passages at once, then the next ones."""
+    waiting = [job for job in jobs if job.cluster not in found]
+    size, lock = jobs[0].config.together, threading.Lock()
+    with progress("craft", len(jobs) * jobs[0].config.budget, "forwards") as advance:
+        advance(len(found) * jobs[0].config.budget)
+
+        def told(forwards: int) -> None:
+            with lock:
+                advance(forwards)
+
+        for first in range(0, len(waiting), size):
+            if asked(found):
+                break
+            some = waiting[first : first + size]
+
+            def done(number: int, row: dict[str, Any], some: list[_Job] = some) -> None:
+                found[some[number].cluster] = row
+
+            try:
+                run_together(encoder, [partial(_craft_one, job, encoder, told) for job in some], done)
+            except KeyboardInterrupt:
+                raise _interrupted(found, jobs) from None
+        asked(found)
+
+
+def _interrupted(found: dict[int, dict[str, Any]], jobs: list[_Job]) -> Interrupted:
+    return Interrupted(f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on.")
 
 
 def _start(job: _Job, encoder: AnyEncoder) -> NDArray[np.int64]:
@@ -272,16 +305,21 @@ def _penalty(config: CraftConfig, encoder: AnyEncoder) -> GateKnown | None:
 
 
 def _craft_one(
-    job: _Job, encoder: AnyEncoder | None = None, told: Callable[[int], None] | None = None
+    job: _Job,
+    encoder: AnyEncoder | None = None,
+    told: Callable[[int], None] | None = None,
+    network: Network | None = None,
 ) -> dict[str, Any]:
     """One passage, written to its file."""
     if encoder is None:
         torch.set_num_threads(1)  # two processes of one thread do more than one of two
         encoder = job.encoder.load()
-    started = time.process_time()
+    clock = time.process_time if network is None else time.thread_time  # of several in one process each its own
+    started = clock()
+    queries = torch.from_numpy(job.queries_nH).to(encoder.device)
     passage = craft_passage(
         encoder,
-        objective_of(job.config, torch.from_numpy(job.queries_nH), job.tau_n, encoder.similarity == "cosine"),
+        objective_of(job.config, queries, job.tau_n, encoder.similarity == "cosine"),
         _start(job, encoder),
         job.config,
         job.run,
@@ -290,7 +328,8 @@ def _craft_one(
         seed=seed_of(job.config.seed, job.cluster),
         penalty=_penalty(job.config, encoder),
         told=told,
+        network=network,
     )
-    row = {"passage": asdict(passage), "cpu_seconds": time.process_time() - started}
+    row = {"passage": asdict(passage), "cpu_seconds": clock() - started}
     write_json(job.path, row)
     return row

@@ -20,6 +20,7 @@ from lmlab.methods.corpus_poisoning.attack.searching.objective import (
 )
 from lmlab.methods.corpus_poisoning.attack.searching.optimizers import Found, OptimizerName, optimize
 from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, NotFiniteError, Penalty, Problem
+from lmlab.methods.corpus_poisoning.attack.searching.together import Network
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, reads_back, spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval import AnyEncoder
@@ -57,11 +58,13 @@ def craft_passage(
     number: int = 0,
     stop: Any = None,
     told: Callable[[int], None] | None = None,
+    network: Network | None = None,
 ) -> Passage:
     """Optimize one passage and make sure that its text becomes its ids again.
 
     Arguments:
         free_ids: where free positions start.
+        network: what is asked for vectors and gradients, where several passages share one.
         told: is called with the numbers of passage forwards as they are spent.
     """
     if config.optimizer == "decode":
@@ -71,7 +74,8 @@ def craft_passage(
     ids = fixed.copy()
     ids[free] = free_ids[: int(free.sum())]
     note = ""
-    problem = Problem(encoder, objective, allowed, free, Budget(config.budget, told=told), config.precision, penalty)
+    budget = Budget(config.budget, told=told)
+    problem = Problem(encoder, objective, allowed, free, budget, config.precision, penalty, network=network)
     try:
         found = optimize(problem, ids, _by_ids(config), config.candidates, seed, stop)
     except NotFiniteError as error:

@@ -58,7 +58,7 @@ class MeanSimilarity:
 
     def __call__(self, vectors_BH: Tensor) -> Tensor:
         """<mu, v>."""
-        return vectors_BH @ self.mu_H.to(vectors_BH.dtype)
+        return vectors_BH @ self.mu_H.to(vectors_BH)
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Coverage:
 
     def __call__(self, vectors_BH: Tensor) -> Tensor:
         """The soft share of queries, [B]."""
-        scores_Bn = vectors_BH @ self.queries_nH.to(vectors_BH.dtype).T
+        scores_Bn = vectors_BH @ self.queries_nH.to(vectors_BH).T
         if self.others_n is not None:
             both = torch.stack([scores_Bn, self.others_n.to(scores_Bn).expand_as(scores_Bn)])
             scores_Bn = torch.logsumexp(both * _BETA, 0) / _BETA
@@ -131,5 +131,5 @@ class HubCapped:
 
     def __call__(self, vectors_BH: Tensor) -> Tensor:
         """The objective less the weighed excess."""
-        mean_B = (vectors_BH @ self.sentinels_nH.to(vectors_BH.dtype).T).mean(1)
+        mean_B = (vectors_BH @ self.sentinels_nH.to(vectors_BH).T).mean(1)
         return self.objective(vectors_BH) - self.weight * (mean_B - self.cap).clamp(min=0)

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Objective
+from lmlab.methods.corpus_poisoning.attack.searching.together import Network
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision
-from lmlab.retrieval.encoders.encoder import autocast
 
 GRADIENT_COST = 3
 
@@ -68,6 +67,7 @@ class Problem:
         free_L: which positions are free; the others hold a payload.
         precision: of the ranking of candidates; what is accepted is scored in fp32.
         penalty: what an adaptive attack wants small: what a defense would see.
+        network: what is asked for vectors and gradients, where several searches share one.
         wrapped: put what the encoder puts around real text around the passage; the reference does not.
     """
 
@@ -79,10 +79,12 @@ class Problem:
     precision: Precision = "fp32"
     penalty: Penalty | None = None
     wrapped: bool = True
+    network: Network | None = None
     trace: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_length(self.encoder, len(self.free_L))
+        self._network = self.network or Network(self.encoder)
 
     @property
     def length(self) -> int:
@@ -117,21 +119,17 @@ class Problem:
     def scores(self, ids_BL: NDArray[np.int64], precision: Precision | None = None) -> NDArray[np.float64]:
         """The objective of passages, [B], in one batch of one length: no padding, no mask."""
         self.budget.spend(len(ids_BL))
-        with torch.inference_mode(), fast_inference(), autocast(self.encoder.device, precision or self.precision):
-            vectors = self.encoder.encode_ids(self.wrap(ids_BL))
+        vectors = self._network.vectors(self.wrap(ids_BL), precision or self.precision)
         with torch.inference_mode():
-            values = self.objective(vectors.float()).double()
+            values = self.objective(vectors).double()
         found: NDArray[np.float64] = values.cpu().numpy()
         if not np.isfinite(found).all():
             raise NotFiniteError("A score is not finite.")
-        return (
-            found if self.penalty is None else found - self.penalty(list(ids_BL), vectors.float().cpu().numpy(), found)
-        )
+        return found if self.penalty is None else found - self.penalty(list(ids_BL), vectors.cpu().numpy(), found)
 
     def vectors(self, ids_BL: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of passages in fp32, [B, H]; outside of the budget."""
-        with torch.inference_mode(), fast_inference():
-            found: NDArray[np.float32] = self.encoder.encode_ids(self.wrap(ids_BL)).float().cpu().numpy()
+        found: NDArray[np.float32] = Network(self.encoder).vectors(self.wrap(ids_BL), "fp32").cpu().numpy()
         return found
 
     def score(self, ids_L: NDArray[np.int64]) -> float:
@@ -146,13 +144,7 @@ class Problem:
             UserError: it is zero: what is differentiated is not the encoder of documents.
         """
         self.budget.spend(GRADIENT_COST * len(ids_BL))
-        with torch.enable_grad():
-            wrapped = self.wrap(ids_BL)
-            embeddings = self.encoder.embedding_matrix_VD[wrapped].detach().requires_grad_()
-            value = self.objective(self.encoder.encode_embeds(embeddings)).mean()
-            if not value.requires_grad:
-                raise _no_gradient()
-            (found,) = torch.autograd.grad(value, embeddings, allow_unused=True)
+        (found,) = self._network.gradients([self.wrap(ids_BL)], [self.objective])
         if found is None:
             raise _no_gradient()
         start = len(self._around[0])
