@@ -12,7 +12,6 @@ import inspect
 import pkgutil
 import types
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,7 +20,7 @@ import typer
 from typer.models import OptionInfo
 
 import lmlab
-from lmlab import cli
+from every_command import commands
 from lmlab.config import Config
 from lmlab.runs import Results
 
@@ -129,24 +128,10 @@ def configurations() -> list[type[Config]]:
     ]
 
 
-def _commands() -> Iterator[tuple[str, Any]]:
-    def below(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        for name, each in getattr(command, "commands", {}).items():
-            yield from below(each, (*path, name))
-        if getattr(command, "callback", None) is not None:
-            yield " ".join(path), command
-
-    for module, names in cli._ALONE.items():
-        for name in names:
-            yield from below(cli._commands_in(module)[name], (name,))
-    for name, group in cli._groups().items():
-        yield from below(cli._loaded(name, group), (name,))
-
-
 @pytest.fixture(scope="module")
 def by_hand() -> list[Option]:
     found = []
-    for path, command in _commands():
+    for path, command in commands():
         function = inspect.unwrap(command.callback)
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
             for info in get_args(parameter.annotation)[1:]:
@@ -232,6 +217,26 @@ def test_exceptions_are_still_needed(declared_twice, said_twice, twice_in_a_grou
     needed = {*declared_twice, *said_twice, *twice_in_a_group}
     assert set(EXCEPTIONS) <= needed
     assert set(OTHER_THINGS) <= {flag for _, flag in needed}
+
+
+# Where a field says on what, and how exactly, something is computed: each of these is another thing
+DECLARED = {
+    "device": {"OnDevice", "FitConfig"},
+    "precision": {
+        "Loading",
+        "MeasuringOptions",  # auto by default
+        "TrainerConfig",  # of what is computed; the weights stay fp32
+        "Endpoint", "AnswerConfig", "RatingOptions",  # weights that are not packed
+        "Encoding", "PoisonConfig",  # of vectors, which have no faster of two
+        "CraftConfig",  # of the ranking of candidates
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_device_and_precision_are_inherited(name, configurations):
+    found = {each.__name__ for each in configurations if name in inspect.get_annotations(each)}
+    assert found == DECLARED[name]
 
 
 def test_a_second_declaration_is_found(configurations):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PositiveInt, field_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.hardware.settings import OnDevice
 
 IndexKind = Literal["exact", "hnsw", "faiss-hnsw", "faiss-ivf", "int8", "binary", "truncated"]
 Precision = Literal["fp32", "bf16"]
@@ -27,7 +28,17 @@ class CollectionConfig(Config):
     ignore_missing: bool = False
 
 
-class EncoderConfig(Config):
+class Encoding(OnDevice):
+    """Where an encoder runs, and in which precision.
+
+    Attributes:
+        precision: of the network: fp32 or bf16.
+    """
+
+    precision: Precision = "fp32"
+
+
+class EncoderConfig(Encoding):
     """Which encoder makes vectors, and how.
 
     Attributes:
@@ -35,8 +46,6 @@ class EncoderConfig(Config):
             is installed.
         query_encoder: another encoder for queries.
         cache: folder for vectors and what follows from them, made once.
-        device: where the network runs: cpu or cuda.
-        precision: of the network: fp32 or bf16.
         pooling: of a plain model: mean, cls, lasttoken, ...
         prompt: what stands before each query or document: query=TEXT or document=TEXT; may be repeated.
         max_length: longest text in tokens.
@@ -46,8 +55,6 @@ class EncoderConfig(Config):
     encoder: Annotated[str, Flag(("--encoder", "-e"))] = "minilm"
     query_encoder: str | None = None
     cache: Annotated[Path, Flag(("--cache", "-c")), NO_INFLUENCE] = Path("vectors")
-    device: Annotated[str, NO_INFLUENCE] = "cpu"
-    precision: Precision = "fp32"
     pooling: str | None = None
     prompt: tuple[str, ...] = ()
     max_length: PositiveInt | None = None

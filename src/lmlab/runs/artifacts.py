@@ -205,6 +205,7 @@ class Model(Artifact):
         """The network with its weights, in evaluation mode.
 
         Arguments:
+            device: by name also `auto`.
             dtype: of the weights, by default fp32.
             adapter: LoRA adapters as `peft` stores them, to fold in.
             num_labels: give a language model a fresh scalar head with so many outputs in place of its own, drawn from
@@ -213,9 +214,11 @@ class Model(Artifact):
         """
         import torch
 
+        from lmlab.hardware import select_device
         from lmlab.models import Transformer, add_lora, from_pretrained, load_lora, remove_lora, with_scalar_head
         from lmlab.train import load_checkpoint
 
+        device = select_device(device) if isinstance(device, str) else device
         if self.form == "checkpoint":
             if self.base is not None and self.lora is not None:
                 model = self.base.load(allow_pickle=allow_pickle)

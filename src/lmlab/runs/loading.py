@@ -7,16 +7,7 @@ from typing import Annotated
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, Precision
-
-
-class OnDevice(Config):
-    """Where a model runs.
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:N or mps.
-    """
-
-    device: Annotated[str, NO_INFLUENCE] = "auto"
+from lmlab.hardware.settings import OnDevice
 
 
 class Loading(OnDevice):

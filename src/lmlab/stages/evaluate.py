@@ -32,6 +32,7 @@ from lmlab.evals import (
 )
 from lmlab.evals.config import MeasuredOn, MeasuringOptions
 from lmlab.hardware import reuse_memory
+from lmlab.hardware.settings import OnDevice
 from lmlab.reports import Section
 from lmlab.runs import (
     Documents,
@@ -42,7 +43,6 @@ from lmlab.runs import (
     Stage,
     StageContext,
 )
-from lmlab.runs.loading import OnDevice
 from lmlab.stages.baselines import BaselinesResults
 from lmlab.stages.parts.evaluate_report import (
     EvaluateResults,

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
+from lmlab.hardware.settings import OnDevice
 from lmlab.train.optimization.schedule import ScheduleConfig
 from lmlab.train.trackers import TrackerName
 
@@ -137,7 +138,7 @@ class ParallelConfig(Config):
         return world.size // shard, shard
 
 
-class TrainerConfig(Config):
+class TrainerConfig(OnDevice):
     """How the loop runs."""
 
     steps: PositiveInt | None = Field(
@@ -159,7 +160,6 @@ class TrainerConfig(Config):
         default="auto",
         description="bf16 computes in bfloat16 with fp32 weights; auto takes bf16 where the hardware is faster in it",
     )
-    device: Annotated[str, NO_INFLUENCE] = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     compile: Annotated[bool, NO_INFLUENCE] = Field(
         default=False, description="have torch.compile translate the network"
     )

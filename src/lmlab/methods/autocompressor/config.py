@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from lmlab.config import Config, Flag, names_in
+from lmlab.hardware.settings import OnDevice
 from lmlab.runs import ModelInput
-from lmlab.runs.loading import OnDevice
 
 SummaryInit = Literal["eos", "noise", "mean", "vocab"]
 RopePositions = Literal["contiguous", "text_only"]

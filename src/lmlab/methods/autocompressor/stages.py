@@ -14,6 +14,7 @@ from lmlab.methods.autocompressor.training.config import CompressTrainConfig
 from lmlab.methods.autocompressor.training.train import train_compressor
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Tokens, Vocabulary
+from lmlab.runs.loading import Loading
 from lmlab.stages.parts.training import TrainingResults
 
 
@@ -116,8 +117,8 @@ class CompressCompare(Stage[CompressCompareConfig, CompressCompareResults]):
         from lmlab.methods.autocompressor.comparing.config import CompareConfig
         from lmlab.methods.autocompressor.comparing.run import TABLE, compare
 
-        evaluator = Evaluator.load(context.find(Model, "model"), "auto", config.precision)
-        settings = CompareConfig.model_validate(config.model_dump(exclude={"model", "precision"}))
+        evaluator = Evaluator.load(context.find(Model, "model"), config.device, config.precision)
+        settings = CompareConfig.model_validate(config.model_dump(exclude={"model", *Loading.model_fields}))
         compare(evaluator, settings, context.directory / "comparison")
         return CompressCompareResults(lines=read_mapping(context.directory / "comparison" / TABLE)["lines"])
 

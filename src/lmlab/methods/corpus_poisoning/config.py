@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
-from lmlab.retrieval.config import Precision
+from lmlab.retrieval.config import Encoding, Precision
 
 PRECISION: Precision = "bf16"  # of encoding collections; what is accepted of a crafted passage is scored in fp32
 
@@ -223,7 +223,7 @@ class HardenConfig(Config):
     depth: PositiveInt = 20
 
 
-class PoisonConfig(DetectorsConfig, RateConfig, DepthsConfig):
+class PoisonConfig(DetectorsConfig, RateConfig, DepthsConfig, Encoding):
     """What the stage `poison` does: attacks on one's own retriever, each beside the same defenses.
 
     Attributes:
@@ -233,7 +233,6 @@ class PoisonConfig(DetectorsConfig, RateConfig, DepthsConfig):
         train_split, test_split: whose queries the attacker has, and which are held out.
         attacks: name -> settings of crafting.
         fusion: measure fusion with BM25 as a defense too.
-        precision: of the encoder.
     """
 
     encoder: str
@@ -244,4 +243,3 @@ class PoisonConfig(DetectorsConfig, RateConfig, DepthsConfig):
     attacks: dict[str, CraftConfig] = {"stuffing": CraftConfig(optimizer="none"), "multiflip": CraftConfig()}
     fusion: bool = True
     precision: Precision = PRECISION
-    device: Annotated[str, NO_INFLUENCE] = "cpu"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, validate
+from lmlab.hardware.settings import OnDevice
 from lmlab.runs import Input, ModelInput, QuestionsInput, VocabularyInput
 from lmlab.train import ParallelConfig
 
@@ -309,7 +310,7 @@ def with_training(given: Mapping[str, Any], settings: Mapping[str, object]) -> d
     return {**given, part: {**settings, **own}}
 
 
-class TaskOptions(Config):
+class TaskOptions(OnDevice):
     """On which examples circuits are looked for and measured, and how.
 
     Attributes:
@@ -318,7 +319,6 @@ class TaskOptions(Config):
         tokenizer: directory of the tokenizer, by default the model's.
         examples: take the first so many examples.
         batch_size: examples at once.
-        device: cpu, cuda, or auto.
         recompute: compute sub-layers again in the backward pass: less memory, more time.
         drop_mismatched: leave out pairs whose token counts differ.
         first_token: take the first token of answers that have several.
@@ -332,7 +332,6 @@ class TaskOptions(Config):
     tokenizer: Path | None = None
     examples: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    device: str = "auto"
     recompute: bool = False
     drop_mismatched: bool = False
     first_token: bool = False
@@ -393,7 +392,7 @@ class CircuitQuestionsConfig(Config):
     tokens: PositiveInt = 32
 
 
-class CircuitConfig(FindConfig):
+class CircuitConfig(FindConfig, OnDevice):
     """What to find on which model.
 
     Attributes:
@@ -409,5 +408,4 @@ class CircuitConfig(FindConfig):
     batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
     curve: bool = True
     recompute: Annotated[bool, NO_INFLUENCE] = False
-    device: Annotated[str, NO_INFLUENCE] = "auto"
     force: bool = Field(default=False)

