@@ -22,6 +22,7 @@ from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, f
 from lmlab.terminal import printable
 
 _DEBUG = "--debug"
+_TOO_LARGE = 2**63  # as `lmlab.config` has it, whose import would take longer than help
 
 
 @dataclass(frozen=True)
@@ -128,23 +129,27 @@ class _Commands(TyperGroup):
 
 def _with_paths(command: Any) -> Any:
     """A command whose paths are never empty: a variable of the shell that is not set would mean the current folder. Nor
-    does it write over a file that it reads.
+    does it write over a file that it reads, nor take a number that no library below could hold.
     """
     if command is not None and not hasattr(command, "commands"):
         command.invoke = partial(_invoked, type(command), command)
     for parameter in getattr(command, "params", ()):
-        if "Path" in repr(getattr(parameter, "type_descriptor", getattr(parameter, "type", ""))):
-            parameter.process_value = partial(_processed, type(parameter), parameter)
+        kind = repr(getattr(parameter, "type_descriptor", getattr(parameter, "type", "")))
+        if "Path" in kind or "int" in kind:
+            parameter.process_value = partial(_processed, type(parameter), parameter, "Path" in kind)
     for each in getattr(command, "commands", {}).values():
         _with_paths(each)
     return command
 
 
-def _processed(kind: Any, parameter: Any, context: Any, value: Any) -> Any:
-    for each in value if isinstance(value, list | tuple) else [value]:
+def _processed(kind: Any, parameter: Any, is_path: bool, context: Any, value: Any) -> Any:
+    for each in value if is_path and isinstance(value, list | tuple) else [value] if is_path else []:
         if isinstance(each, str) and not each.strip():
             raise UserError(f"{parameter.opts[0]}: the path is empty.", "Is a variable of the shell not set?")
-    return kind.process_value(parameter, context, value)
+    found = kind.process_value(parameter, context, value)
+    if isinstance(found, int) and abs(found) >= _TOO_LARGE:
+        raise UserError(f"{parameter.opts[0]}: the number is too large for 64 bits.")
+    return found
 
 
 def _invoked(kind: Any, command: Any, context: Any) -> Any:

@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16", "auto", "int8", "int4"]
 are for CPUs (`lmlab.models.pack_weights`)."""
 PACKED = ("int8", "int4")
 """Those of them whose weights are packed."""
+_TOO_LARGE = 2**63
 _MOST_PROBLEMS = 20  # that one message tells: a list of a million numbers can be wrong in each
 
 
@@ -31,12 +32,16 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers_are_no_truths(cls, data: Any) -> Any:
-        """`steps: yes` is a slip that would train for one step: YAML's and Python's true is no number here."""
+    def _numbers_are_numbers(cls, data: Any) -> Any:
+        """`steps: yes` is a slip that would train for one step: YAML's and Python's true is no number here. Nor is a
+        whole number beyond 64 bits, which no library below takes.
+        """
         for name, value in data.items() if isinstance(data, Mapping) else ():
             info = cls.model_fields.get(name)
             if isinstance(value, bool) and info is not None and _is_number(info.annotation):
                 raise ValueError(f"{name}: a number is needed, got {str(value).lower()}.")
+            if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+                raise ValueError(f"{name}: the number is too large for 64 bits.")
         return data
 
     @classmethod
