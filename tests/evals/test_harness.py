@@ -17,7 +17,7 @@ from lmlab.evals import Evaluator
 from lmlab.evals.eleuther.harness import HarnessModel, run_harness
 from lmlab.evals.scoring import score_all
 from lmlab.evals.tasks.questions import encode_pairs, fit_window
-from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.models import ModelConfig, Transformer, convert, save_pretrained
 
 RANKED = """
 task: colors
@@ -107,6 +107,9 @@ def test_the_command_prints_the_table_of_the_harness(lmlab, place, monkeypatch, 
     assert done.code == 0, done.err
     assert "colors" in done.out and "acc_norm" in done.out
     assert json.loads((tmp_path / "found.json").read_text())["n-samples"]["colors"]["effective"] == 3
+    convert(place / "model", place / "model.gguf", gguf="fp32")
+    done = lmlab("eval", "harness", "--model", place / "model.gguf", *arguments[4:], "--tasks", "colors", "--limit", 3)
+    assert done.code == 0, done.err
     done = lmlab(*arguments, "--tasks", "nothing_such")
     assert (done.code, "has no task 'nothing_such'" in done.err) == (2, True)
 
