@@ -123,7 +123,7 @@ def random_spec(choose: random.Random) -> NetworkSpec:
         prefix_count=choose.random() < 0.4,
         selector_width=choose.random() < 0.2,
         causal_num_heads=choose.randint(0, num_heads),
-        predicates=choose.choice(["table", "families"]),
+        predicates=choose.choice(["table", "families", "sets"]),
         forbid_positions=choose.random() < 0.3,
         autoregressive=choose.random() < 0.4,
         pool_outputs=choose.random() < 0.3,

@@ -28,7 +28,8 @@ class ShapeConfig(Config):
         prefix_count: give the number of times that the token has occurred so far as one more input.
         causal_num_heads: of the counting heads of a layer, so many see the places up to their own alone.
         predicates: table learns the key of each query apart, as in the paper; families lets a gate choose between that
-            and rules (k = q + s, k = c - q, k = c, and for counting heads k < q and k > q).
+            and rules (k = q + s, k = c - q, k = c, and for counting heads k < q and k > q); sets lets each query have
+            any number of keys.
         forbid: inputs that nothing may read; without positions, programs run at any length.
     """
 
@@ -42,7 +43,7 @@ class ShapeConfig(Config):
     embedding_vars: int = Field(default=0, ge=0)
     prefix_count: bool = False
     causal_num_heads: int = Field(default=0, ge=0)
-    predicates: Literal["table", "families"] = "table"
+    predicates: Literal["table", "families", "sets"] = "table"
     forbid: tuple[Literal["positions"], ...] = ()
 
 

@@ -19,6 +19,7 @@ from lmlab.methods.transformer_programs.program.ir import (
     SELECT_CLOSEST,
     SELECT_SUM,
     Lookup,
+    Node,
     Program,
     Select,
     Value,
@@ -114,8 +115,6 @@ def _lay_out(program: Program) -> _Layout:
         else:
             layer = max(0, *(layers[name] + 1 for name in node.reads))
             kind = "num_attn" if node.op == SELECT_SUM else "attn"
-            if len({query for query, _ in node.predicate}) < len(node.predicate):
-                raise UserError(f"'{node.name}': a query has several partners; a predicate of a network gives it one.")
         layers[node.name] = layer
         number = counts.get((layer, kind), 0)
         counts[layer, kind] = number + 1
@@ -134,6 +133,7 @@ def _lay_out(program: Program) -> _Layout:
     if any(node.op == SELECT_CLOSEST for node in causal):
         raise UserError(f"'{causal[0].name}' takes one value of the places up to its own, which no head here does.")
     layout_causal = _causal_first(program, place) if causal else 0
+    heads = [1 + number for _, kind, number in place.values() if kind == "num_attn"]
     spec = NetworkSpec(
         vocabulary=words,
         labels=program.labels,
@@ -141,13 +141,16 @@ def _lay_out(program: Program) -> _Layout:
         context=longest,
         num_layers=depth,
         cat_heads=most["attn"],
-        num_heads=most["num_attn"],
+        num_heads=max(heads, default=0),
         cat_mlps=most["mlp"],
         num_mlps=most["num_mlp"],
         d_mlp=max([4, *(_units(node, program) for node in program.nodes if isinstance(node, Lookup))]),
         mlp_vars_in=max([1, *(len(node.inputs) for node in program.nodes if isinstance(node, Lookup))]),
         embedding_vars=embedded,
         causal_num_heads=layout_causal,
+        predicates="sets" if any(map(_several, program.nodes)) else "table",
+        refuses=any(isinstance(node, Lookup) and node.default is None for node in program.nodes),
+        bounded=program.bounded,
         autoregressive=program.autoregressive,
         pool_outputs=program.pool_outputs,
         forbid_positions=program.max_length is None,
@@ -161,28 +164,29 @@ def _lay_out(program: Program) -> _Layout:
     return _Layout(spec, layers, names, index)
 
 
+def _several(node: Node) -> bool:
+    """Whether a query of a head has several partners."""
+    return isinstance(node, Select) and len({query for query, _ in node.predicate}) < len(node.predicate)
+
+
 def _is_table(program: Program, name: str) -> int:
     """1 where a variable is the result of a table, which a table of the same layer cannot read."""
     return int(any(node.name == name and isinstance(node, Lookup) for node in program.nodes))
 
 
 def _causal_first(program: Program, place: dict[str, tuple[int, str, int]]) -> int:
-    """How many counting heads of a layer are causal; they change places so as to be its first.
-
-    Raises:
-        UserError: layers have different numbers of them.
-    """
+    """How many counting heads of each layer are causal; they change places so as to be its first."""
     layers: dict[int, list[tuple[bool, str]]] = {}
     for node in program.nodes:
         if isinstance(node, Select) and node.op == SELECT_SUM:
             layers.setdefault(place[node.name][0], []).append((not node.causal, node.name))
-    numbers = {sum(not other for other, _ in heads) for heads in layers.values()}
-    if len(numbers) > 1:
-        raise UserError("Layers have different numbers of causal counting heads, which a network has not.")
+    most = max(sum(not other for other, _ in heads) for heads in layers.values())
     for layer, heads in layers.items():
-        for number, (_, name) in enumerate(sorted(heads, key=lambda head: head[0])):
-            place[name] = layer, "num_attn", number
-    return numbers.pop()
+        next_of = {False: 0, True: most}
+        for other, name in heads:
+            place[name] = layer, "num_attn", next_of[other]
+            next_of[other] += 1
+    return most
 
 
 def _indices(
@@ -224,7 +228,8 @@ def _decide_everything(model: ProgramTransformer) -> None:
         parameter.zero_()
         if name.endswith("predicates.table"):
             parameter.fill_(-_DECIDED)
-            parameter[..., -1] = _DECIDED
+            if model.spec.predicates != "sets":
+                parameter[..., -1] = _DECIDED
 
 
 def _choose(gate: torch.Tensor, place: int) -> None:
@@ -247,7 +252,9 @@ def _write_head(block: Block, node: Select, layout: _Layout) -> None:
     queries, keys = layout.index[node.query], layout.index[node.key]
     for query, key in node.predicate:
         if query in queries and key in keys:
-            _choose(table[queries[query]], keys[key])
+            if layout.spec.predicates != "sets":
+                table[queries[query]] = -_DECIDED
+            table[queries[query], keys[key]] = _DECIDED
 
 
 def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) -> None:
@@ -262,9 +269,8 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
     for slot, name in enumerate(reads):
         _choose(mlps.read[0, number, slot], names.index(layout.name[name]))
     results = layout.index[node.name]
-    if node.default is None:
-        raise UserError(f"'{node.name}' has no default; a network answers every key.", "Give it one.")
-    mlps.b_out[0, number, results[node.default]] = _CERTAIN / 2
+    # the last category, which nothing else has, stands for keys that the table refuses
+    mlps.b_out[0, number, spec.d_var - 1 if node.default is None else results[node.default]] = _CERTAIN / 2
     w_in, b_in, w_out = mlps.w_in[0, number], mlps.b_in[0, number], mlps.w_out[0, number]
     if not counts:
         for unit, (key, result) in enumerate(node.table.items()):

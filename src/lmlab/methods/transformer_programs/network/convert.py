@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,9 @@ def to_program(
         )
     model = _one_seed(model, seed)
     length = max(spec.context, max_length or 0)
+    if spec.bounded:
+        program = _converted(model, length, False, reach, max_rows, about)
+        return check(replace(program, bounded=True, max_length=length), "the converted program")
     program = _converted(model, length, spec.forbid_positions, reach, max_rows, about)
     if not spec.forbid_positions and program.reads_positions is None:
         program = _converted(model, length, True, reach, max_rows, about)
@@ -188,6 +191,7 @@ def _mlps(
         forbidden = torch.arange(logits.shape[-1]) == spec.cat_inputs.index("positions")
         logits = logits.masked_fill(forbidden, -1e30)
     reads = logits[0].argmax(-1).tolist()
+    refused = spec.d_var - 1 if spec.refuses else None
     made: list[Lookup] = []
     for number in range(mlps.count):
         prefix = "mlp" if kind == "cat" else "num_mlp"
@@ -196,11 +200,12 @@ def _mlps(
         inputs = tuple(dict.fromkeys(slots))  # an input that is read twice is one argument
         places = [inputs.index(slot) for slot in slots]
         if kind == "cat":
-            made.append(_cat_table(mlps, number, name, inputs, places, state, spec.d_var))
+            made.append(_cat_table(mlps, number, name, inputs, places, state, spec.d_var, refused))
         else:
             grid = spec.context * (layer + 1)
-            made.append(_num_table(model, mlps, number, name, inputs, places, state, grid, reach, max_rows))
-        state.values[name] = list(range(spec.d_var))
+            made.append(_num_table(model, mlps, number, name, inputs, places, state, grid, reach, max_rows, refused))
+        results: list[Value | None] = list(range(spec.d_var))
+        state.values[name] = [*results[:-1], None] if spec.refuses else results
     state.nodes += made
 
 
@@ -218,22 +223,28 @@ def _results(mlps: Mlps, number: int, keys: Tensor, places: list[int], width: in
 
 
 def _cat_table(
-    mlps: Mlps, number: int, name: str, inputs: tuple[str, ...], places: list[int], state: _State, d_var: int
-) -> Lookup:
+    mlps: Mlps, number: int, name: str, inputs: tuple[str, ...], places: list[int], state: _State, d_var: int,
+    refused: int | None,
+) -> Lookup:  # fmt: skip
     keys = torch.tensor(list(itertools.product(range(d_var), repeat=len(inputs))))
     results = _results(mlps, number, keys, places, d_var)
-    default = min(Counter(results).items(), key=lambda item: (-item[1], item[0]))[0]
-    table: dict[tuple[Value | float, ...], Value] = {}
+    default: int | None = min(Counter(results).items(), key=lambda item: (-item[1], item[0]))[0]
+    rows: dict[tuple[Value | float, ...], int] = {}
     for key, result in zip(keys.tolist(), results, strict=True):
         called = [state.values[each][place] for each, place in zip(inputs, key, strict=True)]
-        if result != default and None not in called and not (len(inputs) > 1 and _PAD in called):
-            table[tuple(each for each in called if each is not None)] = result
+        if None not in called and not (len(inputs) > 1 and _PAD in called):
+            rows[tuple(each for each in called if each is not None)] = result
+    if refused is not None and (refused == default or refused in rows.values()):
+        default = None  # any key without a row is refused
+    table: dict[tuple[Value | float, ...], Value] = {
+        key: result for key, result in rows.items() if result not in (default, refused)
+    }
     return Lookup(name, inputs, table, default)
 
 
 def _num_table(
     model: ProgramTransformer, mlps: Mlps, number: int, name: str, inputs: tuple[str, ...], places: list[int],
-    state: _State, grid: int, reach: Sequence[Sequence[str]], max_rows: int,
+    state: _State, grid: int, reach: Sequence[Sequence[str]], max_rows: int, refused: int | None,
 ) -> Lookup:  # fmt: skip
     """The table of an MLP of counts: a grid as large as the reference's, and as far beyond as the counts can go."""
     most = [state.greatest[each] for each in inputs]
@@ -243,7 +254,9 @@ def _num_table(
             f"'{name}' reads '{wrong}', which sums learned numbers: no table lists them all.",
             "Train with constants (learned_numbers: false).",
         )
-    ranges = [range(max(grid, each + 1)) for each in most if each is not None]
+    # without a bound there is no default, which is that of the reference's grid
+    least = 0 if state.unbounded else grid
+    ranges = [range(max(least, each + 1)) for each in most if each is not None]
     if state.unbounded and len(inputs) == 1:
         settled = _settles(mlps, number, len(ranges[0]), len(places))
         if settled is not None:
@@ -251,9 +264,12 @@ def _num_table(
             keys = torch.arange(last + 1)[:, None]
             results = _results(mlps, number, keys, places, 1)
             rows_of: dict[tuple[Value | float, ...], Value] = {
-                (key,): result for key, result in enumerate(results) if result != default_of_all
+                (key,): result for key, result in enumerate(results) if result not in (default_of_all, refused)
             }
-            return Lookup(name, inputs, rows_of, default_of_all)
+            if default_of_all == refused:
+                return Lookup(name, inputs, rows_of, None)
+            if refused not in results:
+                return Lookup(name, inputs, rows_of, default_of_all)
     rows = 1
     for each in ranges:
         rows *= len(each)
@@ -261,7 +277,9 @@ def _num_table(
         keys = torch.tensor(list(itertools.product(*ranges)))
         results = _results(mlps, number, keys, places, 1)
         inside = [result for key, result in zip(keys.tolist(), results, strict=True) if max(key) < grid]
-        default: Value | None = None if state.unbounded else Counter(inside).most_common(1)[0][0]
+        default: Value | None = Counter(inside).most_common(1)[0][0]
+        if state.unbounded or (refused is not None and refused in results):
+            default = None
     else:
         if not len(reach):
             spans = ", ".join(f"'{each}' 0 to {top}" for each, top in zip(inputs, most, strict=True))
@@ -277,7 +295,11 @@ def _num_table(
         keys = torch.tensor(sorted(reached))
         results = _results(mlps, number, keys, places, 1)
         default = None
-    table = {tuple(key): result for key, result in zip(keys.tolist(), results, strict=True) if result != default}
+    table: dict[tuple[Value | float, ...], Value] = {
+        tuple(key): result
+        for key, result in zip(keys.tolist(), results, strict=True)
+        if result not in (default, refused)
+    }
     return Lookup(name, inputs, table, default)
 
 

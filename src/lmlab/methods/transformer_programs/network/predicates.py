@@ -1,7 +1,8 @@
 """Predicates of heads: which key a query looks for (Friedman et al. 2023, section 3.2).
 
 The paper learns the partner of each query apart. A family is a rule with few numbers instead, of which a gate chooses
-one; whatever is chosen, its arg max is a list of pairs as before.
+one; with sets, each pair of a query and a key is a choice of its own, so that a query may have several partners or
+none. Whatever is chosen, its arg max is a list of pairs.
 
 Shapes: S seeds, H heads, D values of a category.
 """
@@ -24,6 +25,7 @@ class Predicates(nn.Module):
         super().__init__()
         heads, values = spec.cat_heads + spec.num_heads, spec.d_var
         self.cat_heads, self.families = spec.cat_heads, spec.predicates == "families"
+        self.sets = spec.predicates == "sets"
 
         def normal(*shape: int, std: float) -> nn.Parameter:
             return nn.Parameter(torch.stack([torch.randn(shape, generator=each) * std for each in generators]))
@@ -37,6 +39,8 @@ class Predicates(nn.Module):
 
     def forward(self, sample: Sampler) -> Tensor:
         """(S, H, D queries, D keys): weights of the keys that each query looks for."""
+        if self.sets:  # match or not, where equal logits are no match
+            return sample(torch.stack([torch.zeros_like(self.table), self.table], -1))[..., 1]
         table = sample(self.table)
         if not self.families:
             return table

@@ -27,7 +27,11 @@ class NetworkSpec(Config):
         selector_width: counting heads always sum the constant 1.
         causal_num_heads: of the counting heads of a layer, so many see the places up to their own alone.
         predicates: `table`: each value of a query picks its partner; `families`: a gate chooses between that table and
-            rules with few numbers (k = q + s, k = c - q, k = c, and for counting heads k < q and k > q).
+            rules with few numbers (k = q + s, k = c - q, k = c, and for counting heads k < q and k > q); `sets`: each
+            value of a query has any number of partners.
+        refuses: the last category of a table's results stands for keys that the table has no row for; the program
+            refuses such a place, where the network itself answers something.
+        bounded: its program runs on no more than `context` places even where nothing reads positions.
         sampled_tokens: tokens pass through the sampler with logits of 10 and -10, as in the reference, so that they are
             one-hot only under the arg max.
         forbid_positions: nothing reads positions, so that the program runs at any length.
@@ -53,7 +57,9 @@ class NetworkSpec(Config):
     prefix_count: bool = False
     selector_width: bool = False
     causal_num_heads: int = Field(default=0, ge=0)
-    predicates: Literal["table", "families"] = "table"
+    predicates: Literal["table", "families", "sets"] = "table"
+    refuses: bool = False
+    bounded: bool = False
     forbid_positions: bool = False
     sampled_tokens: bool = False
     position_bias: PositionBias = "fixed"
