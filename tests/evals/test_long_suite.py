@@ -208,6 +208,18 @@ def test_scores_do_not_depend_on_what_is_shared(file, model, tokenizer, asking):
                 assert a["nll"] == pytest.approx(b["nll"], abs=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [1, 700, 5000])
+def test_scores_do_not_depend_on_the_batch(file, model, tokenizer, asking, tokens):
+    instances = [each for each in read_instances(file).instances if each.task in ("json_kv", "icl")]
+    usual = measurer(_evaluator(model, tokenizer), asking, "forced")
+    scorer = ModelScorer(model, "fp32", batch_tokens=tokens)
+    other = measurer(Evaluator(scorer, tokenizer, model), asking, "forced")
+    for group in by_context(instances):
+        for a, b in zip(usual(group), other(group), strict=True):
+            assert (a["id"], a["score"], a.get("choice")) == (b["id"], b["score"], b.get("choice"))
+            assert a["nll"] == pytest.approx(b["nll"], abs=1e-4)
+
+
 def test_forced_scores_are_the_probabilities_of_the_right_answer(file, model, tokenizer, asking):
     instances = [each for each in read_instances(file).instances if each.task in ("json_kv", "rag")]
     measure = measurer(_evaluator(model, tokenizer), asking, "forced")

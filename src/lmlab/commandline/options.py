@@ -40,6 +40,7 @@ AllowPickle = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OnlyTell = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
+NewRun = Annotated[bool, typer.Option("--new-run", help="Let the folder hold another judge's grades too.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
 _PIPED_WIDTH = 240  # columns of a file or pipe, which need not fit a screen

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import OnlyTell, example
+from lmlab.commandline.options import NewRun, OnlyTell, example
 from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
 
@@ -32,7 +32,7 @@ def run(
     table: PriceTable,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of grades and replies.")] = Path("runs/judge"),
     dry_run: OnlyTell = False,
-    new_run: Annotated[bool, typer.Option("--new-run", help="Let the folder hold another judge's grades too.")] = False,
+    new_run: NewRun = False,
 ) -> None:
     """Grade answers. What was graded is not graded again; an answer without a readable grade is not a bad one."""
     from lmlab.judging.answers.find import make_answer_judge

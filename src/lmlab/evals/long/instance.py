@@ -18,7 +18,7 @@ from lmlab.config import Config, validate
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, read_jsonl, sha256_json
 
-SUITE_VERSION = 1
+SUITE_VERSION = 2
 """Raised whenever the same settings give other instances or other scores."""
 
 
@@ -86,7 +86,7 @@ class Header(Config):
         origin: versions of the packages with the texts.
     """
 
-    longeval: Literal[1] = 1
+    longeval: Literal[2] = 2
     tokenizer: str
     template: str = "plain"
     settings: dict[str, Any] = {}

@@ -286,7 +286,9 @@ def _row(instance: Instance) -> Row:
         "prompt_tokens": instance.prompt_tokens,
         "short": instance.short,
         "chance": chance,
+        "question": instance.question,
         "answer": instance.answer[0],
+        "answers": instance.answer,
         **{name: instance.meta[name] for name in kept if name in instance.meta},
     }
 

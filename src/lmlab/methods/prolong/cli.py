@@ -9,10 +9,11 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
-from lmlab.commandline.options import ModelPlace, example
+from lmlab.commandline.options import ModelPlace, NewRun, example
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
+from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.methods.prolong.config import FactorSettings, LongerWindow, MeasuringSettings, PerplexitySettings
 from lmlab.runs.loading import Loading
 
@@ -208,6 +209,34 @@ def rope(model: ModelPlace, longer: LongerWindow) -> None:
 
 @app.command(
     epilog=example(
+        "lmlab long judge runs/long --judge coverage",
+        "lmlab long judge helmet/narrativeqa_7892-8192 --task rag -j openai:NAME --base-url https://HOST/v1"
+        " --key-env KEY",
+    )
+)
+@options(AnswerJudgeConfig, exclude=("rubric", "calibration"))
+def judge(
+    results: Annotated[Path, typer.Argument(help="A directory of `eval`, in the mode generate, or of `helmet`.")],
+    settings: AnswerJudgeConfig,
+    task: Annotated[list[str], typer.Option(help="Tasks whose answers are judged.")] = ["summ"],  # noqa: B006
+    new_run: NewRun = False,
+) -> None:
+    """Let a judge say what summaries and answers are worth: fluency, claims and correctness, as in HELMET."""
+    from lmlab.methods.prolong.judged import judge_results
+
+    found = judge_results(results, settings, task, new_run)
+    rows: list[list[object]] = []
+    for name, cells in found["tasks"].items():
+        for length, cell in cells.items():
+            parts = [cell.get(part) for part in ("score", "fluency", "correctness", "recall", "precision")]
+            shown = ["" if value is None else f"{value:.3f}" for value in parts]
+            rows.append([name, length, f"{cell['graded']} of {cell['n']}", *shown])
+    _print_rows(["task", "tokens", "graded", "score", "fluency", "correctness", "recall", "precision"], rows)
+    print(f"Judged: {results / 'judged.json'}\nPage: {_page([results], results / 'report.html')}")
+
+
+@app.command(
+    epilog=example(
         "lmlab long search models/mine --to 4096 --out runs/searched",
         "lmlab long eval runs/searched/model --length 4096 --mode forced --out runs/long",
     )
@@ -239,14 +268,15 @@ def _page(places: list[Path], out: Path) -> Path:
     from lmlab.evals.long import RESULTS, read_results, read_suite_rows
     from lmlab.files import read_mapping
     from lmlab.methods.prolong.evaluate import SHORT
+    from lmlab.methods.prolong.judged import JUDGED
     from lmlab.methods.prolong.report import sections
     from lmlab.reports import Page
 
     @reads("what a measurement found")
     def found_at(place: Path) -> dict[str, object]:
         found = read_results(place)
-        short = place / SHORT
-        return found | ({"short": read_mapping(short)} if place.is_dir() and short.is_file() else {})
+        beside = {"short": place / SHORT, "judged": place / JUDGED}
+        return found | {name: read_mapping(path) for name, path in beside.items() if place.is_dir() and path.is_file()}
 
     found = [found_at(place) for place in places]
     last = places[-1] if places[-1].is_dir() else places[-1].parent

@@ -80,6 +80,9 @@ def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str
     controls = _controls(results)
     if controls:
         found.append(Section("Controls", controls, rank=4))
+    judged = _judged(results)
+    if judged:
+        found.append(Section("Judged", judged, rank=4))
     short = _short(results)
     if short:
         found.append(Section("Short tasks", short, rank=5))
@@ -228,6 +231,29 @@ def _controls(results: Sequence[dict[str, Any]]) -> list[Block]:
         return []
     columns = ["model", "task", "tokens", "control", "score", "NLL", "score of the control", "NLL of the control"]
     caption = "The same questions without the context (closed), and with the passage that answers alone (gold_only)."
+    return [Table(columns, rows, caption)]
+
+
+def _judged(results: Sequence[dict[str, Any]]) -> list[Block]:
+    """What a judge made of summaries and answers."""
+    rows: list[list[Cell]] = []
+    by: dict[str, None] = {}
+    for name, each in zip(_names(results), results, strict=True):
+        judged = each.get("judged") or {}
+        by |= dict.fromkeys(count["judge"] for count in judged.get("judged", {}).values())
+        for task, cells in judged.get("tasks", {}).items():
+            for length, cell in cells.items():
+                bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell.get("low") is not None else None
+                parts = [cell.get(part) for part in ("fluency", "correctness", "recall", "precision")]
+                rows.append([name, task, int(length), cell["n"], cell["graded"], cell.get("score"), bounds, *parts])
+    if not rows:
+        return []
+    columns = ["model", "task", "tokens", "n", "graded", "score", "95 % interval"]
+    columns += ["fluency", "correctness", "recall", "precision"]
+    caption = (
+        "0 to 1: fluency times correctness, or for summaries times 2 P R / (P + R) of claims. Answers without a"
+        f" readable grade are in no mean. Graded by {'; '.join(by)}."
+    )
     return [Table(columns, rows, caption)]
 
 
