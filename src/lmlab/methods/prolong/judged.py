@@ -139,13 +139,12 @@ def _figures(rows: Sequence[Row], grades: Mapping[str, Mapping[Part, float | Non
             values = np.array([score for _, score in known])
             contexts = [context for context, _ in known]
             several = contexts if len(set(contexts)) > 1 else None
-            drawn = stats.bootstrap(
-                lambda units, values=values: float(values[units].mean()),
-                len(values),
-                clusters=several,
-                seed=len(values),
-            )
-            low, high = (float(each) if np.isfinite(each) else None for each in drawn.bounds)
+
+    def mean(units: NDArray[np.int64]) -> float:
+        return float(values[units].mean())
+
+    drawn = stats.bootstrap(mean, len(values), clusters=several, seed=len(values))
+    low, high = (float(each) if np.isfinite(each) else None for each in drawn.bounds)
             cell |= {"score": drawn.value, "low": low, "high": high}
         for part in _RUBRICS:
             given = [value for row in chosen if (value := grades[row["id"]].get(part)) is not None]
