@@ -138,14 +138,7 @@ def _figures(rows: Sequence[Row], grades: Mapping[str, Mapping[Part, float | Non
         if known:
             values = np.array([score for _, score in known])
             contexts = [context for context, _ in known]
-            several = contexts if len(set(contexts)) > 1 else None
-
-    def mean(units: NDArray[np.int64]) -> float:
-        return float(values[units].mean())
-
-    drawn = stats.bootstrap(mean, len(values), clusters=several, seed=len(values))
-    low, high = (float(each) if np.isfinite(each) else None for each in drawn.bounds)
-            cell |= {"score": drawn.value, "low": low, "high": high}
+            cell |= _bootstrapped(values, contexts)
         for part in _RUBRICS:
             given = [value for row in chosen if (value := grades[row["id"]].get(part)) is not None]
             cell[part] = float(np.mean(given)) if given else None
@@ -154,7 +147,10 @@ def _figures(rows: Sequence[Row], grades: Mapping[str, Mapping[Part, float | Non
 
 
 def _bootstrapped(values: NDArray[np.float64], contexts: Sequence[str]) -> dict[str, float | None]:
+    def mean(units: NDArray[np.int64]) -> float:
+        return float(values[units].mean())
+
     several = contexts if len(set(contexts)) > 1 else None
-    drawn = stats.bootstrap(lambda units: float(values[units].mean()), len(values), clusters=several, seed=len(values))
+    drawn = stats.bootstrap(mean, len(values), clusters=several, seed=len(values))
     low, high = (float(each) if np.isfinite(each) else None for each in drawn.bounds)
     return {"score": drawn.value, "low": low, "high": high}
