@@ -10,7 +10,7 @@ from lmlab.data import Tokenizer
 from lmlab.errors import LmlabError
 from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, from_pretrained, generate, save_pretrained
 from lmlab.models.generation.lookup import Lookup
-from lmlab.models.generation.static import StaticStep
+from lmlab.models.generation.steps.static import StaticStep
 
 PROMPTS = [[5, 9, 2, 40, 17, 3], [8], [1, 1, 60, 22], [33, 7], [50] * 11, [12, 13, 14]]
 SETTINGS = [

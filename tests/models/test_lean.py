@@ -23,8 +23,8 @@ from lmlab.models import (
     pack_weights,
     save_pretrained,
 )
-from lmlab.models.generation.lean import LeanStep, can_be_lean
-from lmlab.models.generation.pages import into_large_pages
+from lmlab.models.generation.steps.lean import LeanStep, can_be_lean
+from lmlab.models.generation.steps.pages import into_large_pages
 from lmlab.models.layers.joined import joint
 
 GREEDY = GenerationConfig(max_new_tokens=8, temperature=0)
@@ -112,7 +112,7 @@ def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path
 
 
 def test_what_has_no_numbers_takes_no_place_in_large_pages(monkeypatch):
-    monkeypatch.setattr("lmlab.models.generation.pages._FEWEST_BYTES", 0)
+    monkeypatch.setattr("lmlab.models.generation.steps.pages._FEWEST_BYTES", 0)
     given = torch.arange(40.0), torch.empty(0), torch.empty(3, 0), torch.tensor(2)
     before = [each.clone() for each in given]
     into_large_pages(given)
@@ -120,7 +120,7 @@ def test_what_has_no_numbers_takes_no_place_in_large_pages(monkeypatch):
 
 
 def test_large_pages_change_nothing_that_is_computed_shared_or_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmlab.models.generation.pages._FEWEST_BYTES", 0)
+    monkeypatch.setattr("lmlab.models.generation.steps.pages._FEWEST_BYTES", 0)
     model, other = random_model("llama"), random_model("llama")
     assert model.head is None  # tied
     lay_out(model)

@@ -16,11 +16,12 @@ from .formats.settings import family_of, why_no_family
 from .forward.output import TransformerOutput
 from .generation.beams import Beam, beam_search
 from .generation.config import DecodingConfig, GenerationConfig
-from .generation.decoding import Continuation, Decoding, PromptScores
+from .generation.continuation import Continuation, PromptScores
+from .generation.decoding import Decoding
 from .generation.defaults import end_token_ids, generation_defaults
 from .generation.generate import Completion, GrowingText, generate, stream
-from .generation.packing import lay_out, pack_weights
 from .generation.shared import common_beginning, continue_shared
+from .generation.steps.packing import lay_out, pack_weights
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
 from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.data import Tokenizer
-from lmlab.models.generation.decoding import TopTokens
+from lmlab.models.generation.continuation import TopTokens
 
 
 @dataclass(frozen=True)

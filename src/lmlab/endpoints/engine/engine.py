@@ -24,7 +24,8 @@ from lmlab.models import (
     SoftPrompt,
     Transformer,
 )
-from lmlab.models.generation.decoding import Decode, FinishReason, TopTokens, check_prompts
+from lmlab.models.generation.checks import check_prompts
+from lmlab.models.generation.continuation import Decode, FinishReason, TopTokens
 
 _log = logging.getLogger(__name__)
 _MAX_ROWS = {"cpu": 16, "cuda": 128}

@@ -12,8 +12,10 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.models.attention.cache import KVCache
+from lmlab.models.generation.checks import check_prompts
+from lmlab.models.generation.choosing import not_numbers
 from lmlab.models.generation.config import DecodingConfig
-from lmlab.models.generation.decoding import check_prompts, evaluating, not_numbers
+from lmlab.models.generation.decoding import evaluating
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 

@@ -8,127 +8,31 @@ Shapes: R rows, T tokens, V vocabulary, D model width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import UserError
 from lmlab.hardware.gemm import fast_inference
 from lmlab.hardware.threads import beat
 from lmlab.models.attention.cache import KVCache
-from lmlab.models.generation.config import DecodingConfig, Guide
-from lmlab.models.generation.lean import LeanStep, can_be_lean
+from lmlab.models.generation.checks import check_prompts
+from lmlab.models.generation.choosing import choose_tokens, likeliest
+from lmlab.models.generation.config import DecodingConfig
+from lmlab.models.generation.continuation import Continuation, Decode, PromptScores
 from lmlab.models.generation.lookup import Lookup
-from lmlab.models.generation.sampling import draw, keep_likely, penalize
-from lmlab.models.generation.static import StaticStep, can_be_static
+from lmlab.models.generation.steps.lean import LeanStep, can_be_lean
+from lmlab.models.generation.steps.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
-Decode = Callable[[Sequence[int]], str]
-FinishReason = Literal["stop", "length", "repetition"]
-TopTokens = list[tuple[int, float]]
-_LONGEST_BLOCK = 64  # tokens: longer loops than a paragraph are text
 _STATIC_AFTER = 6  # to record a step takes as long as about four steps: a short answer is done before it would pay
 _SCORED_AT_ONCE = 64  # places of a prompt whose logits over the whole vocabulary are in memory together
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """What the model says of a prompt.
-
-    Attributes:
-        log_probs: natural-log probability of each token after those before it; None for the first, which follows
-            nothing.
-        top: the likeliest tokens at each place with their log-probabilities, best first; none for the first.
-    """
-
-    log_probs: list[float | None]
-    top: list[TopTokens]
-
-
-@dataclass(eq=False)
-class Continuation:
-    """One row: what was added to a prompt so far.
-
-    Attributes:
-        sample: which of the prompt's continuations it is.
-        ids: the new tokens, without an end token.
-        log_probs: natural-log probability of each under the model itself, that is at temperature 1, unfiltered and
-            without bias.
-        top: for each new token the likeliest ones at its place, best first; none unless they were asked for.
-        finish_reason: None as long as it goes on.
-        failure: why it cannot go on.
-    """
-
-    prompt: Sequence[int]
-    config: DecodingConfig
-    sample: int
-    ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    top: list[TopTokens] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    failure: LmlabError | None = None
-    prompt_scores: PromptScores | None = None
-    last: int = -1
-    dropped: bool = False
-    _draws: np.random.Generator | None = None
-    guide: Guide | None = None
-
-    def __post_init__(self) -> None:
-        if self.config.guide is not None:
-            self.guide = self.config.guide()
-        seed = self.config.seed
-        if self.config.temperature > 0:
-            self._draws = np.random.default_rng([abs(seed), int(seed < 0), self.sample, *self.prompt])
-
-    @property
-    def done(self) -> bool:
-        """Whether it will not grow any more."""
-        return self.dropped or self.finish_reason is not None or self.failure is not None
-
-    @property
-    def remaining(self) -> int:
-        """How many tokens may still come."""
-        return 0 if self.done else self.config.max_new_tokens - len(self.ids)
-
-    def uniform(self) -> float:
-        """The number in [0, 1) behind the next draw."""
-        return 0.0 if self._draws is None else self._draws.random()
-
-    def append(self, token: int, log_prob: float, top: TopTokens, decode: Decode | None) -> None:
-        """Take a token, and see whether the continuation ends with it."""
-        config, self.last = self.config, token
-        if token in config.eos_ids:
-            self.finish_reason = "stop"
-            return
-        self.ids.append(token)
-        self.log_probs.append(log_prob)
-        if config.top_log_probs:
-            self.top.append(top)
-        if self.guide is not None:
-            self.guide.take(token)
-            if self.guide.done:
-                self.finish_reason = "length" if self.guide.failed else "stop"
-                return
-        if config.stop and decode is not None:
-            tail = self.ids[
-                -max(len(stop.encode()) for stop in config.stop) - 8 :
-            ]  # a token holds at least a byte, a special one none
-            text = decode(tail)
-            if any(stop in text for stop in config.stop):
-                self.finish_reason = "stop"
-                return
-        if config.max_repetitions is not None and _repeats(self.ids, config.max_repetitions):
-            self.finish_reason = "repetition"
-        elif len(self.ids) == config.max_new_tokens:
-            self.finish_reason = "length"
 
 
 @dataclass(frozen=True)
@@ -157,7 +61,7 @@ class Decoding:
         decode: ids to text, for stop strings.
         keep: called with each prompt that was read, the cache that its keys and values end in, and its row there.
         static_after: steps on the same rows after which one is recorded and replayed from then on
-            (`lmlab.models.generation.static`); None for never. By default 6 on CUDA, and never elsewhere.
+            (`lmlab.models.generation.steps.static`); None for never. By default 6 on CUDA, and never elsewhere.
         raises: raise what fails a row, instead of ending this row by its `failure` and going on with the others.
 
     Attributes:
@@ -402,7 +306,7 @@ class Decoding:
             expected = targets[start : start + _SCORED_AT_ONCE]
             log_probs_TV = self._logits(hidden_TD[start : start + len(expected)]).log_softmax(-1)
             scores.log_probs.extend(log_probs_TV.gather(1, expected[:, None])[:, 0].tolist())
-            scores.top.extend(_top(log_probs_TV, [top] * len(expected)))
+            scores.top.extend(likeliest(log_probs_TV, [top] * len(expected)))
         return scores
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -428,146 +332,6 @@ class Decoding:
         self.rows = [self.rows[place] for place in live] + rows
         room = max(row.remaining for row in self.rows)
         self._cache = KVCache.side_by_side([(self._cache, live), (read, sources)], room)
-
-
-def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None, raises: bool = True) -> None:
-    """Choose a token for every row that is not done.
-
-    Arguments:
-        raises: raise what fails a row; else it is kept as the row's `failure`.
-
-    Raises:
-        LmlabError: the logits of such a row are not numbers.
-    """
-    chosen_R = _sample(rows, logits_RV)
-    log_z_R = logits_RV.logsumexp(-1)
-    log_probs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R
-    # one transfer from the device for both: fp32 holds every id below 16 million exactly
-    chosen, log_probs = torch.stack((chosen_R.float(), log_probs_R)).tolist()
-    tops = (
-        _top(logits_RV - log_z_R[:, None], wanted)
-        if any(wanted := [row.config.top_log_probs for row in rows])
-        else [[] for _ in rows]
-    )
-    for row, token, log_prob, top in zip(rows, map(int, chosen), log_probs, tops, strict=True):
-        if row.config.max_new_tokens == 0:
-            row.finish_reason = "length"
-        elif not row.done:
-            if math.isnan(log_prob):
-                row.failure = not_numbers()
-            else:
-                row.append(token, log_prob, top, decode)
-    if raises and (failed := next((row.failure for row in rows if row.failure is not None), None)):
-        raise failed
-
-
-def not_numbers() -> LmlabError:
-    """What is said where logits are none."""
-    return LmlabError(
-        "The model's logits are not numbers (NaN).",
-        "Its weights may be damaged, or too large for this precision: try fp32.",
-    )
-
-
-def check_prompts(
-    model: Transformer,
-    asked: Sequence[tuple[Sequence[int], DecodingConfig]],
-    decode: Decode | None,
-    soft_prompt: SoftPrompt | None = None,
-    memory: Memory | None = None,
-) -> None:
-    """Refuse what cannot be continued.
-
-    Raises:
-        UserError: as `Decoding.add`.
-    """
-    check_asked(model, asked, decode)
-    _check_reach(model, asked)
-    limit = model.config.max_seq_len
-    longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
-    before, behind = 0, ""
-    if soft_prompt is not None and (before := soft_prompt.positions_taken):
-        behind = f" behind a soft prompt of {before} {'vectors' if soft_prompt.budget is None else 'positions'}"
-    if memory is not None and (before := int(memory.next_position.max())):
-        behind = f" behind a memory of {before} positions"
-    if before + longest + new > limit:
-        raise UserError(
-            f"The longest prompt has {longest} tokens{behind}; with {new} new ones it exceeds the model's {limit}.",
-            "Shorten the prompt or lower max_new_tokens.",
-        )
-
-
-def check_asked(
-    model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None
-) -> None:
-    """Refuse prompts that are none, whatever their lengths.
-
-    Raises:
-        UserError: an empty prompt, ids beyond the vocabulary, or stop strings without `decode`.
-    """
-    if not asked or min(len(prompt) for prompt, _ in asked) == 0:
-        raise UserError("Every prompt needs at least one token.")
-    if any(config.stop and (decode is None or "" in config.stop) for _, config in asked):
-        raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
-    vocabulary = model.config.vocab_size
-    if not all(0 <= min(prompt) <= max(prompt) < vocabulary for prompt, _ in asked):
-        raise UserError(f"A prompt has token ids beyond the model's vocabulary of {vocabulary}.")
-
-
-def _check_reach(model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]]) -> None:
-    """Refuse continuations that would cross the length at which LongRoPE rotates all tokens in another way."""
-    scaling = model.config.rope_scaling
-    if scaling is None or scaling.type != "longrope":
-        return
-    border = scaling.original_max_seq_len or 0
-    for prompt, config in asked:
-        if len(prompt) <= border < len(prompt) + config.max_new_tokens:
-            raise UserError(
-                f"A prompt of {len(prompt)} tokens with {config.max_new_tokens} new ones crosses {border} tokens, where"
-                " the model's rotary positions change for the whole text (longrope).",
-                f"Lower max_new_tokens to {border - len(prompt)}, or give a prompt of more than {border} tokens.",
-            )
-
-
-def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
-    """One id a row, [R]. Rows with the same settings are drawn together."""
-    if any(row.config.logit_bias or row.config.repetition_penalty != 1 or row.guide is not None for row in rows):
-        logits_RV = logits_RV.clone()
-        for place, row in enumerate(rows):
-            for token, bias in row.config.logit_bias:
-                logits_RV[place, token] += bias
-            if row.config.repetition_penalty != 1:
-                held = torch.tensor([*row.prompt, *row.ids], device=logits_RV.device)
-                penalize(logits_RV[place], held, row.config.repetition_penalty)
-            if row.guide is not None and not row.done:
-                logits_RV[place].masked_fill_(~row.guide.allowed().to(logits_RV.device), float("-inf"))
-    groups: dict[tuple[float, int | None, float | None, float | None], list[int]] = {}
-    for place, row in enumerate(rows):
-        if row.config.temperature > 0 and not row.done:
-            config = row.config
-            groups.setdefault((config.temperature, config.top_k, config.top_p, config.min_p), []).append(place)
-    chosen_R = logits_RV.argmax(-1)
-    for (temperature, top_k, top_p, min_p), places in groups.items():
-        own = logits_RV if len(places) == len(rows) else logits_RV[places]
-        uniforms = torch.tensor([rows[place].uniform() for place in places], dtype=torch.float64, device=own.device)
-        chosen_R[places] = draw(keep_likely(own / temperature, top_k, top_p, min_p), uniforms)
-    return chosen_R
-
-
-def _top(log_probs_RV: Tensor, wanted: Sequence[int]) -> list[TopTokens]:
-    """The likeliest ids of each row, as many as it wants, with their log-probabilities."""
-    most = min(max(wanted, default=0), log_probs_RV.shape[1])
-    found = log_probs_RV.topk(most, dim=-1)
-    return [
-        list(zip(ids[:k], values[:k], strict=True))
-        for k, ids, values in zip(wanted, found.indices.tolist(), found.values.tolist(), strict=True)
-    ]
-
-
-def _repeats(ids: list[int], times: int) -> bool:
-    """Whether the tail is a block of at most 64 tokens, `times` times."""
-    sizes = range(1, min(_LONGEST_BLOCK, len(ids) // times) + 1)
-    return any(ids[-size * times : -size] == ids[-size * (times - 1) :] for size in sizes)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

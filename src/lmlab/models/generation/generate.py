@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, GenerationConfig
-from lmlab.models.generation.decoding import Continuation, Decode, Decoding, FinishReason, PromptScores, TopTokens
+from lmlab.models.generation.continuation import Continuation, Decode, FinishReason, PromptScores, TopTokens
+from lmlab.models.generation.decoding import Decoding
 from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from lmlab.models.attention.cache import KVCache
+from lmlab.models.generation.checks import check_prompts
+from lmlab.models.generation.choosing import choose_tokens
 from lmlab.models.generation.config import DecodingConfig
-from lmlab.models.generation.decoding import (
-    Continuation,
-    Decode,
-    check_prompts,
-    choose_tokens,
-    evaluating,
-    left_pad,
-)
+from lmlab.models.generation.continuation import Continuation, Decode
+from lmlab.models.generation.decoding import evaluating, left_pad
 from lmlab.models.transformer import Transformer
 
 

@@ -25,7 +25,9 @@ from lmlab.models import (
     SoftPrompt,
     segment_forward,
 )
-from lmlab.models.generation.decoding import Beginning, Decode, check_asked, evaluating
+from lmlab.models.generation.checks import check_asked
+from lmlab.models.generation.continuation import Decode
+from lmlab.models.generation.decoding import Beginning, evaluating
 from lmlab.models.memory.memory import Memory
 
 

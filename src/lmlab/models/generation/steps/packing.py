@@ -7,7 +7,7 @@ from torch import nn
 
 from lmlab.errors import UserError
 from lmlab.models.block import Block
-from lmlab.models.generation.pages import into_large_pages
+from lmlab.models.generation.steps.pages import into_large_pages
 from lmlab.models.layers.feed_forward import FeedForward
 from lmlab.models.layers.joined import lay_together
 from lmlab.models.layers.linear import Linear

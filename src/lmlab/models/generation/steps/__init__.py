@@ -1,0 +1,1 @@
+"""A step of decoding, made fast: few operators, recorded launches, packed weights, large pages."""
