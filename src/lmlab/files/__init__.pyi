@@ -14,22 +14,9 @@ from .atomic import (
     write_jsonl,
     write_text,
 )
+from .compression import MAX_EXPANSION, DamagedError, bytes_read, open_binary, share_read, without_compression
 from .digests import cache_directory, content_digest, content_digests, describe
-from .locations import (
-    MAX_EXPANSION,
-    DamagedError,
-    absolute,
-    bytes_read,
-    file_system,
-    find_files,
-    is_folder,
-    is_url,
-    names_within,
-    open_binary,
-    open_raw,
-    share_read,
-    without_compression,
-)
+from .locations import absolute, find_files, is_folder, names_within
 from .owned import OwnedFolder, check_owner, locked, only_writer, owned_folder, write_manifest
 from .parsing import (
     MAX_JSON_BYTES,
@@ -43,6 +30,7 @@ from .parsing import (
     require_mapping,
     write_yaml,
 )
+from .systems import file_system, is_url, open_raw
 
 __all__ = [
     "MAX_EXPANSION",

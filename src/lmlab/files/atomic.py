@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.files.locations import open_binary
+from lmlab.files.compression import open_binary
 from lmlab.files.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
 
 

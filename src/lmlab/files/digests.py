@@ -17,7 +17,8 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files.atomic import sha256_file
-from lmlab.files.locations import is_url, remote_version
+from lmlab.files.locations import remote_version
+from lmlab.files.systems import is_url
 
 _SETTLED_NS = 2 * 10**9  # a file written within the last two seconds may change again without a new time
 _TABLE = (
