@@ -13,9 +13,15 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.ladder import Run, RunTable, TaskRegistry, TwoStep, TwoStepSettings, fit_chain, logs
 from lmlab.methods.ladder.analysis.diagnose import check_identifiable, distance, report_step
-from lmlab.methods.ladder.fitting.checks import check, mismatches, oddities
+from lmlab.methods.ladder.checking.alike import mismatches
+from lmlab.methods.ladder.checking.checks import check
+from lmlab.methods.ladder.checking.slips import oddities
 from lmlab.methods.ladder.fitting.points import collect_points
-from lmlab.methods.ladder.tables.read import read_csv_run, read_reference_config, read_table, write_csv, write_table
+from lmlab.methods.ladder.tables.csv_runs import read_csv_run
+from lmlab.methods.ladder.tables.own_table import write_table
+from lmlab.methods.ladder.tables.read import read_table
+from lmlab.methods.ladder.tables.reference_config import read_reference_config
+from lmlab.methods.ladder.tables.spreadsheets import write_csv
 from lmlab.methods.ladder.tables.write import to_latex
 
 LOSS, ACCURACY = "eval/downstream_bpb/piqa_val_rc_5shot_bpb", "eval/downstream/piqa_val_rc_5shot_len_norm"

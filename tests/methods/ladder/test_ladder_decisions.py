@@ -11,9 +11,9 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
 from lmlab.methods.ladder.analysis.decide import draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
-from lmlab.methods.ladder.analysis.present import decision_sentence
 from lmlab.methods.ladder.analysis.variance import signal_between, signal_to_noise
 from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.presenting.decisions import decision_sentence
 from lmlab.methods.ladder.rungs.plan import parse_length
 
 _CHAIN = TwoStepSettings(delta=None)

@@ -22,11 +22,11 @@ from lmlab.methods.ladder import (
     preset,
     target_values,
 )
-from lmlab.methods.ladder.analysis.present import cards
 from lmlab.methods.ladder.analysis.variance import seed_noise
+from lmlab.methods.ladder.fitting.calibration import Calibration
 from lmlab.methods.ladder.fitting.fit import fit_first_step
-from lmlab.methods.ladder.fitting.intervals import Calibration
 from lmlab.methods.ladder.fitting.laws import value_and_gradient
+from lmlab.methods.ladder.presenting.cards import cards
 from lmlab.stats import normal_quantile
 
 
@@ -268,7 +268,7 @@ def test_the_probability_of_the_right_answer_is_forecast_by_its_logarithm(publis
 def test_answers_by_letter_are_forecast_from_a_large_runs_curve(published, folder):
     from dataclasses import replace
 
-    from lmlab.methods.ladder.tables.read import read_csv_run
+    from lmlab.methods.ladder.tables.csv_runs import read_csv_run
 
     large = read_csv_run(folder / "runs" / "peteish7_eval_full.csv", 6_887_575_552, 49_412_071_424)
     table = replace(published, second=RunTable((large,)))

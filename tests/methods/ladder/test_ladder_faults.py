@@ -11,10 +11,14 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, Task, TwoStep, TwoStepSettings, check, collect, follow, write_table
 from lmlab.methods.ladder.analysis.follow import checked_run, cut_off, schedule_doubt, without_run
-from lmlab.methods.ladder.analysis.present import runs_sentence, variance_table
+from lmlab.methods.ladder.checking.checks import warnings
+from lmlab.methods.ladder.checking.same import consistent
+from lmlab.methods.ladder.checking.slips import oddities
+from lmlab.methods.ladder.checking.values import unmeasured
 from lmlab.methods.ladder.config import LadderPlan
-from lmlab.methods.ladder.fitting.checks import consistent, oddities, unmeasured, warnings
 from lmlab.methods.ladder.fitting.points import collect_points
+from lmlab.methods.ladder.presenting.noise import variance_table
+from lmlab.methods.ladder.presenting.predictions import runs_sentence
 from lmlab.methods.ladder.rungs.plan import fit_budget
 from lmlab.methods.ladder.tables.table import C4
 from lmlab.methods.ladder.tables.target import score_target, target_point

@@ -12,8 +12,11 @@ from known_laws import SIZES, true_loss
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, check, collect, fit_chain, write_table
-from lmlab.methods.ladder.fitting.checks import consistent, cut_short, oddities, unmeasured
-from lmlab.methods.ladder.tables.read import read_csv_run
+from lmlab.methods.ladder.checking.lengths import cut_short
+from lmlab.methods.ladder.checking.same import consistent
+from lmlab.methods.ladder.checking.slips import oddities
+from lmlab.methods.ladder.checking.values import unmeasured
+from lmlab.methods.ladder.tables.csv_runs import read_csv_run
 from lmlab.methods.ladder.tables.table import worth_of
 
 FAST = TwoStepSettings(delta=None)

@@ -237,7 +237,7 @@ def test_multiple_choice_curves_from_a_large_run(folder):
     """
     from lmlab.methods.ladder.fitting.fit import fit_second_step
     from lmlab.methods.ladder.fitting.points import moving_average
-    from lmlab.methods.ladder.tables.read import read_csv_run
+    from lmlab.methods.ladder.tables.csv_runs import read_csv_run
 
     large = read_csv_run(folder / "runs" / "peteish7_eval_full.csv", 6_887_575_552, 49_412_071_424)
     target = read_csv_run(folder / "runs" / "peteish7_eval_anneal.csv", 6_887_575_552, 49_412_071_424)

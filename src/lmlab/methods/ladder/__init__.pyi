@@ -7,16 +7,16 @@ from .analysis.follow import Followed, follow
 from .analysis.next_run import NextRun, next_runs
 from .analysis.questions import GroupForecast, forecast_by_difficulty, read_answers
 from .analysis.variance import Noise, variance
+from .checking.checks import check
 from .config import PRESETS, EstimatorOptions, EstimatorSettings, LadderPlan, RunsOptions, TwoStepSettings, preset
 from .fitting.chain import Chain, fit_chain
-from .fitting.checks import check
 from .fitting.forecast import Forecaster, Prediction, TwoStep, bootstrap
 from .fitting.logits import mean_logit
 from .fitting.points import logs, target_values
 from .fitting.steps import AccuracyLaw, LossLaw
 from .rungs.plan import Rung, flops_per_token, size_of
 from .rungs.train import collect, train_rungs
-from .tables.read import write_table
+from .tables.own_table import write_table
 from .tables.table import Run, RunTable
 from .tables.target import TargetError, score_target
 from .tables.tasks import Task, TaskRegistry

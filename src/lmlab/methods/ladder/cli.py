@@ -150,7 +150,7 @@ def collect(
 ) -> None:
     """Put what runs measured into one table, one row a checkpoint."""
     from lmlab.methods.ladder.rungs.train import collect as collect_runs
-    from lmlab.methods.ladder.tables.read import write_table
+    from lmlab.methods.ladder.tables.own_table import write_table
 
     spare([path for path in paths if path.is_file()], [output])
     table = collect_runs(

@@ -16,22 +16,21 @@ from lmlab.methods.ladder.analysis.backtest import SplitResult, backtest
 from lmlab.methods.ladder.analysis.design import optimal_size
 from lmlab.methods.ladder.analysis.diagnose import name_of, units
 from lmlab.methods.ladder.analysis.next_run import next_runs
-from lmlab.methods.ladder.analysis.present import (
-    PARAMETER_COLUMNS,
-    PREDICTION_COLUMNS,
-    cards,
-    distance_sentence,
-    line_sentence,
-    measured_accuracy,
-    measured_loss,
-    parameter_rows,
-    prediction_rows,
-    runs_sentence,
-)
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.presenting.cards import cards
+from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parameter_rows
+from lmlab.methods.ladder.presenting.predictions import (
+    PREDICTION_COLUMNS,
+    distance_sentence,
+    line_sentence,
+    measured_accuracy,
+    measured_loss,
+    prediction_rows,
+    runs_sentence,
+)
 from lmlab.methods.ladder.tables import write as tables
 from lmlab.methods.ladder.tables.table import Floats, Run
 from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart

@@ -20,7 +20,7 @@ from lmlab.methods.ladder.config import LadderConfig, OutcomeConfig, TwoStepSett
 from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep
 from lmlab.methods.ladder.rungs.plan import flops_per_token, parse_length, size_of
 from lmlab.methods.ladder.rungs.train import VALIDATION, collect, collect_run, question_task, train_rungs
-from lmlab.methods.ladder.tables.read import write_table
+from lmlab.methods.ladder.tables.own_table import write_table
 from lmlab.methods.ladder.tables.table import RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import duration, with_unit

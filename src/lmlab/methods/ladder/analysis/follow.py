@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.analysis.diagnose import units
-from lmlab.methods.ladder.fitting.checks import check_values, mismatches, oddities, usable_rows
+from lmlab.methods.ladder.checking.alike import mismatches
+from lmlab.methods.ladder.checking.slips import oddities
+from lmlab.methods.ladder.checking.values import check_values, usable_rows
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit

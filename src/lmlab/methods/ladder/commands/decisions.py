@@ -56,14 +56,9 @@ def decide(
     """
     from lmlab.methods.ladder.analysis.decide import decide as decide_between
     from lmlab.methods.ladder.analysis.decide import what_is_wanted
-    from lmlab.methods.ladder.analysis.present import (
-        decision_details,
-        decision_rows,
-        decision_sentence,
-        runs_sentence,
-        weights_of,
-    )
     from lmlab.methods.ladder.fitting.prepare import choose_tasks, fitted
+    from lmlab.methods.ladder.presenting.decisions import decision_details, decision_rows, decision_sentence, weights_of
+    from lmlab.methods.ladder.presenting.predictions import runs_sentence
     from lmlab.methods.ladder.tables.target import named_numbers, parse_scenario
 
     targets = [parse_scenario(each) for each in wanted.scenario]
@@ -102,14 +97,14 @@ def compare(
     """
     from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
     from lmlab.methods.ladder.analysis.decide import rank, require_different
-    from lmlab.methods.ladder.analysis.present import (
+    from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.presenting.decisions import (
         DIFFERENCE_COLUMNS,
         difference_rows,
         orders_sentence,
         rank_table,
         weights_of,
     )
-    from lmlab.methods.ladder.fitting.prepare import fitted
     from lmlab.methods.ladder.rungs.plan import parse_length
 
     if len(recipes) < 2:
@@ -170,8 +165,9 @@ def follow(
     """Forecast the end of a run under way, from smaller finished runs and from what it has shown so far."""
     from lmlab.methods.ladder.analysis.follow import checked_run, cut_off, schedule_doubt, without_run
     from lmlab.methods.ladder.analysis.follow import follow as follow_run
-    from lmlab.methods.ladder.analysis.present import FOLLOWED_COLUMNS, followed_rows, runs_sentence
     from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.presenting.followed import FOLLOWED_COLUMNS, followed_rows
+    from lmlab.methods.ladder.presenting.predictions import runs_sentence
     from lmlab.methods.ladder.rungs.plan import parse_length
 
     table = read(runs, data, [output])
@@ -216,7 +212,7 @@ def questions(
 ) -> None:
     """Forecast a benchmark by the laws of its questions: groups of like difficulty, each by its own, and their sum."""
     from lmlab.methods.ladder.analysis.questions import forecast_by_difficulty, read_answers
-    from lmlab.methods.ladder.fitting.checks import check
+    from lmlab.methods.ladder.checking.checks import check
     from lmlab.methods.ladder.tables.target import target_point
 
     table = read(runs, data, [output])

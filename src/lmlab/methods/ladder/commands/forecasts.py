@@ -44,8 +44,9 @@ def fit(
     output: Output = None,
 ) -> None:
     """Fit both steps, and show parameters with units, fit errors and what may be wrong."""
-    from lmlab.methods.ladder.analysis.present import PARAMETER_COLUMNS, parameter_rows, runs_sentence
     from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parameter_rows
+    from lmlab.methods.ladder.presenting.predictions import runs_sentence
 
     table = read(runs, data, [output], estimator.step2_config_path)
     forecaster = fitted(table, data, estimator, calibrated=False)
@@ -78,7 +79,8 @@ def predict(
     output: Output = None,
 ) -> None:
     """Predict accuracies at a target with intervals, and set what was measured beside them where the table has it."""
-    from lmlab.methods.ladder.analysis.present import (
+    from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.presenting.predictions import (
         PREDICTION_COLUMNS,
         distance_sentence,
         line_sentence,
@@ -86,7 +88,6 @@ def predict(
         prediction_rows,
         runs_sentence,
     )
-    from lmlab.methods.ladder.fitting.prepare import fitted
     from lmlab.methods.ladder.tables.target import target_point
 
     table = read(runs, data, [output], estimator.step2_config_path)
@@ -126,7 +127,7 @@ def backtest(
     from lmlab.methods.ladder import score
     from lmlab.methods.ladder.analysis.baselines import line_of
     from lmlab.methods.ladder.config import EstimatorSettings
-    from lmlab.methods.ladder.fitting.intervals import calibrate
+    from lmlab.methods.ladder.fitting.calibration import calibrate
     from lmlab.methods.ladder.fitting.prepare import prepared
 
     table, chosen, settings = prepared(read(runs, data, [output]), data, estimator)
@@ -166,8 +167,8 @@ def variance(
     """Noise of each task over the last checkpoints of the largest run, between repeated runs, and its correlation with
     errors at a target.
     """
-    from lmlab.methods.ladder.analysis.present import variance_table
     from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks
+    from lmlab.methods.ladder.presenting.noise import variance_table
 
     chosen = choose_tasks(data)
     table = checked(read(runs, data, [output]), chosen, data)

@@ -21,24 +21,16 @@ from lmlab.methods.ladder.analysis.diagnose import (
     union,
     units,
 )
+from lmlab.methods.ladder.checking.checks import warnings
+from lmlab.methods.ladder.checking.lengths import finished
+from lmlab.methods.ladder.checking.same import consistent
+from lmlab.methods.ladder.checking.slips import require_possible
+from lmlab.methods.ladder.checking.values import check_values
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.fitting.accuracy import NAMES
+from lmlab.methods.ladder.fitting.calibration import Calibration, calibrate
 from lmlab.methods.ladder.fitting.chain import fit_chain
-from lmlab.methods.ladder.fitting.checks import (
-    check_values,
-    consistent,
-    finished,
-    require_possible,
-    warnings,
-)
-from lmlab.methods.ladder.fitting.intervals import (
-    Calibration,
-    Ensemble,
-    at_chance,
-    calibrate,
-    fit_ensemble,
-    other_forms,
-)
+from lmlab.methods.ladder.fitting.intervals import Ensemble, at_chance, fit_ensemble, other_forms
 from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs

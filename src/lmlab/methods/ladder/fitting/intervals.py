@@ -17,25 +17,23 @@ Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from lmlab.methods.ladder.analysis.backtest import Split, splits
 from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
 from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import logit, mean_logit
-from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels, place_of, target_values
+from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task, places_of
-from lmlab.stats import normal_quantile, percentiles
+from lmlab.stats import percentiles
 
 PARTS = ("fit", "run", "curve", "form")
 OWN_PARTS = ("fit", "run", "curve")  # that two ladders do not share
@@ -368,103 +366,3 @@ def at_chance(chain: Chain) -> NDArray[np.bool_]:
         return np.zeros(len(chance_T), dtype=bool)
     values_TK = chain.points.accuracy_TK if chain.points.separate else chain.points.accuracy_TR
     return np.asarray(np.quantile(values_TK, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Normalized errors of the backtests: |logit error| over the standard deviation on that side, with the split of
-    each.
-
-    Attributes:
-        split_of: the split of each score; `names` says which run and task it is.
-        reach: how much more compute than the largest fitted run the farthest predicted one has, as a logarithm.
-        losses: for each chain with a quantity between the steps, the same for the logarithm of that quantity.
-    """
-
-    scores: Floats
-    split_of: tuple[str, ...]
-    names: tuple[str, ...]
-    reach: float
-    losses: dict[int, Calibration] = field(default_factory=dict)
-
-    def beyond(self, log_distance: float) -> float:
-        """How many times farther than any backtest a target is, both as logarithms of the ratio of compute; 1 within
-        their reach. Two laws that part with the distance part in proportion to it.
-        """
-        return max(1.0, log_distance / self.reach) if self.reach > 0 else 1.0
-
-    def factor(self, level: float, without: Collection[str] = ()) -> float:
-        """What standard deviations are multiplied by: between the normal quantile, which correct ones need, and the
-        conformal one, which makes a share `level` of the backtests lie inside.
-
-        As the splits of one ladder share their runs, the conformal one is a noisy estimate: it is followed half of the
-        way, and where it is wider, farther as far as the splits agree. With d its distance from the normal quantile in
-        logarithms and s the standard error of d by the jackknife over splits, that is the share d^2 / (d^2 + s^2)
-        (James and Stein 1961).
-
-        Arguments:
-            without: splits that are left out.
-        """
-        normal = normal_quantile(level)
-        away = math.log(max(self.conformal_factor(level, without), 1e-6) / normal)
-        names = [name for name in dict.fromkeys(self.split_of) if name not in without]
-        share = 0.5
-        if away > 0 and len(names) > 2:
-            left = np.log([self.conformal_factor(level, {*without, name}) for name in names])
-            error = (len(names) - 1) * left.var()
-            share = max(share, float(away**2 / (away**2 + error)))
-        return normal * math.exp(share * away)
-
-    def conformal_factor(self, level: float, without: Collection[str] = ()) -> float:
-        """The quantile of the backtests' scores."""
-        chosen = np.array([each not in without for each in self.split_of])
-        if not chosen.any():
-            return normal_quantile(level)
-        scores, owners = self.scores[chosen], np.array(self.split_of)[chosen]
-        counts = {name: (owners == name).sum() for name in set(owners)}
-        weights = np.array([1 / counts[name] for name in owners])
-        order = np.argsort(scores)
-        share = np.cumsum(weights[order]) / weights.sum()
-        wanted = min(1.0, level * (1 + 1 / len(scores)))
-        return float(scores[order][min(int(np.searchsorted(share, wanted)), len(scores) - 1)])
-
-    def coverage(self, level: float) -> dict[str, float]:
-        """For each split the share inside intervals that were calibrated on the other splits."""
-        owners = np.array(self.split_of)
-        return {
-            name: float((self.scores[owners == name] <= self.factor(level, without={name})).mean())
-            for name in dict.fromkeys(self.split_of)
-        }
-
-
-def calibrate(
-    table: RunTable,
-    tasks: Sequence[Task],
-    settings: EstimatorSettings,
-    replicates: int = 60,
-    seed: int = 0,
-    chosen: Sequence[Split] | None = None,
-) -> Calibration:
-    """Predict all splits of the ladder, and compare errors with their spread."""
-    scores, owners, names, reach = [], [], [], 0.0
-    loss_scores: dict[int, list[Floats]] = {}
-    for split in splits(table) if chosen is None else chosen:
-        targets = [table[name] for name in split.predicted]
-        x_3Q = np.stack([place_of(run) for run in targets], axis=1)
-        part = table.ladder.where(names=split.fitted)
-        ensemble = fit_ensemble(part, tasks, settings, replicates, seed)
-        below, above = ensemble.spread(x_3Q).total
-        actual = np.array([[target_values(run, task, settings.members[0])[1] for run in targets] for task in tasks])
-        error = logit(actual) - logit(ensemble.accuracy(x_3Q)[0])
-        scores.append((np.abs(error) / np.where(error < 0, below, above)).ravel())
-        owners += [split.name] * error.size
-        names += [f"{run.name} {task.name}" for task in tasks for run in targets]
-        reach = max(reach, float(x_3Q[2].max() - max(math.log(run.flops) for run in part)))
-        for number, member in enumerate(settings.members):
-            if member.chained:
-                point, sd = ensemble.log_loss(number, x_3Q)
-                outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
-                loss_scores.setdefault(number, []).append((np.abs(outcome - point) / sd).ravel())
-    where = (tuple(owners), tuple(names), reach)
-    losses = {number: Calibration(np.concatenate(found), *where) for number, found in loss_scores.items()}
-    return Calibration(np.concatenate(scores), *where, losses)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.checking.checks import check
 from lmlab.methods.ladder.config import EstimatorOptions, EstimatorSettings, RunsOptions, TwoStepSettings
-from lmlab.methods.ladder.fitting.checks import check
 from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep, available, chains_read
-from lmlab.methods.ladder.tables.read import read_reference_config, read_table
+from lmlab.methods.ladder.tables.read import read_table
+from lmlab.methods.ladder.tables.reference_config import read_reference_config
 from lmlab.methods.ladder.tables.table import RunTable
 from lmlab.methods.ladder.tables.tasks import Task, TaskRegistry
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.tables.read import BATCH, RATE, STEP, TOKENS, numbers, read_csv_columns, run_of_columns
+from lmlab.methods.ladder.tables.cells import numbers, read_csv_columns
+from lmlab.methods.ladder.tables.csv_runs import BATCH, RATE, STEP, TOKENS, run_of_columns
 from lmlab.methods.ladder.tables.table import Floats, Run
 from lmlab.progress import console
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmlab.files import read_mapping
-from lmlab.methods.ladder.tables.read import read_csv_run
+from lmlab.methods.ladder.tables.csv_runs import read_csv_run
 from lmlab.methods.ladder.tables.table import RunTable
 
 _SIZES = ("190M", "370M", "760M", "1B")

@@ -374,7 +374,7 @@ class RunTable:
     @classmethod
     def from_reference_config(cls, path: str | Path) -> RunTable:
         """Read the configuration of the reference implementation and the CSV files that it lists."""
-        from lmlab.methods.ladder.tables.read import read_reference_config
+        from lmlab.methods.ladder.tables.reference_config import read_reference_config
 
         path = Path(path)
 

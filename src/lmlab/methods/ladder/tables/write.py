@@ -8,7 +8,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_text
-from lmlab.methods.ladder.tables.read import write_csv
+from lmlab.methods.ladder.tables.spreadsheets import write_csv
 
 Cell = str | int | float | None
 _LATEX = {

@@ -1,0 +1,1 @@
+"""What is asked of a table of runs before laws are fitted to it."""

@@ -1,0 +1,19 @@
+"""Figures in few digits, and nothing where there is none."""
+
+from __future__ import annotations
+
+
+def percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 1)
+
+
+def four_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def share(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
