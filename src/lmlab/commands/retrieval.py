@@ -80,6 +80,8 @@ def stores(
 def _search(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, k: int) -> dict[str, Any]:
     from lmlab.retrieval import BM25, fuse_rrf, load_encoder, make_index
 
+    if how.by == "late":
+        return _search_late(data, settings, k)
     runs = []
     if how.by in ("bm25", "hybrid"):
         lexical = BM25(data.corpus.ids, data.corpus.texts)
@@ -93,6 +95,19 @@ def _search(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, 
             typer.echo(hits.notice, err=True)
         runs.append(hits.run(data.queries.ids, data.corpus.ids))
     return runs[0] if len(runs) == 1 else fuse_rrf(runs, k)
+
+
+def _search_late(data: RetrievalDataset, settings: EncoderConfig, k: int) -> dict[str, Any]:
+    """By a vector for each token, of which nothing is stored: they are a hundred times those of documents."""
+    from lmlab.retrieval import LateIndex, load_late_encoder
+
+    encoder = load_late_encoder(settings.encoder, settings.device)
+    documents = encoder.encode_text(data.corpus.texts, "document", settings.precision)
+    queries = encoder.encode_text(data.queries.texts, "query", settings.precision)
+    hits = LateIndex(data.corpus.ids, documents).topk(queries, k)
+    if hits.notice:
+        typer.echo(hits.notice, err=True)
+    return hits.run(data.queries.ids, data.corpus.ids)
 
 
 @app.command(

@@ -4,6 +4,7 @@ from .collections.write import write_dataset, write_qrels
 from .config import CollectionConfig, EncoderConfig, IndexKind, SearchConfig
 from .encoders.directory import save_encoder, save_static, static_encoder
 from .encoders.encoder import Encoder, TextEncoder
+from .encoders.late import LateEncoder, LateIndex, load_late_encoder, maxsim
 from .encoders.load import AnyEncoder, load_encoder
 from .encoders.two_tower import TwoTowerEncoder
 from .metrics import Evaluation, evaluate_run
@@ -28,6 +29,8 @@ __all__ = [
     "ExactIndex",
     "Hits",
     "IndexKind",
+    "LateEncoder",
+    "LateIndex",
     "Qrels",
     "Queries",
     "Ranges",
@@ -40,7 +43,9 @@ __all__ = [
     "fuse_rrf",
     "load_dataset",
     "load_encoder",
+    "load_late_encoder",
     "make_index",
+    "maxsim",
     "quantize",
     "read_corpus",
     "read_qrels",

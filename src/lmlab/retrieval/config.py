@@ -96,9 +96,10 @@ class SearchConfig(Config):
     """How a collection is searched.
 
     Attributes:
-        by: vectors (dense), words (bm25), or both, fused by reciprocal ranks (hybrid).
+        by: vectors (dense), words (bm25), both, fused by reciprocal ranks (hybrid), or a vector for each token (late),
+            with an encoder of late interaction.
         index: of vectors: exact, hnsw, faiss-hnsw, faiss-ivf, int8, binary or truncated.
     """
 
-    by: Literal["dense", "bm25", "hybrid"] = "dense"
+    by: Literal["dense", "bm25", "hybrid", "late"] = "dense"
     index: IndexKind = "exact"

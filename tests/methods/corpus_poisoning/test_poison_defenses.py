@@ -74,7 +74,24 @@ def test_hubness_counts_the_questions_a_passage_would_be_seen_by(context, clean,
     means = (context.sentinel_vectors @ crafted.vectors.T).mean(0)
     assert np.allclose(scores, counts + np.tanh(means), atol=1e-5)
     assert np.allclose(make_detector("similarity", context).score(crafted), means, atol=1e-6)
-    assert roc_auc(detector.score(clean), scores) > 0.9
+    assert roc_auc(detector.score(clean), scores) > 0.8
+
+
+def test_excerpts_of_the_documents_tell_what_is_near_to_all_of_them(context, clean, crafted):
+    detector = make_detector("excerpts", DetectorContext(context.encoder))  # without questions, without an index
+    detector.fit(clean)
+    excerpts = detector.state()["excerpts"]
+    assert len(excerpts) == len(clean.texts) and np.allclose(np.linalg.norm(excerpts, axis=1), 1, atol=1e-5)
+    scores = detector.score(crafted)
+    assert scores == pytest.approx((crafted.vectors @ excerpts.T).mean(1), abs=1e-6)
+    assert roc_auc(detector.score(clean), scores) > 0.8
+    again = make_detector("excerpts", DetectorContext(context.encoder))
+    again.fit(clean)
+    assert np.array_equal(again.state()["excerpts"], excerpts)  # the same every time
+    again.restore(detector.state())
+    assert np.array_equal(again.score(crafted), scores)
+    with pytest.raises(UserError, match="is fitted on documents with text"):
+        again.fit(Passages(["", " "], crafted.vectors[:2]))
 
 
 def test_lengths_are_compared_at_equal_numbers_of_tokens(tmp_path, target):

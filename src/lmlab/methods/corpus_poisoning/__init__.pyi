@@ -1,7 +1,7 @@
 from .attack.clusters import Clusters, cluster_queries
 from .attack.craft import Craft, EncoderSpec, craft
 from .attack.crafted import AdversarialSet, Passage
-from .attack.searching.objective import Coverage, HubCapped, MeanSimilarity
+from .attack.searching.objective import Coverage, HubCapped, MaxSim, MeanSimilarity
 from .attack.searching.optimizers import OPTIMIZERS, optimize
 from .attack.searching.problem import Budget, Problem
 from .config import CraftConfig
@@ -27,6 +27,7 @@ __all__ = [
     "DetectorContext",
     "EncoderSpec",
     "HubCapped",
+    "MaxSim",
     "MeanSimilarity",
     "Passage",
     "Passages",

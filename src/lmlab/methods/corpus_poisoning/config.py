@@ -127,15 +127,20 @@ class DetectorsConfig(Config):
     """Which detectors there are, and what they may use.
 
     Attributes:
-        detectors: hubness, similarity, questions, norm, near_duplicate, perplexity, mask_collapse, gmtp, or one of a
-            package; as an option it may be repeated.
+        detectors: excerpts, hubness, similarity, questions, norm, near_duplicate, perplexity, mask_collapse, gmtp, or
+            one of a package; as an option it may be repeated.
         sentinels: questions of one's own, not the attacker's: a file or folder.
         sentinel_count: how many of them are encoded.
         language_model: a causal language model, for perplexity.
         masked_model: a masked language model with the encoder's vocabulary, for gmtp.
     """
 
-    detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = ("hubness", "similarity", "questions")
+    detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = (
+        "excerpts",
+        "hubness",
+        "similarity",
+        "questions",
+    )
     sentinels: str | None = None
     sentinel_count: PositiveInt = 500
     language_model: str | None = None

@@ -18,6 +18,7 @@ METHOD = Method(
     detectors={
         "hubness": "lmlab.methods.corpus_poisoning.defend.vectors:Hubness",
         "similarity": "lmlab.methods.corpus_poisoning.defend.vectors:MeanSimilarity",
+        "excerpts": "lmlab.methods.corpus_poisoning.defend.vectors:Excerpts",
         "norm": "lmlab.methods.corpus_poisoning.defend.vectors:Norm",
         "near_duplicate": "lmlab.methods.corpus_poisoning.defend.duplicates:NearDuplicate",
         "perplexity": "lmlab.methods.corpus_poisoning.defend.language:Perplexity",

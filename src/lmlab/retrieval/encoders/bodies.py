@@ -34,6 +34,10 @@ class Body(Protocol):
         """Hidden states [B, T, D] of token ids."""
         ...
 
+    def hidden_of_all(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Hidden states of all tokens: those that no token sees have states too, and see the others."""
+        ...
+
     def hidden_of_embeddings(self, embeddings_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """The same of rows of the table, [B, T, D], which may be changed: differentiable."""
         ...
@@ -54,6 +58,15 @@ class CoreBody:
     def hidden(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Hidden states."""
         return self.module(ids_BT, attention_mask_BT=mask_BT, logits="none").hidden_BTD
+
+    def hidden_of_all(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Hidden states of all tokens. In packed attention tokens that are padding would have none."""
+        length = ids_BT.shape[1]
+        visible_BTT = mask_BT.bool()[:, None].expand(-1, length, -1)
+        if self.module.config.causal:
+            visible_BTT = visible_BTT & torch.ones(length, length, dtype=torch.bool, device=ids_BT.device).tril()
+        places_BT = torch.arange(length, device=ids_BT.device).expand_as(ids_BT)
+        return self.module(ids_BT, visible_BTS=visible_BTT, position_ids_BT=places_BT, logits="none").hidden_BTD
 
     def hidden_of_embeddings(self, embeddings_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Hidden states of embeddings. What a family multiplies its embeddings by comes after the lookup."""
@@ -79,6 +92,10 @@ class TransformersBody:
         """Hidden states."""
         mask = torch.ones_like(ids_BT) if mask_BT is None else mask_BT.long()
         return self.module(input_ids=ids_BT, attention_mask=mask).last_hidden_state
+
+    def hidden_of_all(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Hidden states."""
+        return self.hidden(ids_BT, mask_BT)
 
     def hidden_of_embeddings(self, embeddings_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Hidden states of embeddings."""
@@ -116,6 +133,10 @@ class StaticBody:
         return self.module.weight
 
     def hidden(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The rows."""
+        return self.module(ids_BT)
+
+    def hidden_of_all(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The rows."""
         return self.module(ids_BT)
 

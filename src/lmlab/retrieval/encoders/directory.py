@@ -59,7 +59,12 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
     Raises:
         UserError: a module is of a kind that is not known here, or its files are missing or damaged.
     """
-    settings = _mapping(directory / "config_sentence_transformers.json")
+    settings = settings_of(directory / "config_sentence_transformers.json")
+    if is_late(directory):
+        raise UserError(
+            f"'{directory}' compares every token of a query with every token of a document (late interaction).",
+            "It serves `lmlab retrieval search` and `evaluate` with --by late.",
+        )
     found: dict[str, Any] = {"normalize": False, "modes": ("mean",)}
     body: Body | None = None
     heads: list[nn.Module] = []
@@ -70,7 +75,7 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
         match kind:
             case "Transformer":
                 body = load_body(folder, device)
-                found |= _transformer(folder, body)
+                found |= read_transformer(folder, body)
             case "StaticEmbedding":
                 body = StaticBody(_table(folder).to(device))
                 found["max_length"] = _LONGEST
@@ -80,7 +85,7 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
             case "Normalize":  # has no parameters, so that its folder need not be there
                 found["normalize"] = True
             case "Dense":
-                heads.append(_dense(folder).to(device))
+                heads.append(read_dense(folder).to(device))
             case "LayerNorm":
                 heads.append(_layer_norm(folder).to(device))
             case "Dropout":
@@ -106,17 +111,25 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
     ).variant(**_cosine(similarity, found["normalize"]))
 
 
+def is_late(directory: Path) -> bool:
+    """Whether a directory with `modules.json` holds an encoder of late interaction."""
+    kinds = {str(module["type"]).rpartition(".")[2] for module in read_json(directory / "modules.json")}
+    settings = settings_of(directory / "config_sentence_transformers.json")
+    return settings.get("model_type") in ("ColBERT", "MultiVectorEncoder") or "MultiVectorMask" in kinds
+
+
 def _cosine(similarity: Similarity | None, normalize: bool) -> dict[str, Any]:
     """Vectors of an encoder that compares by cosine get length 1 here, so that everywhere a dot product is it."""
     return {"normalize": True} if similarity == "cosine" and not normalize else {}
 
 
-def _transformer(folder: Path, body: Body) -> dict[str, Any]:
-    settings = _mapping(folder / "sentence_bert_config.json")
+def read_transformer(folder: Path, body: Body) -> dict[str, Any]:
+    """Tokenizer and longest text of a module Transformer."""
+    settings = settings_of(folder / "sentence_bert_config.json")
     tokenizer = EncoderTokenizer.load(folder, lower=bool(settings.get("do_lower_case")))
     limits = [settings.get("max_seq_length"), body.max_positions]
     if not limits[0]:
-        limits.append(_mapping(folder / "tokenizer_config.json").get("model_max_length"))
+        limits.append(settings_of(folder / "tokenizer_config.json").get("model_max_length"))
     return {"tokenizer": tokenizer, "max_length": int(min(limit for limit in limits if limit))}
 
 
@@ -150,7 +163,8 @@ def _table(folder: Path) -> Tensor:
     return table * weights["weights"].float()[:, None] if "weights" in weights else table
 
 
-def _dense(folder: Path) -> nn.Module:
+def read_dense(folder: Path) -> nn.Module:
+    """The layer of a module Dense."""
     settings, weights = read_mapping(folder / "config.json"), _weights(folder)
     name = str(settings.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
@@ -174,7 +188,8 @@ def _layer_norm(folder: Path) -> nn.Module:
     return layer
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
+    """What a file of settings says; nothing where there is none."""
     return read_mapping(path) if path.exists() else {}
 
 

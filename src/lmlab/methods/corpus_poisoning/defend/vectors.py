@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
 
 _DEPTH = 10
+_MOST_EXCERPTS, _EXCERPT_WORDS = 1500, 9
 
 
 class Hubness:
@@ -61,6 +62,46 @@ class MeanSimilarity(Hubness):
     def fit(self, clean: Passages) -> None:
         """Nothing is to be learned."""
         self._tau = np.zeros(len(self._sentinels), np.float32)
+
+
+class Excerpts:
+    """The mean similarity with short excerpts of the clean documents themselves. A passage that is near to many
+    questions about a collection is near to many of its excerpts, and of those a defender has enough: no questions are
+    needed, and none that differ from what will be asked.
+    """
+
+    def __init__(self, context: DetectorContext) -> None:
+        self._encoder = context.encoder
+        self._excerpts: Any = None
+
+    def fit(self, clean: Passages) -> None:
+        """Draw excerpts of fitting documents, at most one of each, and encode them as questions are."""
+        generator = np.random.default_rng(0)
+        picked = [clean.texts[row] for row in generator.permutation(len(clean))[:_MOST_EXCERPTS]]
+        drawn = [_excerpt(text, generator) for text in picked if text.strip()]
+        if not drawn:
+            raise UserError("The detector excerpts is fitted on documents with text.")
+        self._excerpts = self._encoder.encode_text(drawn, "query")
+
+    def score(self, passages: Passages) -> Scores:
+        """The mean similarity."""
+        found: Scores = (passages.vectors @ self._excerpts.T).mean(1).astype(np.float64)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Vectors of excerpts."""
+        return {"excerpts": self._excerpts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self._excerpts = state["excerpts"]
+
+
+def _excerpt(text: str, generator: np.random.Generator) -> str:
+    """Some words in a row, lower-cased, about as many as a question has."""
+    words = text.lower().split()
+    start = int(generator.integers(max(1, len(words) - _EXCERPT_WORDS + 1)))
+    return " ".join(words[start : start + _EXCERPT_WORDS])
 
 
 class Norm:

@@ -11,6 +11,7 @@ Shapes: B passages, H width of a vector, n queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,6 +90,35 @@ class Coverage:
             both = torch.stack([scores_Bn, self.others_n.to(scores_Bn).expand_as(scores_Bn)])
             scores_Bn = torch.logsumexp(both * _BETA, 0) / _BETA
         return torch.sigmoid((scores_Bn - self.tau_n.to(scores_Bn)) / self.temperature).mean(1)
+
+
+@dataclass
+class MaxSim:
+    """Mean over queries of the score of late interaction: the sum over a query's tokens of the best similarity with any
+    token of the passage. No mean of queries stands for them; their vectors are kept.
+
+    Attributes:
+        queries_nTH: vectors of queries' tokens, filled up with zeros.
+    """
+
+    queries_nTH: Tensor
+
+    @classmethod
+    def of(cls, queries: Sequence[Tensor]) -> MaxSim:
+        """Of each query's matrix [T, H]; zeros count 0 with every passage."""
+        return cls(torch.nn.utils.rnn.pad_sequence(list(queries), batch_first=True))
+
+    @property
+    def bound(self) -> float | None:
+        """The mean number of tokens of a query: no similarity is above 1."""
+        return float((self.queries_nTH.norm(dim=-1) > 0).sum(1).double().mean())
+
+    def __call__(self, vectors_BTH: Tensor) -> Tensor:
+        """The mean score, [B], of passages' token vectors [B, T, H]."""
+        queries = self.queries_nTH.to(vectors_BTH)
+        flat_SH = queries.flatten(0, 1)
+        best_BS = (vectors_BTH @ flat_SH.T).amax(1)
+        return best_BS.sum(1) / len(queries)
 
 
 @dataclass

@@ -108,9 +108,9 @@ def reference_attack(
         mean = torch.stack([queries[rows].mean(0) for rows in batches()]).mean(0)
         with torch.enable_grad():
             embeddings = table[torch.from_numpy(ids)[None]].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad((encoder.encode_embeds(embeddings) @ mean)[0], embeddings)
+            (gradient,) = torch.autograd.grad((encoder.encode_embeds(embeddings).cpu() @ mean)[0], embeddings)
         place = int(generator.integers(settings.length))
-        tokens = (table @ gradient[0, place]).topk(settings.candidates).indices.numpy()
+        tokens = (table @ gradient[0, place]).topk(settings.candidates).indices.cpu().numpy()
         trial = np.tile(ids, (len(tokens) + 1, 1))
         trial[1:, place] = tokens
         found = vectors(trial)
