@@ -229,14 +229,19 @@ def optimizers(train: Target, clusters: int, seeds: int, evaluations: int) -> No
 
 
 def defenses(
-    test: Target, attacks: dict[str, Passages], sentinels: str, texts: list[str], names: list[str], fusion: bool
+    test: Target,
+    attacks: dict[str, Passages],
+    sentinels: str,
+    texts: list[str],
+    names: list[str],
+    fusion: bool,
+    stack: list[str],
 ) -> None:
     """Detectors with the vectors of 500 sentinel questions and the texts of all."""
     encoder = test.retriever.encoder
     picked = np.random.default_rng(0).permutation(len(texts))[:500]
     sample = [texts[row] for row in picked]
     context = DetectorContext(encoder, test.index, texts, encoder.encode_text(sample, "query"))
-    stack = ["hubness", "similarity", "questions"]
     rows = measure_defenses(names, context, test, attacks, stack=stack)
     rows += measure_fusion(test, attacks) if fusion else []
     for row in rows:
@@ -265,6 +270,7 @@ def main() -> None:
     parser.add_argument("--attack", type=Path, action="append", default=[])
     parser.add_argument("--sentinels", choices=["nq-open", "boolq-test"], default="nq-open")
     parser.add_argument("--detector", action="append")
+    parser.add_argument("--stack", action="append", help="detectors of the gate that is measured as a whole")
     parser.add_argument("--language-model")
     parser.add_argument("--no-fusion", action="store_true")
     given = parser.parse_args()
@@ -311,8 +317,9 @@ def main() -> None:
             asked = test.data.queries if given.sentinels == "boolq-test" else read_queries(given.shared / "nq-open")
             texts = [text for text in asked.texts if text.strip().casefold() not in gone]
             sets["S + I (nq)"] = Passages.of(rag.texts, retriever.encoder)
-            names = given.detector or ["hubness", "similarity", "questions", "near_duplicate"]
-            defenses(test, sets, given.sentinels, texts, names, not given.no_fusion)
+            names = given.detector or ["excerpts", "hubness", "similarity", "questions", "near_duplicate"]
+            stack = given.stack or ["excerpts", "questions"]
+            defenses(test, sets, given.sentinels, texts, names, not given.no_fusion, stack)
         case "transfer":
             for place in given.attack:
                 vectors = encoded(test, AdversarialSet.load(place).texts)
