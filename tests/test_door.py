@@ -26,6 +26,7 @@ from lmlab.models import (
     save_pretrained,
     weights_fingerprint,
 )
+from tiny_retriever import write_collection, write_retriever
 
 TEXT = "def f(x):\n    return x\n"
 
@@ -282,3 +283,50 @@ def test_a_loaded_model_is_evaluated_as_it_was_loaded_or_refused(directory, tmp_
     with pytest.raises(UserError, match="folded in"):
         lmlab.evaluate(folded, documents=texts, out=tmp_path / "folded")
     assert not (tmp_path / "changed").exists() and not (tmp_path / "folded").exists()
+
+
+def test_every_method_has_a_function():
+    from pathlib import Path
+
+    from lmlab import plugins
+    from lmlab.door import methods
+
+    source = Path(methods.__file__).read_text()
+    assert [name for name in plugins.methods() if f"from lmlab.methods.{name}" not in source] == []
+
+
+def test_a_text_becomes_the_vectors_of_its_compressor(directory, tmp_path):
+    from lmlab.methods.autocompressor import AutoCompressor
+
+    AutoCompressor.from_base(directory, summary_length=2).save(tmp_path / "c", companions=directory)
+    found = lmlab.compress_text(tmp_path / "c", TEXT * 3, segment=16)
+    ids = torch.tensor([Tokenizer.load(directory).encode_prompt(TEXT * 3, "as_text")])
+    expected = AutoCompressor.load(tmp_path / "c").compress(ids, segment_lengths=16).soft_prompt
+    assert torch.equal(found.vectors_BPD, expected.vectors_BPD)
+    with pytest.raises(UserError, match="no tokens"):
+        lmlab.compress_text(tmp_path / "c", " ")
+
+
+def test_a_retriever_is_attacked_as_the_stage_does_it(tmp_path):
+    encoder, data = write_retriever(tmp_path / "encoder"), write_collection(tmp_path / "data")
+    attacks = {"stuffing": {"optimizer": "none", "k": 2, "length": 10}}
+    settings = {"attacks": attacks, "k": [20], "rate": 0.1, "precision": "fp32", "fusion": False}
+    settings |= {"detectors": ["norm"]}
+    found = lmlab.attack_retriever(data, data, tmp_path / "run", encoder=encoder, **settings)
+    (attack,) = found.attacks
+    assert attack["name"] == "attack-stuffing" and 0 <= attack["found"]["asr"]["20"] <= 1
+    assert [row["defense"] for row in found.defenses] == ["norm", "stack"]
+    assert (tmp_path / "run" / "poison" / "attack-stuffing" / "removal.txt").exists()
+    with pytest.raises(UserError, match="the settings.*Did you mean 'fusion'"):
+        lmlab.attack_retriever(data, data, tmp_path / "run", encoder=encoder, fussion=True)
+
+
+def test_a_trained_program_is_run(tmp_path):
+    from lmlab.methods.transformer_programs import Interpreter
+
+    small = {"size": 300, "num_layers": 1, "cat_heads": 0, "num_heads": 1, "cat_mlps": 0, "num_mlps": 1}
+    program = lmlab.train_program(tmp_path / "run", task="hist", **small, seeds=1, epochs=1, polish=0)
+    (answer,) = Interpreter(program).run([["<s>", "1", "2", "1"]]).answers
+    assert len(answer) == 4
+    again = lmlab.train_program(str(tmp_path / "run"), task="hist", **small, seeds=1, epochs=1, polish=0)
+    assert again == program

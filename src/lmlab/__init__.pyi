@@ -1,10 +1,14 @@
 from .door import (
     LanguageModel,
+    attack_retriever,
     chat,
+    compress_text,
     evaluate,
     find_circuit,
     fit_ladder,
     generate,
+    grade_tutor,
+    judge_patches,
     load,
     measure_long,
     rate_texts,
@@ -12,15 +16,20 @@ from .door import (
     select_texts,
     trace_routing,
     train_model,
+    train_program,
 )
 
 __all__ = [
     "LanguageModel",
+    "attack_retriever",
     "chat",
+    "compress_text",
     "evaluate",
     "find_circuit",
     "fit_ladder",
     "generate",
+    "grade_tutor",
+    "judge_patches",
     "load",
     "measure_long",
     "rate_texts",
@@ -28,6 +37,7 @@ __all__ = [
     "select_texts",
     "trace_routing",
     "train_model",
+    "train_program",
 ]
 
 __version__: str

@@ -1,10 +1,10 @@
-"""One function a method."""
+"""A function or two for each method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lmlab.door import arguments
 from lmlab.door.calls import HERE, told
@@ -12,10 +12,18 @@ from lmlab.door.model import LanguageModel, loaded
 from lmlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from lmlab.methods.corpus_poisoning.stages import PoisonResults
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.ladder import Forecaster
     from lmlab.methods.olmoe import RoutingTrace
     from lmlab.methods.qurating import Manifest
+    from lmlab.methods.swebench.stages import SweEvaluateResults
+    from lmlab.methods.transformer_programs import Program
+    from lmlab.methods.tutor.stages import TutorResults
+    from lmlab.models import SoftPrompt
+    from lmlab.runs import Results
+
+R = TypeVar("R", bound="Results")
 
 
 @told
@@ -186,3 +194,136 @@ def select_texts(rated: str | Path | Mapping[str, Any], tokens: int | str, **set
     wanted = arguments.text(tokens, "tokens") if isinstance(tokens, str) else arguments.whole(tokens, "tokens", least=1)
     budget = budget_of(wanted, table, chosen.get("length", "length"))
     return select(table, **{"mode": "sample", **chosen, "tokens": budget})
+
+
+@told
+def compress_text(
+    compressor: str | Path, text: str, *, segment: int | None = None, vectors: int | None = None
+) -> SoftPrompt:
+    """The vectors that stand for a text, as `lmlab compress text` writes them (Chevalier et al. 2023).
+
+    Arguments:
+        compressor: its directory, the stage that trained it, or a run.
+        segment: tokens of a segment, by default the compressor's.
+        vectors: of a segment, of a nested compressor.
+
+    Raises:
+        UserError: there is no compressor, or the text has no tokens.
+    """
+    from lmlab.methods.autocompressor.compressor.run import compressed
+
+    place = arguments.place(compressor, "compressor")
+    longest = None if segment is None else arguments.whole(segment, "segment", least=1)
+    number = None if vectors is None else arguments.whole(vectors, "vectors", least=1)
+    return compressed(place, arguments.text(text, "text"), longest, number)[1].soft_prompt
+
+
+@told
+def attack_retriever(
+    data: str | Path,
+    sentinels: str | Path,
+    out: str | Path,
+    *,
+    encoder: str | Path = "minilm",
+    seed: int = 0,
+    redo: bool = False,
+    **settings: Any,
+) -> PoisonResults:
+    """How far crafted passages mislead a retriever of your own, undefended and behind a gate: a run of the stage
+    `poison` (Zhong et al. 2023). What is crafted is an overlay in the run, with a list of ids to remove.
+
+    Arguments:
+        data: a collection, a BEIR folder; `train` is what the attacker knows, `test` is held out.
+        sentinels: questions of your own for the defenses, a file or folder.
+        out: the run's directory; what is finished there is not done again.
+        encoder: directory of an encoder, any model, or `minilm` where its package is installed.
+        settings: further ones of the stage, such as `attacks={"stuffing": {"optimizer": "none"}}` or `k=[10, 20]`.
+
+    Raises:
+        UserError: a setting is wrong, or something is not there.
+    """
+    from lmlab.methods.corpus_poisoning.stages import PoisonResults
+
+    places = {"data": data, "sentinels": sentinels, "encoder": encoder}
+    given = {name: str(arguments.place(place, name)) for name, place in places.items()}
+    return _stage("poison", PoisonResults, given | arguments.plain(settings), out, seed, redo)[0]
+
+
+@told
+def train_program(out: str | Path, *, seed: int = 0, redo: bool = False, **settings: Any) -> Program:
+    """The program that a transformer learns, as `lmlab programs train` does (Friedman et al. 2023);
+    `Interpreter(program).run([tokens])` of `lmlab.methods.transformer_programs` runs it.
+
+    Arguments:
+        out: the run's directory; what is finished there is not done again.
+        settings: those of the stage `train_program`, such as `task="hist"` or `data="texts.jsonl"`, `num_layers=1`.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    from lmlab.methods.transformer_programs import load_program
+    from lmlab.methods.transformer_programs.stages import PROGRAM_DIRECTORY, TrainProgramResults
+
+    chosen = {**arguments.plain(settings), "export": True}
+    _, directory = _stage("train_program", TrainProgramResults, chosen, out, seed, redo)
+    return load_program(directory / PROGRAM_DIRECTORY)
+
+
+@told
+def judge_patches(
+    instances: str | Path, patches: str | Path | None, out: str | Path, *, redo: bool = False, **settings: Any
+) -> SweEvaluateResults:
+    """Which issues of real repositories patches resolve, by their tests in a sandbox, as `lmlab swe eval` does (Jimenez
+    et al. 2024).
+
+    Arguments:
+        instances: a file, a saved dataset, a task repository, or `lite`, `verified` or `full`.
+        patches: a file of patches; None for the reference solutions.
+        out: the run's directory; what is finished there is not done again.
+        settings: further ones of the stage `swe_evaluate`, such as `ids=["owner__name-7"]` or `timeout_s=300`.
+
+    Raises:
+        UserError: a setting is wrong, or something is not there.
+        LmlabError: some patches have no verdict, as their surroundings failed.
+    """
+    from lmlab.methods.swebench.stages import SweEvaluateResults
+
+    given: dict[str, Any] = {"instances": str(arguments.place(instances, "instances"))}
+    if patches is not None:
+        given["patches"] = str(arguments.place(patches, "patches"))
+    return _stage("swe_evaluate", SweEvaluateResults, given | arguments.plain(settings), out, 0, redo)[0]
+
+
+@told
+def grade_tutor(
+    model: str | Path, questions: str | Path, out: str | Path, *, redo: bool = False, **settings: Any
+) -> TutorResults:
+    """How well a model answers questions about chapters: a run of the stage `tutor_evaluate`, which asks, grades and
+    scores (Chevalier et al. 2024).
+
+    Arguments:
+        questions: TutorEval, or JSON lines with its columns.
+        out: the run's directory; what is finished there is not done again.
+        settings: `answers` and `grading`, such as `answers={"book": "closed"}`, `grading={"judge": ["coverage"]}`.
+
+    Raises:
+        UserError: a setting is wrong, or something is not there.
+    """
+    from lmlab.methods.tutor.stages import TutorResults
+
+    given = {"model": str(arguments.place(model, "model")), "questions": str(arguments.place(questions, "questions"))}
+    return _stage("tutor_evaluate", TutorResults, given | arguments.plain(settings), out, 0, redo)[0]
+
+
+def _stage(
+    kind: str, results: type[R], settings: Mapping[str, Any], out: str | Path, seed: int, redo: bool
+) -> tuple[R, Path]:
+    """Run one stage as a recipe of its own: its results and its directory."""
+    from lmlab.commandline.options import run_stages
+    from lmlab.runs import StageRecord
+
+    name, place = kind.replace("_", "-"), arguments.place(out, "out")
+    run = run_stages(
+        name, {kind: {"kind": kind, **settings}}, place, None, False, redo, arguments.whole(seed, "seed"), HERE
+    )
+    return StageRecord.finished_in(run / kind).read_results(results), run / kind

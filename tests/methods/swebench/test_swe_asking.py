@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from swe_parts import BASE, FIXED, write_tree
 
+import lmlab as door
 from lmlab.endpoints import Endpoint
 from lmlab.endpoints.protocol import Choice, Reply, Usage
 from lmlab.errors import UserError
@@ -274,5 +275,15 @@ def test_a_recipe_asks_a_model_and_judges_its_patches(built: Instance, judge: Ju
     stamp = (tmp_path / "run" / "judged" / "m.run.json").stat().st_mtime_ns
     run_recipe(recipe, tmp_path / "run")  # nothing has changed
     assert (tmp_path / "run" / "judged" / "m.run.json").stat().st_mtime_ns == stamp
+    patches = tmp_path / "run" / "ask" / "predictions.jsonl"
+    own = door.judge_patches(
+        folder / "instances.jsonl",
+        patches,
+        tmp_path / "own",
+        ids=["owner__calc-2"],
+        cache=common["cache"],
+        timeout_s=60,
+    )
+    assert [each.to_json() for each in own.models] == found["models"]
     with pytest.raises(UserError, match="give either model or endpoint"):
         Recipe.parse({"name": "swe", "stages": {"ask": {"kind": "swe_infer", **common}}}, "the test")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import yaml
+
+import lmlab as door
 
 
 def test_from_chapters_to_a_tutor_that_is_compared_with_its_base(lmlab, tutor, questions, judge_script, tmp_path):
@@ -62,3 +66,6 @@ def test_from_chapters_to_a_tutor_that_is_compared_with_its_base(lmlab, tutor, q
     assert "no difference is shown" in page and "Dialogues to learn from" in page
     again = lmlab("run", path, "--out", tmp_path / "run")
     assert again.code == 0
+    found = door.grade_tutor(tutor, questions, tmp_path / "own", grading=grading, answers=answers)
+    stored = json.loads((tmp_path / "run" / "base" / "report.json").read_text())
+    assert found.n == 12 and found.total == stored["total"]

@@ -61,25 +61,18 @@ def text(
     ] = None,
 ) -> None:
     """Compress one text, and write what stands for it as a soft prompt."""
-    import torch
-
-    from lmlab.methods.autocompressor import AutoCompressor
+    from lmlab.methods.autocompressor.compressor.run import compressed
     from lmlab.models import save_soft_prompt
-    from lmlab.runs import Model
 
-    model = AutoCompressor.load(compressor)
     try:
         written = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
     if not written.strip():
         raise UserError(f"'{file}' has no text.", "Name a file with some.")
-    ids = Model.find(compressor).tokenizer().encode_prompt(written, "as_text")
-    if not ids:
-        raise UserError(f"The text in '{file}' has no tokens.", "Name a file with some.")
-    found = model.compress(torch.tensor([ids]), segment_lengths=settings.segment, summary_length=vectors)
+    model, found, tokens = compressed(compressor, written, settings.segment, vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
-    print(f"{len(ids):,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
+    print(f"{tokens:,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
 
 
 @app.command(
