@@ -16,6 +16,7 @@ what was printed.
     resume    a training that moves from the CPU to the GPU and back
     circuits  a step of edge pruning on SmolLM2's shape, up to its full length
     poison    candidates a second against one's own retriever; the grid of passages, objectives and optimizers
+    programs  the paper's grid of Transformer Programs, and larger problems: accuracy and seconds
 
 `--device cpu --tiny` runs all of it in a minute on small shapes, to see that it works; its figures mean nothing. All
 weights are random: speed does not depend on them. The package need not be installed: PYTHONPATH=src is enough, and what
@@ -41,6 +42,7 @@ WORTH = {  # shares of the minutes, in the order in which parts run: correctness
     "serve": 1.0,
     "circuits": 0.7,
     "poison": 1.0,
+    "programs": 2.0,
 }
 _CLOSING = 6.0  # seconds before its end at which a part should have printed its tables
 _GRACE = 20.0  # seconds beyond its share after which a part is killed: a compilation cannot be asked to stop
