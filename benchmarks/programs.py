@@ -4,10 +4,12 @@
     python benchmarks/programs.py train hist --seeds 8 --epochs 20 --set cat_heads=0 --set cat_mlps=0
     python benchmarks/programs.py attention hist --seeds 8 --epochs 20
     python benchmarks/programs.py step hist
+    python benchmarks/programs.py estimators sort --seeds 3 --epochs 6
     python benchmarks/programs.py table runs/table --only sort --only reverse
 
 `train` prints the accuracy of the best seed's program on test beside the paper's, and the CPU seconds of training and
-of choosing the seed. `attention` trains the same seeds with the paper's noise in attention and without. `speed` runs
+of choosing the seed. `attention` trains the same seeds with the paper's noise in attention and without. `estimators`
+trains the same seeds for the same steps with each way of making choices (`--only` some of them). `speed` runs
 the same sequences vectorized and by row look-ups in pandas, as the reference's programs do, in one process. `step` is
 one step of training beside the reference's, built as that is built (a full-width matrix for each read, one module an
 MLP, noise for every choice), in turns in one process; both compute the same loss. `table`
@@ -38,23 +40,62 @@ from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.run import TrainedNetworks
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
 
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "paper, to 0.3": {"tau_end": 0.3},
+    "without noise in attention, to 0.3": {"tau_end": 0.3, "attention_noise": False},
+    "1 to 0.3": {"tau_start": 1.0, "tau_end": 0.3},
+    "cosine, to 0.3": {"tau_end": 0.3, "schedule": "cosine"},
+    "gumbel_hard, to 0.3": {"sampling": "gumbel_hard", "tau_end": 0.3},
+    "decoupled, gradients at 1, to 0.1": {"sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1},
+    "hard, gradients at 1": {"sampling": "hard", "gradient_tau": 1.0},
+    "reinmax, 1 to 0.1": {"sampling": "reinmax", "tau_start": 1.0, "tau_end": 0.1},
+    "entmax, alpha 1 to 2, 1 to 0.3": {
+        "sampling": "entmax", "alpha_start": 1.0, "alpha_end": 2.0, "tau_start": 1.0, "tau_end": 0.3,
+        "attention_noise": False,
+    },
+    "entmax, alpha 1.5, to 0.1": {"sampling": "entmax", "tau_end": 0.1, "attention_noise": False},
+    "sparsemax, to 0.3": {"sampling": "sparsemax", "tau_end": 0.3, "attention_noise": False},
+    "softmax, to 0.1": {"sampling": "softmax", "tau_end": 0.1, "attention_noise": False},
+    "frozen from 0.7 on, to 0.3": {"tau_end": 0.3, "freeze": 0.7},
+    "frozen after 100 steps of rest, to 0.3": {"tau_end": 0.3, "freeze_after": 100},
+    "families, to 0.3": {"tau_end": 0.3, "predicates": "families"},
+}  # fmt: skip
+"""Ways of making choices: the paper's falls from a temperature of 3 to 0.01."""
+
 PAPER = {
     "reverse": 99.79, "hist": 100.0, "double_hist": 98.40, "sort": 99.83, "most_freq": 75.69, "dyck1": 99.30,
     "dyck2": 99.09,
 }  # fmt: skip
 REPEATS = 3
 
-_COMMON = {"batch_size": 128, "d_mlp": 32, "attention_noise": False, "evaluations": 4, "checkpoint_every": 200}
+_COMMON = {
+    "batch_size": 128, "d_mlp": 32, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1, "schedule": "cosine",
+    "evaluations": 8, "checkpoint_every": 200,
+}  # fmt: skip
 _SHAPE = ("num_layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps")
-TABLE = {  # layers, heads and MLPs of both kinds (as _SHAPE), seeds, epochs
-    "hist": ((1, 0, 4, 0, 1), 4, 8),
-    "sort": ((1, 4, 4, 2, 2), 3, 30),
-    "reverse": ((2, 4, 0, 2, 0), 3, 30),
-    "double_hist": ((2, 1, 4, 1, 1), 4, 20),
-    "most_freq": ((3, 4, 4, 2, 2), 2, 20),
-    "dyck1": ((2, 2, 2, 1, 1), 2, 12),
-    "dyck2": ((3, 2, 2, 1, 1), 2, 12),
+_WIDE = {"vocab_size": 8, "max_length": 16, "predicates": "families"}
+_LARGE = {"vocab_size": 16, "max_length": 16, "predicates": "families"}
+TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
+    # layers, heads and MLPs of both kinds (as _SHAPE), seeds, halvings, epochs, other settings
+    "hist": ((1, 0, 4, 0, 1), 4, 1, 8, {}),
+    "sort": ((1, 4, 4, 2, 2), 8, 3, 60, {}),
+    "reverse": ((2, 4, 0, 2, 0), 8, 3, 40, {}),
+    "double_hist": ((2, 1, 4, 1, 1), 8, 3, 30, {}),
+    "most_freq": ((3, 4, 4, 2, 2), 4, 2, 20, {}),
+    "dyck1": ((2, 2, 2, 1, 1), 4, 2, 12, {}),
+    "dyck2": ((3, 2, 2, 1, 1), 4, 2, 12, {}),
+    "reverse 8x16": ((2, 4, 0, 2, 0), 1, 0, 12, _WIDE),
+    "double_hist 8x16": ((2, 1, 4, 1, 1), 1, 0, 12, _WIDE),
+    "sort 8x16": ((1, 4, 4, 2, 2), 1, 0, 12, _WIDE),
+    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 12, _WIDE),
+    "reverse 16x16": ((2, 4, 0, 2, 0), 1, 0, 12, _LARGE),
+    "double_hist 16x16": ((2, 1, 4, 1, 1), 1, 0, 12, _LARGE),
+    "sort 16x16": ((1, 4, 4, 2, 2), 1, 0, 12, _LARGE),
+    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 12, _LARGE),
 }
+PUBLISHED = {"seeds": 5, "epochs": 250, "batch_size": 512, "d_mlp": 64}
+"""What the paper trains for each shape of its grid."""
 
 
 def measure_training(task: str, seeds: int, epochs: float, changes: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +117,41 @@ def measure_training(task: str, seeds: int, epochs: float, changes: dict[str, An
     return results
 
 
+def measure_estimators(task: str, seeds: int, epochs: float, only: list[str], changes: dict[str, Any]) -> None:
+    """The same seeds and steps with each estimator; all seeds are polished."""
+    shape = dict(zip(_SHAPE, TABLE[task][0], strict=True))
+    for name, how in ESTIMATORS.items():
+        if only and not any(name.startswith(word) for word in only):
+            continue
+        settings = TrainSettings(
+            task=task, seeds=seeds, epochs=epochs, polish=seeds,
+            **{"batch_size": 128, "d_mlp": 32, "checkpoint_every": 10**6, **shape, **how, **changes},
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as directory:
+            before = time.process_time()
+            results = train(settings, directory)
+            cpu = time.process_time() - before
+        found, early, gaps = (
+            [round(100 * row[key], 2) for row in results["seeds"]]
+            for key in ("valid_accuracy", "valid_accuracy_before_polish", "soft_gap")
+        )
+        print(
+            f"{task} | {name} | test {100 * results['test_accuracy']:.2f} % | validation {found}, before polishing"
+            f" {early}, gap {gaps} | {cpu:.1f} CPU-s | {seeds} seeds x {epochs:g} epochs | load {machine_load()}",
+            flush=True,
+        )
+
+
 def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> None:
-    """The paper's table, a row a task."""
-    for task in only or TABLE:
-        shape, seeds, epochs = TABLE[task]
-        chosen = {**_COMMON, **dict(zip(_SHAPE, shape, strict=True)), "seeds": seeds, "epochs": epochs, **changes}
+    """The paper's table, a row a task, and larger vocabularies and lengths."""
+    for name in only or TABLE:
+        task = name.split()[0]
+        shape, seeds, halvings, epochs, more = TABLE[name]
+        shaped = dict(zip(_SHAPE, shape, strict=True))
+        chosen = {**_COMMON, **shaped, "seeds": seeds, "halvings": halvings, "epochs": epochs, **more, **changes}
         settings = TrainSettings(task=task, **chosen)
-        place, spent = directory / task, directory / f"{task}.cpu.json"
+        place = directory / name.replace(" ", "-")
+        spent = place.with_suffix(".cpu.json")
         earlier = read_json(spent)["seconds"] if spent.exists() else 0.0
         before = time.process_time()
         try:
@@ -90,20 +159,45 @@ def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> 
         finally:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(spent, {"seconds": earlier + time.process_time() - before})
-        networks = TrainedNetworks.find(place)
+        networks, data = TrainedNetworks.find(place), load_data(settings)
         manifest = export_program(
-            networks.load(), networks.place_of(None), load_data(settings), place / "program", None, {"task": task}
+            networks.load(), networks.place_of(None), data, place / "program", None, {"task": task}
         )
+        cpu, whole_cpu = read_json(spent)["seconds"], earlier + time.process_time() - before
         found = [round(100 * row["valid_accuracy"], 2) for row in results["seeds"]]
-        near = sum(each >= max(found) - 1 for each in found)
+        whole = [100 * row["valid_accuracy"] for row in results["seeds"] if not row["stopped"]]
+        near = sum(each >= max(found) - 1 for each in whole)
+        theirs = published_seconds(settings, data)
         print(
-            f"{task}: program {100 * manifest['accuracy']['test']:.2f} % on test (paper {PAPER[task]} %), equal to its"
-            f" network on {manifest['verification']['places']:,} places, {manifest['size']['lines']} lines;"
-            f" {earlier + time.process_time() - before:.0f} CPU-s for {settings.seeds} seeds x {settings.epochs:g}"
-            f" epochs with data, choice and export; {near} of {settings.seeds} seeds within a point of the best,"
-            f" validation {found}; {dict(zip(_SHAPE, shape, strict=True))} {changes}; load {machine_load()}",
+            f"{name}: program {100 * manifest['accuracy']['test']:.2f} % on test (paper {PAPER.get(name, '-')} %),"
+            f" equal to its network on {manifest['verification']['places']:,} places,"
+            f" {manifest['size']['lines']} lines; {cpu:.0f} CPU-s for {settings.seeds} seeds"
+            f" ({settings.halvings} halvings) x {settings.epochs:g} epochs"
+            f" with data and choice of the seed, {whole_cpu - cpu:.0f} more for the export; {theirs / cpu:.0f} times less than {PUBLISHED['seeds']} seeds x"
+            f" {PUBLISHED['epochs']} epochs of the reference's steps ({theirs:.0f} CPU-s); {near} of {len(whole)} seeds"
+            f" trained to the end within a point of the best, validation {found}; trained minus program"
+            f" {100 * results['soft_gap']:.2f} points; {shaped} {more} {changes}; load {machine_load()}",
             flush=True,
         )
+
+
+def published_seconds(settings: TrainSettings, data: Any) -> float:
+    """CPU seconds of the paper's training of one shape, by a step built as the reference's: its forward and backward
+    pass, without its optimizer and without its evaluation after every epoch, which is as long again.
+    """
+    import torch
+
+    batch = min(PUBLISHED["batch_size"], len(data.train))
+    as_paper = settings.model_copy(update={"d_mlp": PUBLISHED["d_mlp"], "predicates": "table"})
+    model = ProgramTransformer(spec_of(as_paper, data), [0], Attention(True))
+    tokens, labels = data.train.tokens[:batch], data.train.labels[:batch]
+    best = float("inf")
+    for _ in range(REPEATS):
+        before = time.process_time()
+        reference_loss(model, tokens, labels, 1.0, noise=True).backward()
+        best = min(best, time.process_time() - before)
+    assert torch.isfinite(model.unembed.grad).all()
+    return best * PUBLISHED["seeds"] * PUBLISHED["epochs"] * -(-len(data.train) // batch)
 
 
 def reference_loss(model: Any, tokens: Any, labels: Any, tau: float, noise: bool) -> Any:
@@ -133,6 +227,8 @@ def reference_loss(model: Any, tokens: Any, labels: Any, tau: float, noise: bool
         new_cat, new_num = [], []
         first = block.cat_heads
         for heads, is_cat in ((slice(0, first), True), (slice(first, None), False)):
+            if not len(block.key[0, heads]):
+                continue
             keys, queries = (read(gate[0, heads], cat, d) for gate in (block.key, block.query))
             wanted = torch.einsum("bhnq,hqk->bhnk", queries, sample(block.predicates.table[0, heads]))
             scores = torch.einsum("bhnk,bhmk->bhnm", wanted, keys) * mask
@@ -145,7 +241,8 @@ def reference_loss(model: Any, tokens: Any, labels: Any, tau: float, noise: bool
             new_cat.append((sample(logits) @ read(block.value[0], cat, d)).permute(0, 2, 1, 3).flatten(2))
         cat, num = torch.cat([cat, *new_cat], -1), torch.cat([num, *new_num], -1)
         outputs = []
-        for mlps, stream, width in ((block.cat_mlp, cat, d), (block.num_mlp, num, 1)):
+        kinds = ((spec.cat_mlps, "cat_mlp", cat, d), (spec.num_mlps, "num_mlp", num, 1))
+        for mlps, stream, width in [(getattr(block, name), x, w) for count, name, x, w in kinds if count]:
             for number in range(mlps.count):
                 inputs = read(mlps.read[0, number], stream, width).permute(0, 2, 1, 3).flatten(2)
                 hidden = (inputs @ mlps.w_in[0, number] + mlps.b_in[0, number]).relu()
@@ -262,13 +359,15 @@ def measure_speed(path: Path, count: int) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["speed", "train", "attention", "table", "step"])
+    parser.add_argument("part", choices=["speed", "train", "attention", "estimators", "table", "step"])
     parser.add_argument("what", help="a task, for speed a program, for table a directory")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--only", action="append", default=[], help="of the table, this task; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], help="of the table, this task; of the estimators, this one"
+    )
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     changes = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in given.set)}
@@ -277,6 +376,9 @@ def main() -> None:
         return
     if given.part == "step":
         measure_step(given.what, changes)
+        return
+    if given.part == "estimators":
+        measure_estimators(given.what, given.seeds, given.epochs, given.only, changes)
         return
     if given.part == "table":
         measure_table(Path(given.what), given.only, changes)
