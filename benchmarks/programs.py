@@ -173,7 +173,8 @@ def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> 
             f" equal to its network on {manifest['verification']['places']:,} places,"
             f" {manifest['size']['lines']} lines; {cpu:.0f} CPU-s for {settings.seeds} seeds"
             f" ({settings.halvings} halvings) x {settings.epochs:g} epochs"
-            f" with data and choice of the seed, {whole_cpu - cpu:.0f} more for the export; {theirs / cpu:.0f} times less than {PUBLISHED['seeds']} seeds x"
+            f" with data and choice of the seed, {whole_cpu - cpu:.0f} more for the export;"
+            f" {theirs / cpu:.0f} times less than {PUBLISHED['seeds']} seeds x"
             f" {PUBLISHED['epochs']} epochs of the reference's steps ({theirs:.0f} CPU-s); {near} of {len(whole)} seeds"
             f" trained to the end within a point of the best, validation {found}; trained minus program"
             f" {100 * results['soft_gap']:.2f} points; {shaped} {more} {changes}; load {machine_load()}",
