@@ -72,7 +72,7 @@ REPEATS = 3
 _EXHAUSTIVE = 20_000  # inputs: all of sort and reverse; the other tasks' are compared on their splits and at random
 
 _COMMON = {
-    "batch_size": 128, "d_mlp": 32, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1, "schedule": "cosine",
+    "batch_size": 128, "d_mlp": 32, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1,
     "evaluations": 8, "checkpoint_every": 200,
 }  # fmt: skip
 _SHAPE = ("num_layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps")
