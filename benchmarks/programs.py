@@ -88,13 +88,13 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "dyck1": ((2, 2, 2, 1, 1), 4, 2, 8, {}),
     "dyck2": ((2, 2, 2, 1, 1), 4, 2, 8, {}),
     "reverse 8x16": ((2, 4, 0, 2, 0), 1, 0, 12, _WIDE),
-    "double_hist 8x16": ((2, 1, 4, 1, 1), 1, 0, 12, _WIDE),
+    "double_hist 8x16": ((2, 1, 4, 1, 1), 1, 0, 12, {**_WIDE, "prefix_count": True}),
     "sort 8x16": ((1, 4, 4, 2, 2), 1, 0, 12, _WIDE),
-    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 12, _WIDE),
+    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 6, {**_WIDE, "prefix_count": True}),
     "reverse 16x16": ((2, 4, 0, 2, 0), 1, 0, 12, _LARGE),
-    "double_hist 16x16": ((2, 1, 4, 1, 1), 1, 0, 12, _LARGE),
+    "double_hist 16x16": ((2, 1, 4, 1, 1), 1, 0, 12, {**_LARGE, "prefix_count": True}),
     "sort 16x16": ((1, 4, 4, 2, 2), 1, 0, 12, _LARGE),
-    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 12, _LARGE),
+    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 6, {**_LARGE, "prefix_count": True}),
 }
 PUBLISHED = {"seeds": 5, "epochs": 250, "batch_size": 512, "d_mlp": 64}
 """What the paper trains for each shape of its grid."""
