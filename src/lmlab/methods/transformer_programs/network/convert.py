@@ -70,7 +70,7 @@ def to_program(
             f"position_bias '{spec.position_bias}': a program takes the nearest match, which these biases do not say.",
             "Train with the fixed bias.",
         )
-    model = _one_seed(model, seed)
+    model = one_seed(model, seed)
     length = max(spec.context, max_length or 0)
     if spec.bounded:
         program = _converted(model, length, False, reach, max_rows, about)
@@ -103,10 +103,11 @@ def _converted(
     return _assemble(model, state, state.nodes, about)
 
 
-def _one_seed(model: ProgramTransformer, seed: int) -> ProgramTransformer:
+def one_seed(model: ProgramTransformer, seed: int) -> ProgramTransformer:
+    """A network of one of the seeds, by its place."""
     if len(model.seeds) == 1:
         return model
-    single = ProgramTransformer(model.spec, [model.seeds[seed]], model.attention)
+    single = ProgramTransformer(model.spec, [model.seeds[seed]], model.attention).to(model.unembed.device)
     with torch.no_grad():
         for name, parameter in single.named_parameters():
             parameter.copy_(model.get_parameter(name)[seed : seed + 1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmlab.methods.transformer_programs.network.convert import DISCRETE
+from lmlab.methods.transformer_programs.network.convert import DISCRETE, one_seed
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.tasks.dataset import Split
 
@@ -22,7 +22,7 @@ def polish(model: ProgramTransformer, place: int, split: Split) -> None:
     """Fit the classifier of one seed to a split, from where training left it. Networks that pool keep theirs."""
     if model.spec.pool_outputs:
         return
-    cat_RV, num_RU, labels_R, count_R = _rows(model, place, split)
+    cat_RV, num_RU, labels_R, count_R = _rows(one_seed(model, place), split)
     masked = torch.tensor([label in model.spec.masked_labels for label in model.spec.labels])
     width, variables = model.spec.d_var, cat_RV.shape[1]
     start = model.unembed[place].detach().cpu().double()
@@ -46,15 +46,15 @@ def polish(model: ProgramTransformer, place: int, split: Split) -> None:
             model.unembed[place] = weights.to(model.unembed)
 
 
-def _rows(model: ProgramTransformer, place: int, split: Split) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rows(model: ProgramTransformer, split: Split) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The distinct rows of features and label under the arg max, and how often each occurs."""
     found = []
     for tokens, labels in zip(split.tokens.split(_ROWS), split.labels.split(_ROWS), strict=True):
         with torch.no_grad():
             cat, num = model.streams(tokens, DISCRETE)
         keep = labels >= 0
-        ids = cat[place].argmax(-1).permute(1, 2, 0)[keep]
-        numbers = num[place, ..., 0].permute(1, 2, 0)[keep]
+        ids = cat[0].argmax(-1).permute(1, 2, 0)[keep]
+        numbers = num[0, ..., 0].permute(1, 2, 0)[keep]
         found.append(torch.cat([ids.double(), numbers.double(), labels[keep][:, None].double()], -1).cpu())
     rows, counts = torch.cat(found).unique(dim=0, return_counts=True)
     variables = len(model.spec.cat_names(model.spec.num_layers))
