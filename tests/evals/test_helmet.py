@@ -10,7 +10,16 @@ import yaml
 
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
-from lmlab.evals.long import Asking, helmet_instances, prompt_of, read_helmet_config
+from lmlab.evals.long import (
+    Asking,
+    Reached,
+    helmet_instances,
+    judge,
+    prompt_of,
+    read_helmet_config,
+    suites,
+    task_name,
+)
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
@@ -111,10 +120,8 @@ def test_distinct_questions_are_drawn_with_all_their_depths(tmp_path, data, toke
         assert prompt_of(each).endswith(f"{each.question}\nAnswer:")  # cut within the context alone
     (ranked,) = helmet_instances(asking, rerank, data)
     assert ranked.answer == ["2 > 1 > 0"] and ranked.meta["labels"] == {"0": 0, "1": 1, "2": 2}
-    with pytest.raises(UserError, match="'alce_asqa' of HELMET is not read"):
-        helmet_instances(
-            asking, read_helmet_config(_config(tmp_path, datasets="alce_asqa,alce_asqa,alce_asqa"))[0], data
-        )
+    with pytest.raises(UserError, match="'trec' of HELMET is not read"):
+        helmet_instances(asking, read_helmet_config(_config(tmp_path, datasets="trec,trec,trec"))[0], data)
     outside = read_helmet_config(_config(tmp_path, test_files="../x.jsonl"))[0]
     with pytest.raises(UserError, match="outside the folder"):
         helmet_instances(asking, outside, data)
@@ -127,10 +134,95 @@ def test_the_command_writes_files_of_helmets_names(tmp_path, data, tokenizer, lm
     how = ("--data", data, "--config", _config(tmp_path), "--out", tmp_path / "out", "--precision", "fp32")
     done = lmlab("long", "helmet", tmp_path / "model", *how)
     assert done.code == 0, done.err
-    names = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    names = sorted(path.name for path in (tmp_path / "out").glob("*_eval_*.json"))
     assert names[0].startswith(
         "json_kv_eval_test_k3_dep6_in512_size2_shots2_sampFalsemax10min0t0.0p1.0_chatFalse_42.json"
     )
     assert all((tmp_path / "out" / f"{name}.score").is_file() for name in names) and len(names) == 3
     result = json.loads((tmp_path / "out" / names[0]).read_text())
     assert set(result) == {"args", "data", "metrics", "averaged_metrics"} and len(result["data"]) == 2
+    suites = json.loads((tmp_path / "out" / "helmet.json").read_text())
+    assert set(suites["tasks"]) == {
+        "helmet_json_kv__512",
+        "helmet_kilt_nq__900",
+        "helmet_msmarco_rerank_psg__700",
+    }
+    assert suites["suites"]["helmet_recall__512"] == result["averaged_metrics"]["substring_match"]
+
+
+def test_names_and_suites_are_those_of_olmo_eval():
+    assert task_name("kilt_popqa_3", 8192) == "helmet_kilt_popqa__8192"
+    assert task_name("icl_trec_coarse_400shot_balance", 8192) == "helmet_icl_trec_coarse__8192"
+    assert task_name("infbench_choice_eng_3886", 4096) == "helmet_infbench_choice_eng__4096"
+    assert task_name("alce_asqa_nocite_30", 4096) == "helmet_alce_asqa_nocite__4096"
+    assert task_name("icl_clinic150_440shot_balance", 8192) == "helmet_icl_clinic150__8192"
+    assert task_name("ruler_niah_mk_2", 4096) == "helmet_niah_mk_2__4096"
+    found = [Reached("json_kv", 4096, 80.0, False), Reached("ruler_niah_mk_2", 4096, 40.0, False)]
+    found += [Reached("infbench_qa_eng_3886", 4096, 20.0, False), Reached("narrativeqa_3796", 4096, None, True)]
+    means = suites(found)
+    # a mean that would lack a figure is left out
+    assert means == {"helmet_recall__4096": 60, "helmet_longqa_nojudge__4096": 20, "helmet_nojudge__4096": 40}
+    means = suites([*found[:3], Reached("narrativeqa_3796", 4096, 40.0, True)])
+    assert means["helmet_longqa__4096"] == 30 and means["helmet_all__4096"] == 45
+    assert means["helmet_nojudge__4096"] == 40
+
+
+ASQA = {
+    "question": "Who rules?",
+    "qa_pairs": [{"short_answers": ["the queen", "Elizabeth"]}, {"short_answers": ["1952"]}],
+    "answer": "The queen, since 1952.",
+    "docs": [{"title": f"t{n}", "text": f"text {n}"} for n in range(40)],
+}
+QAMPARI = ASQA | {"answers": [["Lima", "the city of Lima"], ["Oslo"], ["Cairo"]], "qa_pairs": None}
+
+
+def test_questions_with_citations_show_as_many_documents_as_their_name_says(tmp_path, data, tokenizer):
+    (data / "alce").mkdir()
+    for name, row in (("asqa", ASQA), ("qampari", QAMPARI)):
+        (data / "alce" / f"{name}.json").write_text(json.dumps([row, row | {"question": "And where?"}]))
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "asqa.json").write_text(json.dumps({"instruction": "x", "demos": [ASQA | {"question": "Before?"}]}))
+    changes = {
+        "datasets": "alce_asqa_5,alce_qampari_nocite_30",
+        "input_max_length": "6000,6000",
+        "generation_max_length": "30,30",
+        "test_files": "data/alce/asqa.json,data/alce/qampari.json",
+        "demo_files": "prompts/asqa.json,",
+    }
+    cited, listed = read_helmet_config(_config(tmp_path, **changes))
+    asking = Asking(tokenizer)
+    first = helmet_instances(asking, cited, data)[0]
+    prompt = prompt_of(first)
+    assert "[5] (Title: t4)" in prompt and prompt.count("[6] (Title: t5)") == 1  # the demonstration has all of its own
+    assert "Before?" in prompt and "cite the documents" in first.instruction
+    other = helmet_instances(asking, listed, data)[0]
+    assert "[30] (Title" in other.context and "[31]" not in other.context and "cite" not in other.instruction
+    found = judge(first, "Answer: Elizabeth rules [1][2].\nSince 1952.")
+    assert found["figures"] == {"str_em": 0.5, "citations": 2.0}  # the first line counts, as in ALCE
+    found = judge(other, "the city of Lima, Paris, Oslo.")
+    assert found["figures"]["rec_top5"] == found["figures"]["recall"] == pytest.approx(2 / 3)
+    assert found["figures"]["precision"] == pytest.approx(2 / 3) and found["metric"] == "rec_top5"
+    (data / "alce" / "asqa.json").write_text(json.dumps([{"question": "q", "docs": []}]))
+    with pytest.raises(UserError, match="question 0: it is not of the kind alce_asqa"):
+        helmet_instances(asking, cited, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "output", "metric", "score"),
+    [
+        ("infbench_qa_eng_300", ["the red fox"], "Answer: red fox", "rougeL", 0.8),
+        ("narrativeqa_300", ["a fox"], "the fox", "rougeL", 0.5),
+        ("infbench_choice_eng_300", ["B", "B. Paris"], "I think B. Paris is right", "exact_match", 1.0),
+        ("infbench_choice_eng_300", ["B", "B. Paris"], "Answer: B", "exact_match", 1.0),
+        ("infbench_choice_eng_300", ["B", "B. Paris"], "Because", "exact_match", 0.0),
+        ("infbench_sum_eng_300", ["the fox jumps"], "the fox jumps", "rougeL", 1.0),
+    ],
+)
+def test_exports_are_judged_as_helmet_judges_them(tmp_path, data, tokenizer, name, answer, output, metric, score):
+    (data / "one.jsonl").write_text(json.dumps({"context": TEXT, "question": "Who?", "answer": answer}) + "\n")
+    changes = {"datasets": name, "input_max_length": 512, "generation_max_length": 20}
+    changes |= {"test_files": "data/one.jsonl", "demo_files": ""}
+    (instance,) = helmet_instances(Asking(tokenizer), read_helmet_config(_config(tmp_path, **changes))[0], data)
+    found = judge(instance, output)
+    assert (found["metric"], found["score"]) == (metric, pytest.approx(score))

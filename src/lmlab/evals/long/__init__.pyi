@@ -3,7 +3,8 @@ from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of,
 from .config import PRESETS, TASKS, LongPPLConfig, LongSettings, Mode
 from .endpoint_writer import EndpointWriter
 from .figures import effective_length, summarize
-from .helmet import HelmetSet, helmet_instances, read_helmet_config, write_helmet_results
+from .helmet.files import HelmetSet, helmet_instances, read_helmet_config, write_helmet_results
+from .helmet.names import Reached, scores, suites, task_name
 from .instance import (
     SUITE_VERSION,
     Header,
@@ -38,6 +39,7 @@ __all__ = [
     "Mode",
     "ModelWriter",
     "NoRoom",
+    "Reached",
     "Writer",
     "Written",
     "build_context",
@@ -60,8 +62,11 @@ __all__ = [
     "read_results",
     "read_suite_rows",
     "run_suite",
+    "scores",
+    "suites",
     "summarize",
     "summary_of",
+    "task_name",
     "write_helmet_results",
     "write_instances",
 ]

@@ -132,8 +132,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def category_of(task: str) -> str | None:
-    """The category of a task; None for controls."""
-    return TASKS[task][0]
+    """The category of a task; None for controls, and for those of other suites."""
+    return TASKS[task][0] if task in TASKS else None
 
 
 assert set(get_args(Preset)) == set(PRESETS)

@@ -169,6 +169,22 @@ def judge(instance: Instance, output: str) -> Row:
                 "exact_match": float(" ".join(given.split()) == " ".join(answers[0].split())),
                 "edit_similarity": metrics.edit_similarity(given, answers[0]),
             }
+        case "answer":
+            texts = (output.strip(), first)
+            found_rouge = [rouge("rougeL", "fmeasure")(text, each) for text in texts for each in answers]
+            figures = {
+                "rougeL": max(found_rouge),
+                "f1": max(metrics.best_f1(text, answers) for text in texts),
+                "exact_match": max(metrics.best_exact(text, answers) for text in texts),
+            }
+        case "choice":
+            figures = {"exact_match": metrics.right_choice(output, first, answers)}
+        case "alce_asqa":
+            figures = {"str_em": metrics.share_of_groups(metrics.without_citations(first), meta["answers"])}
+            figures["citations"] = metrics.count_of_citations(first)
+        case "alce_qampari":
+            figures = metrics.listed_answers(metrics.without_citations(first), meta["answers"])
+            figures["citations"] = metrics.count_of_citations(first)
         case "proc":
             figures = {
                 "row_f1": metrics.row_f1(output, answers[0]),

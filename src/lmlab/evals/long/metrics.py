@@ -1,4 +1,4 @@
-"""How right an answer is. All figures are from 0 to 1."""
+"""How right an answer is. All figures are from 0 to 1, but counts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _RANKS = 10
+_TOP = 5  # answers of QAMPARI of which no more are expected
 _ORDERS = 1000  # random ones behind the chance level of a ranking
 
 
@@ -46,6 +47,43 @@ def share_of_words(output: str, values: Sequence[str]) -> float:
     return sum(re.search(rf"(?<![\w.]){re.escape(value)}(?!\.?\w)", output) is not None for value in values) / len(
         values
     )
+
+
+def right_choice(output: str, first: str, answers: Sequence[str]) -> float:
+    """1 where an output is the letter of the right option, or the letter with its text, or holds the latter."""
+    right = {normalized(answer) for answer in answers}
+    if normalized(first) in right or normalized(output) in right:
+        return 1.0
+    return float(len(answers) > 1 and answers[1].lower() in output.lower())
+
+
+def share_of_groups(output: str, groups: Sequence[Sequence[str]]) -> float:
+    """What share of several questions is answered: of each, one of its short answers stands within the output (the
+    string match of ALCE, Gao et al. 2023).
+    """
+    return sum(substring_match(output, group) for group in groups) / len(groups)
+
+
+def listed_answers(output: str, groups: Sequence[Sequence[str]]) -> dict[str, float]:
+    """How right a list with commas is, as ALCE measures it on QAMPARI: recall of at most five answers, recall of all,
+    and precision.
+    """
+    listed = [text for each in output.strip().rstrip(".,").split(",") if (text := normalized(each))]
+    known = {normalized(answer) for group in groups for answer in group}
+    right = sum(any(normalized(answer) in listed for answer in group) for group in groups)
+    precision = sum(text in known for text in listed) / len(listed) if listed else 0.0
+    most = min(_TOP, len(groups))
+    return {"rec_top5": min(_TOP, right) / most, "recall": right / len(groups), "precision": precision}
+
+
+def without_citations(output: str) -> str:
+    """An output without its marks [1]."""
+    return re.sub(r"\s*\[\d+\]", "", output)
+
+
+def count_of_citations(output: str) -> float:
+    """How many marks [1] an output has."""
+    return float(len(re.findall(r"\[\d+\]", output)))
 
 
 def parse_ranking(output: str) -> list[str]:

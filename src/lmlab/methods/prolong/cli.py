@@ -151,7 +151,8 @@ def helmet(
     """Measure a model on HELMET's own files. Prompts are worded as here, not as there."""
     from lmlab.distributed import joined, world
     from lmlab.evals import Evaluator
-    from lmlab.methods.prolong.evaluate import evaluate_helmet
+    from lmlab.files import read_mapping
+    from lmlab.methods.prolong.evaluate import SUITES, evaluate_helmet
 
     with joined():
         found = evaluate_helmet(Evaluator.load(model, loading.device, loading.precision), config, data, out, model)
@@ -160,6 +161,8 @@ def helmet(
                 [name, metric, f"{value:.2f}"] for name, each in found.items() for metric, value in each.items()
             ]
             _print_rows(["file", "metric", "score"], rows)
+            means = read_mapping(out / SUITES)["suites"]
+            _print_rows(["suite", "mean"], [[name, f"{value:.2f}"] for name, value in means.items()])
 
 
 @app.command(
@@ -210,7 +213,7 @@ def rope(model: ModelPlace, longer: LongerWindow) -> None:
 @app.command(
     epilog=example(
         "lmlab long judge runs/long --judge coverage",
-        "lmlab long judge helmet/narrativeqa_7892-8192 --task rag -j openai:NAME --base-url https://HOST/v1"
+        "lmlab long judge helmet/narrativeqa_7892-8192 --task answer -j openai:NAME --base-url https://HOST/v1"
         " --key-env KEY",
     )
 )
@@ -267,8 +270,7 @@ def _page(places: list[Path], out: Path) -> Path:
     from lmlab.errors import reads
     from lmlab.evals.long import RESULTS, read_results, read_suite_rows
     from lmlab.files import read_mapping
-    from lmlab.methods.prolong.evaluate import SHORT
-    from lmlab.methods.prolong.judged import JUDGED
+    from lmlab.methods.prolong.evaluate import JUDGED, SHORT
     from lmlab.methods.prolong.report import sections
     from lmlab.reports import Page
 

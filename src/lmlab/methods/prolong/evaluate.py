@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from lmlab.evals.long import (
     Asking,
     EndpointWriter,
     Header,
+    HelmetSet,
     InstanceFile,
     LongSettings,
     Mode,
     ModelWriter,
+    Reached,
     build_instances,
     header_of,
     helmet_instances,
@@ -29,15 +31,19 @@ from lmlab.evals.long import (
     read_instances,
     read_suite_rows,
     run_suite,
+    scores,
+    suites,
     write_helmet_results,
     write_instances,
 )
+from lmlab.evals.long.helmet.families import FAMILIES, family_of
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.models import weights_fingerprint
 from lmlab.progress import console
 from lmlab.redaction import redact
 
-INSTANCES, SHORT = "instances.jsonl", "short.json"
+INSTANCES, SHORT, SUITES = "instances.jsonl", "short.json", "helmet.json"
+JUDGED = "judged.json"
 
 
 def instances_for(asking: Asking, settings: LongSettings, path: Path) -> InstanceFile:
@@ -141,7 +147,8 @@ def evaluate_helmet(
     evaluator: Evaluator, config: Path, data: Path, directory: Path, model: str
 ) -> dict[str, dict[str, Any]]:
     """Measure a model on the data sets of a configuration of HELMET, by what it writes; it does not stop at line ends,
-    as the released code does not. Files are written under HELMET's names.
+    as the released code does not. Files are written under HELMET's names, and `helmet.json` has those of olmo-eval; run
+    again after a judge has spoken, it holds the judge's figures too.
 
     Raises:
         UserError: the configuration or a file is not HELMET's.
@@ -149,6 +156,7 @@ def evaluate_helmet(
     if evaluator.model is None:
         raise UserError(f"HELMET needs a model that writes, and this one runs by {evaluator.scorer.description}.")
     found, weights = {}, _weights_of(evaluator)
+    reached: list[Reached] = []
     for each in read_helmet_config(config):
         asking = Asking(evaluator.tokenizer, each.chat)
         instances = helmet_instances(asking, each, data)
@@ -170,4 +178,17 @@ def evaluate_helmet(
         rows = read_suite_rows(place)
         path = write_helmet_results(directory, each, rows, model)
         found[path.name] = read_mapping(path.with_name(f"{path.name}.score"))
+        reached.append(reached_by(each, found[path.name], place))
+    write_json(directory / SUITES, {"tasks": scores(reached), "suites": suites(reached)})
     return found
+
+
+def reached_by(found: HelmetSet, figures: Mapping[str, float], place: Path) -> Reached:
+    """The figure that stands for a data set of HELMET, 0 to 100: a judge's where it needs one."""
+    family = FAMILIES[family_of(found.name)]
+    if family.judge is None:
+        return Reached(found.name, found.length, figures.get(family.metric), False)
+    judged = read_mapping(place / JUDGED) if (place / JUDGED).exists() else {}
+    cells = [cell for each in judged.get("tasks", {}).values() for cell in each.values()]
+    value = cells[0].get(family.judge) if cells else None
+    return Reached(found.name, found.length, None if value is None else 100 * value, True)

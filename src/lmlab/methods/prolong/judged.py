@@ -26,9 +26,9 @@ from lmlab.files import write_json
 from lmlab.judging import AnswerItem, AnswerJudgeConfig, counted, make_answer_judge, run_judge
 from lmlab.judging.answers.rows import REPLIES
 from lmlab.judging.offline.sentences import sentences
+from lmlab.methods.prolong.evaluate import JUDGED
 from lmlab.progress import progress
 
-JUDGED = "judged.json"
 _MOST_CLAIMS = 24  # of a text that goes on and on
 Part = Literal["fluency", "correctness", "recall", "precision"]
 _RUBRICS: dict[Part, str] = {

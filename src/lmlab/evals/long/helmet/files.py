@@ -16,6 +16,7 @@ from typing import Any
 from lmlab.config import validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.evals.long.asking import Asking
+from lmlab.evals.long.helmet.families import FAMILIES, family_of
 from lmlab.evals.long.instance import Instance
 from lmlab.evals.rows import Row
 from lmlab.files import read_json, read_jsonl, read_yaml, write_json
@@ -109,16 +110,17 @@ def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list
         UserError: the files are missing or of a kind that is not read; the message names them.
     """
     data = Path(data)
-    family = _family(found.name)
+    family = family_of(found.name)
+    kind = FAMILIES[family]
     rows = _rows(data, found.test_file)
     demos = _rows(data, found.demo_file) if found.demo_file and found.shots else []
     if family == "json_kv":  # whose rows have their examples with them
         rows = [row | {"demos": list(row.get("demos") or [])[: found.shots]} for row in rows]
     made = []
-    for number, row in enumerate(_sampled(rows, family, found.samples)):
+    for number, row in enumerate(_sampled(rows, kind.key, found.samples)):
         where = f"'{found.test_file}', question {number}"
         try:
-            draft = _FAMILIES[family](row, _demonstrations(row, demos, found.shots, family))
+            draft = kind.draft(row, _demonstrations(row, demos, found.shots, kind.key), found.name)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{where}: it is not of the kind {family} ({type(error).__name__}: {error}).", "Download it again."
@@ -126,7 +128,7 @@ def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list
         depth = row.get("depth")
         about = {
             "id": f"{found.name}/{found.length}/{number}",
-            "task": _JUDGED_AS[family],  # which decides how it is judged
+            "task": kind.judged_as,  # which decides how it is judged
             "variant": "uuid" if family == "json_kv" else "default",
             "length": found.length,
             "context_index": number,
@@ -139,152 +141,39 @@ def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list
     return made
 
 
-def _family(name: str) -> str:
-    known = sorted(_FAMILIES, key=len, reverse=True)
-    family = next((each for each in known if name.startswith(each)), None)
-    if family is None:
-        raise UserError(
-            f"The data set '{name}' of HELMET is not read.",
-            f"Those that are begin with {', '.join(sorted(_FAMILIES))}.",
-        )
-    return family
-
-
 def _rows(data: Path, name: str) -> list[dict[str, Any]]:
-    path = data.parent / name if name.startswith("data/") else data / name
+    path = data.parent / name if name.startswith(("data/", "prompts/")) else data / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise UserError(f"'{name}' lies outside the folder of HELMET's data.", "Name a file within it.")
     rows = read_json(path) if path.suffix == ".json" else list(read_jsonl(path))
+    if name.startswith("prompts/") and isinstance(rows, dict):  # those of ALCE hold examples beside their wording
+        rows = rows.get("demos")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"'{path}' holds no questions: a list of mappings is expected.", "Download it again.")
     return rows
 
 
-def _sampled(rows: Sequence[dict[str, Any]], family: str, count: int) -> Iterator[dict[str, Any]]:
+def _sampled(rows: Sequence[dict[str, Any]], field: str, count: int) -> Iterator[dict[str, Any]]:
     """All rows of so many distinct questions, drawn with HELMET's seed."""
-    keys = list(dict.fromkeys(_key(row, family) for row in rows))
+    keys = list(dict.fromkeys(_key(row, field) for row in rows))
     if len(keys) > count:
         keys = random.Random(_SEED).sample(keys, count)
     chosen = set(keys)
-    return (row for row in rows if _key(row, family) in chosen)
+    return (row for row in rows if _key(row, field) in chosen)
 
 
-def _key(row: Mapping[str, Any], family: str) -> str:
-    field = {"kilt": "id", "msmarco": "qid"}.get(family, "question")
+def _key(row: Mapping[str, Any], field: str) -> str:
     return str(row.get(field, row.get("question", row.get("query", ""))))
 
 
 def _demonstrations(
-    row: Mapping[str, Any], demos: Sequence[dict[str, Any]], shots: int, family: str
+    row: Mapping[str, Any], demos: Sequence[dict[str, Any]], shots: int, field: str
 ) -> list[dict[str, Any]]:
     """Examples for a question: drawn by the SHA-256 of its key mod 2^31, other questions than its own."""
-    key = _key(row, family)
-    others = list({_key(each, family): each for each in demos if _key(each, family) != key}.values())
+    key = _key(row, field)
+    others = list({_key(each, field): each for each in demos if _key(each, field) != key}.values())
     seed = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 2**31
     return random.Random(seed).sample(others, min(shots, len(others)))
-
-
-def _passages(row: Mapping[str, Any]) -> str:
-    return "\n\n".join(f"Document (Title: {each.get('title', '')}): {each['text']}" for each in row["ctxs"])
-
-
-def _json_kv(row: Mapping[str, Any], _: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [f"Key: {key}\nCorresponding value: {value}" for key, value in row["demos"]]
-    return {
-        "instruction": "Extract the value corresponding to the specified key in the JSON object below.",
-        "context": row["context"],
-        "demos": "\n\n".join(shown),
-        "question": f"Key: {row['question']}",
-        "prefix": "Corresponding value:",
-        "answer": _answers(row["answer"]),
-        "n_items": int(row.get("num_kvs", 0)),
-    }
-
-
-def _kilt(row: Mapping[str, Any], demos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [f"{_passages(each)}\n\nQuestion: {each['question']}\nAnswer: {_answers(each)[0]}" for each in demos]
-    return {
-        "instruction": "Use the given documents to write a concise and short answer to the question.",
-        "context": "\n\n\n".join([*shown, _passages(row)]),
-        "question": f"Question: {row['question']}",
-        "prefix": "Answer:",
-        "answer": _answers(row),
-        "n_items": len(row["ctxs"]),
-        "stop": ["\n"],
-        "meta": {"gold_context": ""},
-    }
-
-
-def _msmarco(row: Mapping[str, Any], demos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    def listed(each: Mapping[str, Any]) -> str:
-        return "\n\n".join(f"[ID: {one['id']}] Document: {one['text']}" for one in each["ctxs"])
-
-    def ranked(each: Mapping[str, Any]) -> str:
-        best = sorted(each["ctxs"], key=lambda one: -int(one.get("label", 0)))[:10]
-        return " > ".join(str(one["id"]) for one in best)
-
-    shown = [f"{listed(each)}\n\nQuery: {each['query']}\nRanking: {ranked(each)}" for each in demos]
-    return {
-        "instruction": "Rank the documents by their relevance to the query, and write the best ten as ID1 > ID2 > ID3.",
-        "context": "\n\n\n".join([*shown, listed(row)]),
-        "question": f"Query: {row['query']}",
-        "prefix": "Ranking:",
-        "answer": [ranked(row)],
-        "n_items": len(row["ctxs"]),
-        "meta": {"labels": {str(one["id"]): int(one.get("label", 0)) for one in row["ctxs"]}},
-    }
-
-
-def _ruler(row: Mapping[str, Any], _: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    answers = _answers(row.get("outputs", row.get("answer")))
-    asked = row.get("query", row.get("question", ""))
-    return {
-        "context": row["context"],
-        "question": f"Question: {asked}",
-        "prefix": "Answer:",
-        "answer": [", ".join(answers)],
-        "meta": {"values": answers},
-    }
-
-
-def _export(row: Mapping[str, Any], _: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    demos = row.get("demos") or ""
-    return {
-        "context": row["context"],
-        "demos": demos if isinstance(demos, str) else "\n\n".join(map(str, demos)),
-        "question": f"Question: {row['question']}",
-        "prefix": "Answer:",
-        "answer": _answers(row["answer"]),
-    }
-
-
-_FAMILIES: dict[str, Any] = {
-    "json_kv": _json_kv,
-    "kilt": _kilt,
-    "msmarco": _msmarco,
-    "ruler": _ruler,
-    "narrativeqa": _export,
-    "infbench": _export,
-    "multi_lexsum": _export,
-    "icl": _export,
-}
-_JUDGED_AS = {
-    "json_kv": "json_kv",
-    "kilt": "rag",
-    "msmarco": "rerank",
-    "ruler": "niah_multivalue",
-    "narrativeqa": "rag",
-    "infbench": "rag",
-    "multi_lexsum": "summ",
-    "icl": "icl",
-}
-
-
-def _answers(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        value = value.get("answers", value.get("answer"))
-    found = value if isinstance(value, list) else [value]
-    return [str(each) for each in found if each is not None] or [""]
 
 
 def _cut(asking: Asking, instance: Instance, room: int) -> Instance:
