@@ -23,8 +23,10 @@ _WITHOUT_SCHEME = re.compile(rf"(?<![\w:/])//{_USER_AND_PASSWORD}")
 _ENCODED = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)%3A%2F%2F(?:(?!%2F)[^\s&'\"<>])*%40", re.IGNORECASE)
 _CONTAINERS = {"abfs", "abfss", "wasb", "wasbs", "adl"}
 _SECRET_NAME = (
-    r"(?:[\w.-]*(?:token|secret|passw|pwd|credential|signature|apikey|api[_-]key|access[_-]?key|accessid|policy|subscription[_-]?key|auth[_-]?key|account[_-]?key|pass[_-]?phrase)[\w.-]*"
-    r"|x-(?:amz|goog|oss|obs|cos)-[\w-]+|sig|sas|key|auth|authorization|key-pair-id|session|sessionid|code|jwt|hmac|pass|hdnts|hdntl)"
+    r"(?:[\w.-]*(?:token|secret|passw|pwd|credential|signature|apikey|api[_-]key|access[_-]?key|accessid|policy"
+    r"|subscription[_-]?key|auth[_-]?key|account[_-]?key|pass[_-]?phrase)[\w.-]*"
+    r"|x-(?:amz|goog|oss|obs|cos)-[\w-]+|sig|sas|key|auth|authorization|key-pair-id|session|sessionid|code|jwt"
+    r"|hmac|pass|hdnts|hdntl)"
 )
 _PARAMETER = re.compile(rf"(?P<name>[?&;#]{_SECRET_NAME})=(?P<value>[^\s&;#'\"<>]+)", re.IGNORECASE)
 # What else libraries of file systems put into their messages: options, headers, and keys whose form tells what they are

@@ -537,7 +537,10 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(make_served, caplog):
         "logit_bias": {str(id): -100 for id in served.eos_ids},
     }
     with background(served) as url, httpx.Client(timeout=60) as http, ThreadPoolExecutor(1) as pool:
-        ask = lambda **changes: http.post(url + "/completions", json=body | {"prompt": "It was"} | changes)  # noqa: E731
+
+        def ask(**changes):
+            return http.post(url + "/completions", json=body | {"prompt": "It was"} | changes)
+
         going = pool.submit(ask)
         while not served.engine.running:
             time.sleep(0.001)

@@ -235,8 +235,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:  # type: ignore[attr-defined]
             raise RuntimeError("the gradients of a fused loss can be had once; compute the loss again")
-        scaled = [None if each is None else each.mul_(grad_outputs[0]) for each in ctx.gradients]  # type: ignore[attr-defined]
-        grad_hidden, grad_weight, grad_bias = scaled
+        held = ctx.gradients  # type: ignore[attr-defined]
+        grad_hidden, grad_weight, grad_bias = (None if each is None else each.mul_(grad_outputs[0]) for each in held)
         ctx.gradients = None  # type: ignore[attr-defined]
         if ctx.shared is not None:  # type: ignore[attr-defined]
             ctx.shared.of_head, grad_weight = grad_weight, None  # type: ignore[attr-defined]
@@ -314,12 +314,13 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
         needs_bias = ctx.needs_input_grad[6]  # type: ignore[attr-defined]
         grad_bias = weight.new_zeros(weight_VD.shape[0], dtype=log_z_T.dtype) if needs_bias else None
-        for start in range(0, len(labels_T), ctx.block):  # type: ignore[attr-defined]
-            part = slice(start, start + ctx.block)  # type: ignore[attr-defined]
+        block, soft_cap = ctx.block, ctx.soft_cap  # type: ignore[attr-defined]
+        for start in range(0, len(labels_T), block):
+            part = slice(start, start + block)
             h, g = hidden_TD[part], grad_T[part, None]
             # d log p[target] / d logit = 1[target] - p
-            logits = cap(_biased(mm(h, weight.t()), bias_V).to(log_z_T.dtype), ctx.soft_cap)  # type: ignore[attr-defined]
-            slopes = None if ctx.soft_cap is None else 1 - (logits / ctx.soft_cap).square()  # type: ignore[attr-defined]
+            logits = cap(_biased(mm(h, weight.t()), bias_V).to(log_z_T.dtype), soft_cap)
+            slopes = None if soft_cap is None else 1 - (logits / soft_cap).square()
             grad_logits = logits.sub_(log_z_T[part, None]).exp_().mul_(-g)
             grad_logits = grad_logits.scatter_add_(1, labels_T[part].clamp(min=0)[:, None], g)
             grad_logits = grad_logits if slopes is None else grad_logits.mul_(slopes)

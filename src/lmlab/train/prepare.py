@@ -35,7 +35,8 @@ def prepare(
     if config.recompute_blocks:
         if not hasattr(model, "recompute_blocks"):
             raise UserError(f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0.")
-        setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010 (modules type their attributes as tensors)
+        # by name, as modules type their attributes as tensors
+        setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         model = model.to(device)

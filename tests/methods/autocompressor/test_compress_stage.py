@@ -156,7 +156,8 @@ def test_summary_tokens_begin_as_the_end_mark(parts: Path) -> None:
     end = compressor.model.embedding.weight[Tokenizer.load(parts / "base").eos_id]
     assert torch.equal(compressor.summary_embedding_ND, end.expand(3, -1))
     for init in ("noise", "mean", "vocab"):
-        rows = AutoCompressor.from_base(parts / "base", summary_length=3, init=init).summary_embedding_ND  # type: ignore[arg-type]
+        made = AutoCompressor.from_base(parts / "base", summary_length=3, init=init)  # type: ignore[arg-type]
+        rows = made.summary_embedding_ND
         assert bool(torch.isfinite(rows).all()) and not torch.equal(rows[0], rows[1])
 
 

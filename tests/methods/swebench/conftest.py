@@ -49,7 +49,8 @@ def published(shared: Path, lite: dict[str, Instance]) -> list[PublishedLog]:
     """All 518 logs."""
     expected = [json.loads(line) for line in (shared / "expected.jsonl").read_text().splitlines()]
     with tarfile.open(shared / "logs.tar.xz") as archive:
-        data = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}  # type: ignore[union-attr]
+        files = [member for member in archive if member.isfile()]
+        data = {member.name: archive.extractfile(member).read() for member in files}  # type: ignore[union-attr]
     return [PublishedLog(row["log"], data[row["log"]], row, lite[row["instance_id"]]) for row in expected]
 
 

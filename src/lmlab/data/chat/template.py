@@ -19,7 +19,8 @@ Span = tuple[int, int]
 
 TULU_TEMPLATE = """\
 {% for message in messages %}
-{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('unknown role ' ~ message['role']) }}{% endif %}
+{% if message['role'] not in ['system', 'user', 'assistant'] %}\
+{{ raise_exception('unknown role ' ~ message['role']) }}{% endif %}
 {{- '<|' + message['role'] + '|>\\n' -}}
 {% if message['role'] == 'assistant' %}
 {% generation %}{{ message['content'] + eos_token }}{% endgeneration %}
@@ -28,7 +29,7 @@ TULU_TEMPLATE = """\
 {{- message['content'] + '\\n' -}}
 {% endif %}
 {% endfor %}
-{{- '<|assistant|>\\n' if add_generation_prompt else '' -}}"""  # noqa: E501
+{{- '<|assistant|>\\n' if add_generation_prompt else '' -}}"""
 """The format of Tülu and OLMo (Muennighoff et al. 2024): plain text but for the end token, so that any
 tokenizer can serve.
 """

@@ -32,7 +32,8 @@ _THIRD_PERSON = re.compile(
     r"(?<=[a-z\])] )(?!(?:this|its|is|was|has|as|thus|plus|less|always|perhaps|does)\b)([a-z]{2,}[a-z])s\b(?= )"
 )
 _BEFORE_VERB = re.compile(
-    r"\b(?:the|a|an|of|in|on|at|by|for|with|to|from|and|or|than|as|these|those|all|many|some|two|its|their|his|her|our|your|no|other|such|most|more)\s$",
+    r"\b(?:the|a|an|of|in|on|at|by|for|with|to|from|and|or|than|as|these|those|all|many|some|two|its|their|his|her|our"
+    r"|your|no|other|such|most|more)\s$",
     re.IGNORECASE,
 )
 _NO_VERB = {"series", "physics", "mathematics", "species", "axis", "basis", "gas", "bus", "mass", "class", "process"}

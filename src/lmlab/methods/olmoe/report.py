@@ -53,7 +53,10 @@ def analyze(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = No
         },
         "domain_specialization": {str(k): _json(statistics.domain_specialization(k)) for k in statistics.ks},
         "coactivation": {
-            name: {str(layer): _json(statistics.coactivation(layer, name)) for layer in trace.layers}  # type: ignore[arg-type]
+            name: {
+                str(layer): _json(statistics.coactivation(layer, name))  # type: ignore[arg-type]
+                for layer in trace.layers
+            }
             for name in statistics.pair_counts
         },
         "vocab_specialization": {

@@ -105,7 +105,8 @@ class _GatedProduct(torch.autograd.Function):
         (grad_MD,) = grad_outputs
         gate_MF, up_MF, down_DF = ctx.saved_tensors  # type: ignore[attr-defined]
         activated_MF = F.silu(gate_MF)
-        grad_down = outer(grad_MD, activated_MF * up_MF) if ctx.needs_input_grad[2] else None  # type: ignore[attr-defined]
+        needs_down = ctx.needs_input_grad[2]  # type: ignore[attr-defined]
+        grad_down = outer(grad_MD, activated_MF * up_MF) if needs_down else None
         grad_MF = mm(grad_MD, down_DF)
         grad_gate = torch.ops.aten.silu_backward(grad_MF * up_MF, gate_MF)
         return grad_gate, activated_MF.mul_(grad_MF), grad_down

@@ -106,7 +106,8 @@ def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor, pairs: Pairs) -> s
         _tell_of_the_loop(x_MD.dtype, width, inner)
     if backend == "auto":
         measured = fits and x_MD.device.type == "cpu"
-        backend = ways.way(f"experts {ways.PRECISIONS[x_MD.dtype]}") if measured else "grouped_mm"  # type: ignore[assignment]
+        faster = ways.way(f"experts {ways.PRECISIONS[x_MD.dtype]}") if measured else "grouped_mm"
+        backend = faster  # type: ignore[assignment]
     if backend == "batched" and len(x_MD) and _are_nearly_even(pairs.counts_E):
         return backend
     return "grouped_mm" if fits and len(x_MD) and backend != "loop" else "loop"

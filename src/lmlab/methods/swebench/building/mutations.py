@@ -95,7 +95,8 @@ def _swap(node: ast.AST, one: str, two: str) -> None:
 
 def _logic(node: ast.AST) -> Iterator[_Change]:
     if isinstance(node, ast.BoolOp):
-        yield None, lambda each: setattr(each, "op", ast.Or() if isinstance(each.op, ast.And) else ast.And())  # type: ignore[attr-defined]
+        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield None, lambda each: setattr(each, "op", other)
 
 
 def _arguments(node: ast.AST) -> Iterator[_Change]:
