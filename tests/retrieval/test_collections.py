@@ -104,6 +104,9 @@ def test_collections_of_other_shapes_are_read(tmp_path):
         load_dataset(place, judged=False)
     with pytest.raises(UserError, match=r"line 2: the grade '1\.5' is no whole number"):
         load_dataset(place, "dev")
+    (place / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(UserError, match=r"judgments of the split 'dev' of 'data \[v2\]' hold 0 queries"):
+        load_dataset(place, "dev")
 
 
 @pytest.mark.parametrize(

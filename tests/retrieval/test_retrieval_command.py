@@ -45,7 +45,7 @@ def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--by", "sparse"), "by: input should be 'dense', 'bm25' or 'hybrid', got the text 'sparse'"),
+        (("--by", "sparse"), "by: input should be 'dense', 'bm25', 'hybrid' or 'late', got the text 'sparse'"),
         (("--encoder", "nowhere"), "no encoder at 'nowhere'"),
         (("--split", "dev"), "has no dev.tsv"),
         (("--precision", "fp8"), "precision: input should be 'fp32' or 'bf16', got the text 'fp8'"),

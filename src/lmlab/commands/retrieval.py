@@ -131,8 +131,9 @@ def search(
 
     read = load_dataset(collection.data, collection.split, collection.ignore_missing, judged=False)
     _tell(read)
-    write_run(_search(read, settings, how, k), out, tag=how.by)
-    print(f"{len(read.queries):,} queries, {k} results each: {out}")
+    found = _search(read, settings, how, k)
+    write_run(found, out, tag=how.by)
+    print(f"{len(read.queries):,} queries, {sum(map(len, found.values())):,} results: {out}")
 
 
 @app.command(

@@ -131,6 +131,17 @@ def test_success_is_told_for_a_concept_and_without_judgments(run, common, small,
     assert code == 0 and found["queries"] == 80 and found["ndcg_before"] is None and "no judgments" in err
 
 
+def test_a_collection_smaller_than_the_default_depths_is_measured_at_those_it_has(run, place, attack, tmp_path):
+    data = write_collection(tmp_path / "few", documents=18, queries=12)
+    common = ("--data", data, "--encoder", place, "--cache", tmp_path / "cache", "--precision", "fp32")
+    code, text, err = run("evaluate", "--passages", attack, *common, "--json", "--allow-overlap")
+    assert code == 0 and list(json.loads(text)["asr"]) == ["1", "3", "5", "10"], err
+    code, _, err = run("evaluate", "--passages", attack, *common, "--k", 20, "--allow-overlap")
+    assert code == 2 and "The success at 20 means nothing in a corpus of 18 documents" in err
+    code, _, err = run("craft", *common, *FAST, "--objective", "coverage", "--out", tmp_path / "out")
+    assert code == 2 and "coverage_rank 20 is above the 18 documents" in err and "--coverage-rank" in err
+
+
 def test_passages_that_are_no_text_are_told_by_ids_too(run, common, small, place, tmp_path):
     row = {"it": 1, "best_acc": 0.5, "dummy": ["##s", "[MASK]", "sea", "##ing"], "tot": 9}
     (tmp_path / "theirs").mkdir()

@@ -168,8 +168,8 @@ class DepthsConfig(Config):
 
     def depths(self, documents: int) -> list[int]:
         """Those of the defaults that a collection of so many documents has, or those that were asked for."""
-        asked = "k" in self.model_fields_set
-        return sorted({k for k in self.k if asked or k <= documents})
+        asked = "k" in self.model_fields_set and self.k != type(self).model_fields["k"].default
+        return sorted({k for k in self.k if asked or k <= documents}) or [1]
 
 
 class MemoryConfig(Config):

@@ -62,6 +62,8 @@ def load_dataset(
     qrels = read_qrels(collection_part(root, f"qrels/{split}"))
     qrels = _check(qrels, queries, corpus, ignore_missing, notices)
     asked = queries.only([id for id in queries.ids if id in qrels])
+    if not len(asked):
+        raise UserError(f"The judgments of the split '{split}' of '{name}' hold 0 queries.", "Give another split.")
     return RetrievalDataset(name, split, corpus, asked, qrels, tuple(notices))
 
 

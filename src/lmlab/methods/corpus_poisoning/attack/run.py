@@ -44,6 +44,11 @@ def craft_for(
         target = Target.load(retriever, data, split, ignore_missing, judged=False)
     hits = None
     if needs_corpus and target is not None:
+        if config.coverage_rank > len(target.data.corpus):
+            raise UserError(
+                f"coverage_rank {config.coverage_rank} is above the {len(target.data.corpus):,} documents of '{data}'.",
+                "Lower --coverage-rank.",
+            )
         name = None if queries is None else f"queries-{Path(queries).name}"
         hits = target.hits(config.coverage_rank, asked, name)
     stop: Any = None

@@ -23,6 +23,7 @@ from lmlab.methods.corpus_poisoning.config import ChosenConfig, DepthsConfig, De
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 Attacks = Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")]
+Overlap = Annotated[bool, typer.Option("--allow-overlap", help="Evaluate on the attacker's queries too.")]
 evaluate_help = example("lmlab poison evaluate --passages attack --data data/scifact --encoder minilm --k 10 --k 20")
 transfer_help = example(
     "lmlab poison transfer --passages attack --data data/scifact --data data/fiqa --encoder minilm --encoder models/e5"
@@ -58,9 +59,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Evaluate on the attacker's queries too.")
-    ] = False,
+    allow_overlap: Overlap = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +72,7 @@ def evaluate(
         collection.data,
         collection.split,
         passages,
-        sorted(set(depths.k)),
+        depths,
         queries,
         attack_queries,
         allow_overlap,
@@ -120,6 +119,7 @@ def transfer(
     collection: CollectionConfig,
     which: EncoderConfig,
     k: Annotated[int, typer.Option("--k", min=1, help="Depth of success.")] = 20,
+    allow_overlap: Overlap = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -130,7 +130,7 @@ def transfer(
     from lmlab.methods.corpus_poisoning.measure.transfer import retrievers_of, transfer_matrix
 
     made = retrievers_of(encoder, which)
-    rows = transfer_matrix(passages, made, data, collection.split, k, collection.ignore_missing)
+    rows = transfer_matrix(passages, made, data, collection.split, k, collection.ignore_missing, allow_overlap)
     for notice in dict.fromkeys(notice for row in rows for notice in row["notices"]):
         typer.echo(notice, err=True)
     if out is not None:
@@ -242,6 +242,7 @@ def report(
         bool, typer.Option("--no-defenses", help="Leave out the table of defenses; the report says so.")
     ] = False,
     no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Leave out fusion with BM25.")] = False,
+    allow_overlap: Overlap = False,
 ) -> None:
     """One page: success undefended and defended, and what each defense costs in clean quality."""
     from lmlab.methods.corpus_poisoning import report as pages
@@ -256,6 +257,8 @@ def report(
     target = target_of(which, collection)
     context = None if no_defenses else context_of(target, settings)
     names, asked = settings.detectors, depths.depths(len(target.data.corpus))
-    attacks, rows = report_rows(target, context, passages, names, names, asked, not no_fusion, strictness.rate)
+    attacks, rows = report_rows(
+        target, context, passages, names, names, asked, not no_fusion, strictness.rate, allow_overlap
+    )
     pages.write(pages.build(attacks, rows), attacks, rows, out)
     print(f"Report: {out / 'report.html'}")

@@ -155,6 +155,7 @@ def report_rows(
     k_values: Sequence[int],
     fusion: bool,
     rate: float = 0.005,
+    allow_overlap: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """What a report shows: figures of each set of passages, and of each defense against each; no defenses without a
     context.
@@ -174,7 +175,7 @@ def report_rows(
         attacks.append(
             {
                 "name": name,
-                "found": evaluate_on(target.retriever, data, split, place, k_values),
+                "found": evaluate_on(target.retriever, data, split, place, k_values, allow_overlap=allow_overlap),
                 "examples": examples,
                 "notes": [f"{each.id}: {each.note}" for each in crafted.passages if each.note],
                 "summary": read_mapping(summary) if place.is_dir() and summary.exists() else {},

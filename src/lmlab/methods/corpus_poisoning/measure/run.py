@@ -13,7 +13,7 @@ from lmlab.files import decode_utf8
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, AdversarialSet, query_digests
 from lmlab.methods.corpus_poisoning.attack.vocabulary import reads_back
-from lmlab.methods.corpus_poisoning.config import ChosenConfig
+from lmlab.methods.corpus_poisoning.config import ChosenConfig, DepthsConfig
 from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
@@ -27,7 +27,7 @@ def evaluate_on(
     data: str,
     split: str,
     place: Path,
-    k_values: Sequence[int],
+    depths: Sequence[int] | DepthsConfig,
     queries: str | None = None,
     attack_queries: str | None = None,
     allow_overlap: bool = False,
@@ -36,6 +36,9 @@ def evaluate_on(
     chosen: ChosenConfig | None = None,
 ) -> dict[str, Any]:
     """All figures of passages on held-out queries, as JSON, with sentences for the terminal.
+
+    Arguments:
+        depths: of results; of a configuration's defaults those that the collection has.
 
     Raises:
         UserError: a k is above the clean corpus, or no query is left.
@@ -48,6 +51,7 @@ def evaluate_on(
     asked = target.data.queries if queries is None else read_queries(queries)
     notices = list(target.data.notices)
     documents = len(target.data.corpus)
+    k_values = depths.depths(documents) if isinstance(depths, DepthsConfig) else depths
     if max(k_values) > documents:
         raise UserError(
             f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."

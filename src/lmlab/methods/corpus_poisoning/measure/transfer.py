@@ -22,10 +22,11 @@ def transfer_matrix(
     split: str,
     k: int,
     ignore_missing: bool = False,
+    allow_overlap: bool = False,
 ) -> list[dict[str, Any]]:
     """Success at k of every set of passages on every collection by every retriever, with 95 % intervals.
 
-    Queries that the attacker of a set had are left out of its rows.
+    Queries that the attacker of a set had are left out of its rows, unless they are allowed.
 
     Raises:
         UserError: a collection has no more than k documents, or no held-out query.
@@ -44,7 +45,7 @@ def transfer_matrix(
             queries, hits = target.queries(), target.hits(max(100, k))
             for place, crafted in sets:
                 notices: list[str] = []
-                kept = held_out(target.data.queries, attackers(None, place), False, notices)
+                kept = held_out(target.data.queries, attackers(None, place), allow_overlap, notices)
                 scores = passage_scores(queries[kept], retriever.encoder.encode_text(crafted.texts))
                 report = evaluate_attack(scores, hits.of(kept), documents, [k])
                 low, high = report.interval[k]
