@@ -13,6 +13,7 @@ what was printed.
     decode    tokens/s of greedy decoding at batches of 1, 16 and 64
     serve     the batched engine with 1, 8 and 32 clients
     long      packed documents of 32K to 128K tokens with recomputation: tokens/s and memory
+    extend    SmolLM2 from 8K to 32K tokens in three variants: recall by length, with intervals (8 minutes)
     resume    a training that moves from the CPU to the GPU and back
     circuits  a step of edge pruning on SmolLM2's shape, up to its full length
     poison    candidates a second against one's own retriever; the grid of passages, objectives and optimizers
@@ -38,6 +39,7 @@ WORTH = {  # shares of the minutes, in the order in which parts run: correctness
     "decode": 1.5,
     "moe": 1.5,
     "long": 1.0,
+    "extend": 2.0,
     "resume": 0.5,
     "serve": 1.0,
     "circuits": 0.7,

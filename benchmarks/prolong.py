@@ -4,7 +4,7 @@
     python benchmarks/prolong.py sharing [--length 512]
     python benchmarks/prolong.py packing [--megabytes 1000]
     python benchmarks/prolong.py layouts [--length 2048]
-    python benchmarks/prolong.py memory [--lengths 4096 16384 65536]
+    python benchmarks/prolong.py memory [--lengths 4096 16384 65536] [--documents 1024]
     python benchmarks/prolong.py extension [--variants auto keep ...] [--seeds 1]
 
 Each part prints what it measured and the machine's load while it did. `suite` and `sharing` need the packages
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs=2, default=(240, 80), help="of the base, of each extension")
+    parser.add_argument("--documents", type=int, help="tokens of each document of a row; by default one text")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
@@ -234,12 +235,14 @@ def layouts(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak memory of a training step on one text, with and without recomputation, each in a process of its own."""
+    """Peak memory of a training step, with and without recomputation, each in a process of its own; what is free."""
+    print(f"free memory: {_free() / 2**30:.1f} GiB")
     for length in arguments.lengths or (4096, 16384, 65536):
         for recompute in (1, 0):
-            if length > 20000 and not recompute:
+            if length > 20000 and not recompute and not arguments.documents:
                 continue
             command = [sys.executable, __file__, "_memory", "--length", str(length), "--contexts", str(recompute)]
+            command += ["--documents", str(arguments.documents)] * bool(arguments.documents)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             found = json.loads(lines[-1]) if lines else {"peak": None, "seconds": None}
@@ -247,6 +250,12 @@ def memory(arguments: argparse.Namespace) -> None:
             print(
                 f"{length:7,} tokens, {'every block computed again' if recompute else 'all kept'}: {said}", flush=True
             )
+
+
+def _free() -> int:
+    """Bytes that a process could have, as Linux tells."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
 
 
 def _memory(arguments: argparse.Namespace) -> None:
@@ -260,7 +269,8 @@ def _memory(arguments: argparse.Namespace) -> None:
     model = Transformer(config).initialize(0)
     model.recompute_blocks = arguments.contexts
     ids = torch.randint(8192, (1, length), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": torch.zeros_like(ids)}
+    documents = torch.arange(length)[None] // (arguments.documents or length)
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": documents}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
     language_model_step(model, batch).loss_sum.backward()
