@@ -29,7 +29,7 @@ from lmlab.methods.corpus_poisoning import (
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
-from lmlab.methods.corpus_poisoning.measure.evaluate import success
+from lmlab.methods.corpus_poisoning.measure.evaluate import success, success_by_count
 from lmlab.methods.corpus_poisoning.setup import Retriever
 from lmlab.retrieval import ExactIndex, Queries
 from tiny_retriever import write_collection, write_retriever
@@ -229,6 +229,16 @@ def test_success_by_thresholds_is_success_by_re_ranking_at_every_k(target, tmp_p
     assert report.ndcg_after <= report.ndcg_before
     plain, sure = smallest_k(scores, hits, 20, report.asr[20])
     assert plain <= len(passages) and (sure is None or sure >= plain)
+
+
+def test_each_further_passage_adds_what_the_set_with_it_reaches(target, tmp_path):
+    found = crafted(target, tmp_path, k=6, evaluations=60)
+    scores = passage_scores(target.queries(), target.retriever.encoder.encode_text(found.passages.texts))
+    hits = target.hits(10)
+    curve = success_by_count(scores, hits, 5)
+    assert list(curve) == sorted({1, 2, 3, 5, scores.shape[1]})
+    assert all(rate == success(scores[:, :count], hits, 5).mean() for count, rate in curve.items())
+    assert success_by_count(scores[:, :0], hits, 5) == {}
 
 
 def test_success_on_the_published_questions_is_success_by_re_ranking(target):

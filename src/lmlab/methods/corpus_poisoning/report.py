@@ -103,6 +103,15 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
             blocks.append(Note(f"{each['name']}: {' '.join(notes[:_NOTES])}{more}", "info"))
     if any(len(series.x) > 1 for series in curves):
         blocks.append(Figure(line_chart(curves, "k", "ASR@k (%)", log_x=True), "Success over the depth of results."))
+    added = [
+        Series(each["name"], [int(n) for n in curve["asr"]], [100 * rate for rate in curve["asr"].values()])
+        for each in attacks
+        if len((curve := each["found"].get("by_count", {"asr": {}}))["asr"]) > 1
+    ]
+    if added:
+        k = attacks[0]["found"]["by_count"]["k"]
+        chart = line_chart(added, "passages", f"ASR@{k} (%)", log_x=True)
+        blocks.append(Figure(chart, "Success over the number of passages, in the order in which they were crafted."))
     return Section("The attack, undefended", blocks, rank=1)
 
 

@@ -169,6 +169,14 @@ def _displaced(
     return float(np.mean(beaten)), float(np.mean(before)), float(np.mean(after))
 
 
+def success_by_count(scores_QA: NDArray[np.float32], hits: CleanHits, k: int) -> dict[int, float]:
+    """The success rate at k of the first passages alone, in the order given: how much each further one adds."""
+    count = scores_QA.shape[1]
+    best = np.maximum.accumulate(scores_QA, axis=1) > hits.tau(k)[:, None]
+    shown = [n for size in (1, 10, 100, 1000) for n in (size, 2 * size, 3 * size, 5 * size) if n < count]
+    return {n: float(best[:, n - 1].mean()) for n in [*shown, count] if n}
+
+
 def smallest_k(
     scores_QA: NDArray[np.float32], hits: CleanHits, k: int, target: float, seed: int = 0
 ) -> tuple[int | None, int | None]:

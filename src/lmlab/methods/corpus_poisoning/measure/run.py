@@ -15,7 +15,13 @@ from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, Adversarial
 from lmlab.methods.corpus_poisoning.attack.vocabulary import reads_back
 from lmlab.methods.corpus_poisoning.config import ChosenConfig, DepthsConfig
 from lmlab.methods.corpus_poisoning.measure.carriers import carriers
-from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
+from lmlab.methods.corpus_poisoning.measure.evaluate import (
+    evaluate_attack,
+    passage_scores,
+    smallest_k,
+    success,
+    success_by_count,
+)
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, TwoTowerEncoder, make_index, read_queries
 
@@ -92,8 +98,11 @@ def evaluate_on(
         found["by_index"] = {index: _by_index(index, target, crafted, passages, vectors, k_values)}
         told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["by_index"][index].items())
         lines.append(f"By the index {index}: {told}.")
+    usual = 20 if hits.depth >= 20 else max(k_values)
+    curve = success_by_count(scores, hits, usual)
+    found["by_count"] = {"k": usual, "asr": {str(count): rate for count, rate in curve.items()}}
     for share in (0.5, 0.9):
-        plain, sure = smallest_k(scores, hits, 20 if documents >= 20 else max(k_values), share)
+        plain, sure = smallest_k(scores, hits, usual, share)
         found.setdefault("smallest", {})[str(share)] = {"passages": plain, "with_interval": sure}
     return {**found, "lines": lines}
 
