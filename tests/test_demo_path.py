@@ -20,10 +20,18 @@ from lmlab.train import read_metrics
 from small_recipes import cut_after, small_recipe
 
 
-def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab, recipe, tmp_path):
-    out = tmp_path / "run"
-    first = lmlab("run", recipe(), "--out", out)
-    assert first.code == 0, first.err
+@pytest.fixture(scope="module")
+def finished(forkserver, library, tmp_path_factory) -> tuple[Path, Path]:
+    """A recipe with every kind of stage, and its run, which is done."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_recipe(library), sort_keys=False))
+    done = forkserver.run("run", folder / "small.yaml", "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "small.yaml", folder / "run"
+
+
+def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab, finished):
+    path, out = finished
     results = read_json(out / "results.json")
     assert set(results) == {
         "documents",
@@ -47,16 +55,15 @@ def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab,
     assert "argparse" in page or "Held-out groups" in page
 
     start = time.monotonic()
-    second = lmlab("run", recipe(), "--out", out)
+    second = lmlab("run", path, "--out", out)
     assert second.code == 0
     assert time.monotonic() - start < 10
     assert second.err.count("done before") == 11
     assert read_json(out / "results.json") == results
 
 
-def test_bits_per_byte_of_an_untrained_model_are_those_of_a_uniform_guess(lmlab, recipe, tmp_path):
-    out = tmp_path / "run"
-    assert lmlab("run", recipe(until="evaluation"), "--out", out).code == 0
+def test_bits_per_byte_of_an_untrained_model_are_those_of_a_uniform_guess(finished):
+    _, out = finished
     rows = list(read_jsonl(out / "evaluation" / "documents-untrained.jsonl"))
     counts = read_json(out / "tokens" / "manifest.json")["counts"]["code"]
     tokens_per_byte = counts["tokens"] / counts["bytes"]
@@ -170,9 +177,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(lmlab, recipe, tmp_path):
     assert not out.exists()
 
 
-def test_the_commands_work_on_a_finished_run(lmlab, recipe, tmp_path):
-    out = tmp_path / "run"
-    assert lmlab("run", recipe(), "--out", out).code == 0
+def test_the_commands_work_on_a_finished_run(lmlab, finished, tmp_path):
+    _, out = finished
     text = lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0")
     assert text.code == 0
     assert text.out.startswith("def f(")
