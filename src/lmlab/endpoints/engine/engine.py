@@ -64,7 +64,7 @@ class Job:
 
     Attributes:
         context: vectors before the prompt, if there are any; such a job is read by itself.
-        cancelled: nobody waits for it any more.
+        canceled: nobody waits for it any more.
         cached_tokens: how much of the prompt did not have to be read.
     """
 
@@ -72,7 +72,7 @@ class Job:
         self, prompt: Sequence[int], config: DecodingConfig, stream: bool, context: SoftPrompt | None = None
     ) -> None:
         self.prompt, self.config, self.stream, self.context = prompt, config, stream, context
-        self.cancelled = False
+        self.canceled = False
         self.cached_tokens = 0
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[list[Growth] | list[Continuation] | EngineFailed] = asyncio.Queue()
@@ -86,7 +86,7 @@ class Job:
         try:
             news = await self._next()
         except asyncio.CancelledError:
-            self.cancelled = True
+            self.canceled = True
             raise
         return [each for each in news if isinstance(each, Continuation)]
 
@@ -103,7 +103,7 @@ class Job:
                 left -= sum(each.finish_reason is not None for each in news)
                 yield news
         finally:
-            self.cancelled = left > 0
+            self.canceled = left > 0
 
     async def _next(self) -> list[Growth] | list[Continuation]:
         news = await self._news.get()
@@ -116,7 +116,7 @@ class Job:
         try:
             self._loop.call_soon_threadsafe(self._news.put_nowait, news)
         except RuntimeError:  # the loop has ended, and with it whoever waited
-            self.cancelled = True
+            self.canceled = True
 
 
 class _Running:
@@ -315,10 +315,10 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         for each in self._running:
-            if each.job.cancelled:
+            if each.job.canceled:
                 each.drop()
-        self._running = [each for each in self._running if not each.job.cancelled]
-        if all(job.cancelled for job in self._reading):
+        self._running = [each for each in self._running if not each.job.canceled]
+        if all(job.canceled for job in self._reading):
             self._reading, self._begun = [], None
 
     def _admit(self) -> list[Job]:
@@ -333,7 +333,7 @@ class Engine:
         )
         while self._waiting:
             job = self._waiting[0]
-            if job.cancelled:
+            if job.canceled:
                 self._waiting.popleft()
                 continue
             rows, room, longest = (

@@ -335,7 +335,7 @@ class _Stream(StreamingResponse):
 def _give_up(jobs: Sequence[Job]) -> None:
     """End jobs; that means nothing to those that are done."""
     for job in jobs:
-        job.cancelled = True
+        job.canceled = True
 
 
 def _encoded(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[tuple[str | None, list[int]]]:

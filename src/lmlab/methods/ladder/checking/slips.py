@@ -91,8 +91,8 @@ def oddities(table: RunTable, tasks: Sequence[Task] = ()) -> list[str]:
                 f"'{run.name}' has N = {run.n:.3g} and {run.flops_per_token:.3g} FLOPs a token, {per_token:.2g} times"
                 " 6 N: is one of them in another unit?"
             )
-        labelled = label_of(run)
-        if run.mode == "train" and labelled and not 1 / _OTHER_COUNT <= progress_of(run, labelled) <= _OTHER_COUNT:
+        labeled = label_of(run)
+        if run.mode == "train" and labeled and not 1 / _OTHER_COUNT <= progress_of(run, labeled) <= _OTHER_COUNT:
             found.append(
                 f"'{run.name}' ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
             )
