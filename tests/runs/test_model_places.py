@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from every_command import commands, flag_of
 from forked import Forkserver
 from lmlab import cli
+from lmlab.commandline.model_place import takes_model
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.runs import Recipe, run_recipe
 from small_recipes import cut_after, small_recipe
@@ -200,6 +203,9 @@ EVERY_FORM: dict[str, Command] = {
     ],
     "long ppl MODEL": lambda model, at, out: [
         "long", "ppl", model, "--length", 128, "--context", 32, "--texts", 1, "--keys", out / "keys.json",
+    ],
+    "long search MODEL": lambda model, at, out: [
+        "long", "search", model, "--to", 1200, "--candidates", 5, "--task", "json_kv", "--contexts", 1, "--out", out,
     ],
     "long rope MODEL": lambda model, at, out: ["long", "rope", model, "--to", 2048],
     "retrieval encode --encoder": lambda model, at, out: [
@@ -386,6 +392,7 @@ NO_ROW = {
     "tutor grade --judge": "the reader of `judge run`",
     "tutor compare --judge": "the reader of `judge run`",
     "judge cost --judge": "the reader of `judge run`",
+    "long judge --judge": "the reader of `judge run`",
     "tutor report --judge": "the name of one that has graded",
     "quality annotate --rater": "a rater, which has a `find` of its own",
     "olmoe convert SOURCE": "a checkpoint of OLMo or OLMo-core",
@@ -412,6 +419,8 @@ NO_ROW = {
             "harden --language-model",
             "harden --query-encoder",
             "import --query-encoder",
+            "memory --encoder",
+            "memory --query-encoder",
             "report --language-model",
             "report --query-encoder",
         )
@@ -449,8 +458,38 @@ def _tried() -> Iterator[str]:
 
 def test_every_option_that_names_a_model_has_a_row() -> None:
     found, tried = {*_like_a_model()}, {*_tried()}
-    assert not found - tried - set(NO_ROW), "give it a row, or say in NO_ROW what it is"
-    assert not set(NO_ROW) - found
-    assert not set(NO_ROW) & tried
+    assert sorted(found - tried - set(NO_ROW)) == [], "give it a row, or say in NO_ROW what it is"
+    assert sorted(set(NO_ROW) - found) == []
+    assert sorted(set(NO_ROW) & tried) == []
     known = {path for path, _ in commands()}
     assert not {name for name in COMMANDS if name.rpartition(" ")[0] not in known}
+
+
+def test_every_argument_called_model_is_an_option_too() -> None:
+    names = {path: {parameter.name for parameter in command.params} for path, command in commands()}
+    arguments = [
+        path
+        for path, command in commands()
+        for parameter in command.params
+        if parameter.param_type_name == "argument" and parameter.name == "model"
+    ]
+    assert len(arguments) > 8 and not [path for path in arguments if "model_named" not in names[path]]
+
+
+@pytest.mark.parametrize("files", [["one.txt"], ["one.txt", "two.txt"]])
+def test_a_model_behind_its_option_leaves_the_other_words_in_their_order(files: list[str]) -> None:
+    seen = []
+
+    @takes_model
+    def probe(
+        model: Annotated[str, typer.Argument()],
+        texts: Annotated[list[Path], typer.Argument()],
+        most: Annotated[int, typer.Option()] = 3,
+    ) -> None:
+        seen.append((model, texts, most))
+
+    app = typer.Typer()
+    app.command()(probe)
+    for words in (["m", *files], ["--model", "m", *files, "--most", "3"]):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert seen == [("m", [Path(each) for each in files], 3)] * 2

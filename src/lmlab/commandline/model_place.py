@@ -25,16 +25,22 @@ def takes_model(command: F) -> F:
     own = inspect.signature(command, eval_str=True)
     arguments = [name for name, each in own.parameters.items() if isinstance(_info(each), ArgumentInfo)]
     assert arguments[:1] == ["model"], f"{command.__name__} takes no model first"
+    many = get_origin(_kind(own.parameters[arguments[-1]])) is list
     required = [name for name in arguments if own.parameters[name].default is inspect.Parameter.empty]
 
     @functools.wraps(command)
     def call(**given: Any) -> Any:
         named = given.pop(_NAMED)
         if named is not None:
-            values = [named, *(given[name] for name in arguments)]
-            if values.pop() is not None:
+            held = [given[name] if isinstance(given[name], list) else [given[name]] for name in arguments]
+            words = [named, *(each for part in held for each in part if each is not None)]
+            if len(words) > len(arguments) and not many:
                 raise UserError(f"The model is given twice: '{given['model']}' and --model {named}.", "Leave one out.")
-            given |= {name: _as(own.parameters[name], each) for name, each in zip(arguments, values, strict=True)}
+            for place, name in enumerate(arguments):
+                last = many and place == len(arguments) - 1
+                own_words = words[place:] if last else words[place : place + 1]
+                read = [_as(own.parameters[name], each) for each in own_words]
+                given[name] = (read or None) if last else next(iter(read), None)
         missing = [name for name in required if given[name] is None]
         if missing:
             remedy = "Name it first, or with --model." if missing[0] == "model" else f"Name it behind {arguments[0]}."
@@ -46,7 +52,7 @@ def takes_model(command: F) -> F:
         if name not in required:
             parameters.append(each)
             continue
-        kind, info = get_args(each.annotation)[0], cast(ArgumentInfo, _info(each))
+        kind, info = _kind(each), cast(ArgumentInfo, _info(each))
         kind_or_none: Any = kind | None
         optional = Annotated[kind_or_none, typer.Argument(help=info.help, metavar=name.upper(), show_default=False)]
         parameters.append(each.replace(default=None, annotation=optional))
@@ -68,7 +74,13 @@ def _info(parameter: inspect.Parameter) -> Any:
     return next((each for each in get_args(parameter.annotation)[1:] if isinstance(each, ArgumentInfo)), None)
 
 
+def _kind(parameter: inspect.Parameter) -> Any:
+    """The type of an argument."""
+    return get_args(parameter.annotation)[0]
+
+
 def _as(parameter: inspect.Parameter, value: Any) -> Any:
     """A value that was read for the argument before, in this one's type."""
-    kind = get_args(parameter.annotation)[0]
+    kind = _kind(parameter)
+    kind = get_args(kind)[0] if get_origin(kind) is list else kind
     return kind(value) if value is not None and isinstance(kind, type) else value

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import changes, options
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import AllowPickle, DryRun, Out, Redo, Set, Trust, example, run_recipe_file
 from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.errors import UserError
@@ -173,6 +174,7 @@ def icl(
 
 
 @app.command(epilog=example("lmlab compress extend models/opt-125m models/opt-125m-4k --to 4096"))
+@takes_model
 def extend(
     model: Annotated[Path, typer.Argument(help="A model with a table of learned positions (OPT, GPT-2).")],
     out: Annotated[Path, typer.Argument(help="The directory that is written.")],

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import DryRun, example
 from lmlab.errors import UserError
 from lmlab.methods.ladder.commands.shared import place_for, say, show, spare
@@ -176,6 +177,7 @@ def _counts(given: Sequence[str], option: str, what: str) -> dict[str, float]:
 
 
 @app.command(name="size", epilog=example("lmlab ladder size 190M", "lmlab ladder size runs/demo/model/model"))
+@takes_model
 def size_command(
     model: Annotated[str, typer.Argument(help="Size of the published ladder, or a model's directory.")],
 ) -> None:
@@ -186,6 +188,7 @@ def size_command(
 
 
 @app.command(name="flops", epilog=example("lmlab ladder flops 190M --length 1xC"))
+@takes_model
 @options(LadderPlan, "rows", only=("seq_len",))
 def flops_command(
     model: Annotated[str, typer.Argument(help="Size of the published ladder, or a model's directory.")],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmlab.commandline.from_config import options
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import ModelPlace, example
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
@@ -30,6 +31,7 @@ cartridge_help = example(
 )
 
 
+@takes_model
 @options(CompareConfig)
 @options(Loading, "loading")
 def compare(
@@ -78,6 +80,7 @@ def _trained(places: list[Path], evaluator: Evaluator) -> dict[str, Compressor]:
     return found
 
 
+@takes_model
 @options(KindConfig, only=("ratio",))
 @options(Loading, "loading")
 def probe(
@@ -121,6 +124,7 @@ def _ids(tokenizer: Tokenizer, file: Path) -> list[int]:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
 
 
+@takes_model
 @options(CartridgeConfig, exclude=("ratio", "sinks"))
 @options(Loading, "loading", only=("device",))
 def cartridge(
