@@ -19,10 +19,11 @@ from lmlab.train.parallelism.sequence import Part, SequenceParallelStep, way_of
 
 VOCABULARY = 40
 DOCUMENTS = {
-    "one": [[97]],
-    "odd": [[1, 7, 89, 137]],
+    "one": [[97]],  # axolotl 3608: right with one document,
+    "five": [[20, 41, 7, 60, 13]],  # and wrong with five
+    "odd": [[1, 7, 89, 137]],  # TransformerEngine 1930, torchtitan 2536
     "two rows": [[31, 1, 33], [5, 60]],
-    "short": [[3]],  # a process of four has nothing but padding
+    "short": [[3]],  # a process of four has nothing but padding: Megatron-LM 7498
     "unmasked at the end": [[40, 24]],
 }
 HEADS = {"4/4": (4, 4), "4/2": (4, 2), "9/3": (9, 3)}
