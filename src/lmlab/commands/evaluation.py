@@ -39,7 +39,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--model",
-            help="Directory of a model: a Hugging Face directory, or a train stage; may be repeated.",
+            help="A model's directory, GGUF file, checkpoint, stage or run; may be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -49,6 +49,7 @@ class CraftConfig(ChosenConfig):
         candidates: replacements that are scored at once.
         start: the cluster's own queries (stuffing), mask tokens, or random words.
         words: all tokens that stand for text of their own, or words of letters alone.
+        payload_position: where the payload stands: none, prefix or suffix.
         payload: a text that every passage holds; by default none, and with a position a harmless canary.
         spherical: centroids of clusters have length 1 while they are fitted.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).

@@ -179,7 +179,7 @@ def report(
 @app.command(epilog=example("lmlab olmoe upcycle models/smollm2 models/smollm2-moe --num-experts 4 --top-k 2"))
 @options(UpcycleConfig, num_experts=8, top_k=2)
 def upcycle(
-    source: Annotated[Path, typer.Argument(help="Directory of a dense model.")],
+    source: Annotated[Path, typer.Argument(help="A dense model's directory, GGUF file, checkpoint, stage or run.")],
     target: Annotated[Path, typer.Argument(help="A directory that holds no model yet.")],
     settings: UpcycleConfig,
 ) -> None:

@@ -147,8 +147,8 @@ class RaterStageConfig(Config):
     Attributes:
         judgments: a stage `quality_judge`, or a file or folder of judgments in a published layout.
         tokenizer: of a rater from scratch.
-        init: a language model (a directory or a stage `train` or `export`) whose body and tokenizer the rater takes
-            over.
+        init: a language model (its directory, GGUF file, checkpoint, stage or run) whose body and tokenizer the rater
+            takes over.
         rater: how it is trained.
     """
 

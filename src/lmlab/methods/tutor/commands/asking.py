@@ -44,7 +44,10 @@ NewRun = Annotated[bool, typer.Option("--new-run", help="Move what another model
 @options(AnswerConfig)
 @options(EndpointConfig, into="endpoint")
 def generate(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's directory, stage or run; or openai:NAME.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A model's directory, GGUF file, checkpoint, stage or run; or openai:NAME."),
+    ],
     data: Annotated[str, typer.Option("--data", help="Questions: TutorEval, or JSON lines with the same columns.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the answers.")],
     settings: AnswerConfig,
