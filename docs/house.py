@@ -137,7 +137,8 @@ def test_seconds(files: dict[str, str]) -> str:
         return "not noted"
     noted = json_value(files["tests/seconds.json"])
     there = {path.rpartition("/")[2] for path in files if re.fullmatch(r"tests/(.+/)?test_\w+\.py", path)}
-    found = f"{sum(seconds for name, seconds in noted.items() if name in there) / 60:.0f} min on one core"
+    minutes = sum(seconds for name, seconds in noted.items() if name in there) / 60
+    found = f"{minutes:.0f} min one after the other, noted while other work ran"
     missing = len(there - noted.keys())
     return found + (f", without {missing} files that are not noted yet" if missing else "")
 

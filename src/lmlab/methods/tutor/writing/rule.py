@@ -19,8 +19,8 @@ _DEFINES = re.compile(
 )
 _VAGUE = re.compile(
     r"^(?:it|this|that|these|those|there|here|they|we|you|he|she|one|which|what|who|when|where|if|in|at|on|for|as|note"
-    r"|however|therefore|notice|more|below|above|see|choosing|using|by|to|from|with|after|before|once|now|then|do|thus|so"
-    r"|but|and|or|because|since|although|while|first|second|finally|another|other|such|all"
+    r"|however|therefore|notice|more|below|above|see|choosing|using|by|to|from|with|after|before|once|now|then|do|thus"
+    r"|so|but|and|or|because|since|although|while|first|second|finally|another|other|such|all"
     r"|some|many|most|each|both|only|the (?:first|second|latter|former|following|main|same|other|reason|result|idea"
     r"|problem|question|answer|number|value|example))\b",
     re.IGNORECASE,
