@@ -119,6 +119,11 @@ def measure_training(task: str, seeds: int, epochs: float, changes: dict[str, An
     return results
 
 
+def points(share: float | None) -> float | None:
+    """A share as percent."""
+    return None if share is None else round(100 * share, 2)
+
+
 def measure_estimators(task: str, seeds: int, epochs: float, only: list[str], changes: dict[str, Any]) -> None:
     """The same seeds and steps with each estimator; all seeds are polished."""
     shape = dict(zip(_SHAPE, TABLE[task][0], strict=True))
@@ -134,7 +139,7 @@ def measure_estimators(task: str, seeds: int, epochs: float, only: list[str], ch
             results = train(settings, directory)
             cpu = time.process_time() - before
         found, early, gaps = (
-            [round(100 * row[key], 2) for row in results["seeds"]]
+            [points(row[key]) for row in results["seeds"]]
             for key in ("valid_accuracy", "valid_accuracy_before_polish", "soft_gap")
         )
         print(
@@ -180,7 +185,7 @@ def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> 
             f" {theirs / cpu:.0f} times less than {PUBLISHED['seeds']} seeds x"
             f" {PUBLISHED['epochs']} epochs of the reference's steps ({theirs:.0f} CPU-s); {near} of {len(whole)} seeds"
             f" trained to the end within a point of the best, validation {found}; trained minus program"
-            f" {100 * results['soft_gap']:.2f} points; {shaped} {more} {changes}; load {machine_load()}",
+            f" {points(results['soft_gap'])} points; {shaped} {more} {changes}; load {machine_load()}",
             flush=True,
         )
 

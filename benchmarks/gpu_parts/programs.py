@@ -93,6 +93,6 @@ def _train(
     return {
         "seeds": settings.seeds, "epochs": epochs, "steps": round(epochs * per_epoch), "s": took,
         "ms a step": 1000 * took / max(1.0, epochs * per_epoch), "test %": f"{100 * best['test_accuracy']:.2f}",
-        "near": near, "gap": 100 * best["soft_gap"], "places compared": report.places,
+        "near": near, "gap": best["soft_gap"], "places compared": report.places,
         "": "" if report.equal else "DIFFERS",
     }  # fmt: skip

@@ -120,6 +120,8 @@ def test_the_worse_half_of_the_seeds_stops_and_the_others_are_as_they_were(
     halved = _fit(data, tmp_path / "whole", [4, 7, 9], settings)
     stopped = [row["stopped"] for row in halved.seeds]
     assert sorted(stopped) == [False, False, True]
+    assert [row["soft_gap"] is None for row in halved.seeds] == stopped
+    assert any(row["soft_gap"] for row in three.seeds)
     calls: list[torch.Tensor] = []
     step_of = ProgramStep.after_step
 
@@ -164,7 +166,9 @@ def test_what_is_frozen_moves_no_more(data: Dataset, tmp_path: Path, update: dic
     settings = SETTINGS.model_copy(update={**update, "num_layers": 2, "seeds": 2, "epochs": 5})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProgramStep, "after_step", watched)
-        fit(spec_of(settings, data), settings, data, tmp_path, seeds=[4, 7])
+        fitted = fit(spec_of(settings, data), settings, data, tmp_path, seeds=[4, 7])
+    if "freeze" in update:  # at the end all layers are: what is trained computes what the program does
+        assert [row["soft_gap"] for row in fitted.seeds] == [0.0, 0.0]
     assert max(frozen[-1]) >= 1, "nothing was frozen"
     moved = False
     for place in range(2):

@@ -42,7 +42,7 @@ class TrainProgramResults(Results):
     majority: float
     plateau: bool
     near_best: int
-    soft_gap: float
+    soft_gap: float | None
     seeds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     program: dict[str, Any] | None = None
@@ -86,8 +86,10 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
         text = (
             f"Best of {len(results.seeds)} seeds (seed {results.best_seed}): {100 * best:.2f} % on {place}, most common"
             f" answer {100 * results.majority:.1f} %. {results.near_best} of {len(results.seeds)} seeds are within a"
-            f" point; as it was trained it is {100 * results.soft_gap:.2f} points above its program before polishing."
+            " point of it."
         )
+        if results.soft_gap is not None:
+            text += f" Trained minus program, before polishing: {100 * results.soft_gap:.2f} points."
         if results.plateau:
             text += " ALL SEEDS ARE ON A PLATEAU: try more seeds, more heads or more epochs."
         if results.program is not None:

@@ -177,9 +177,9 @@ def fit(
     )
     summary = trainer.fit()
     model = packed.networks()
-    gap = _soft_gap(packed, step, small, model)
+    gaps = _soft_gaps(packed, step, small)
     rows, best = _table(model, packed, data, device)
-    for row, each in zip(rows, gap.tolist(), strict=True):
+    for row, each in zip(rows, gaps, strict=True):
         row["soft_gap"] = each
     if config.polish:
         order = sorted(range(len(rows)), key=lambda place: -rows[place]["valid_accuracy"])
@@ -207,18 +207,26 @@ def _table(
     return rows, best
 
 
-def _soft_gap(packed: PackedNetworks, step: ProgramStep, split: Split, model: ProgramTransformer) -> Tensor:
-    """(S,): how much the accuracy falls from the networks as they were trained at the end to their arg max."""
+def _soft_gaps(packed: PackedNetworks, step: ProgramStep, split: Split) -> list[float | None]:
+    """How much the accuracy of each seed falls from how it is trained at the end to its arg max; None where it stopped
+    before.
+    """
     last = max(0, int(packed.num_steps) - 1)
-    soft, _ = measure(model, split, step.sampler(packed, last, step.temperature.at(last)))
-    hard, _ = measure(model, split)
-    return soft - hard
+    soft, _ = _measured(packed, split, step.sampler(packed, last, step.temperature.at(last)))
+    hard, _ = measure(packed.networks(), split)
+    return [None if idle else each for idle, each in zip(packed.idle.tolist(), (soft - hard).tolist(), strict=True)]
 
 
 def measure(
     model: ProgramTransformer, split: Split, sample: Sampler = DISCRETE, rows: int = 512
 ) -> tuple[Tensor, Tensor]:
     """Token and sequence accuracy (S,) on a split, by default of the arg max, which is the program."""
+    return _measured(model, split, sample, rows)
+
+
+def _measured(
+    model: ProgramTransformer | PackedNetworks, split: Split, sample: Sampler, rows: int = 512
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         chosen = [model(part, sample).argmax(-1) for part in split.tokens.split(rows)]
     return accuracy(torch.cat(chosen, 1).cpu(), split.labels.cpu())
