@@ -2,8 +2,8 @@
 
 Each row trains 16 seeds of a shape as one batch of matrices, for as many epochs as its share of the time allows, stops
 the seeds that fall behind, and exports the best one's program, which is compared with its network on all splits. First
-come the published sizes of all seven tasks, then larger vocabularies and lengths with noise in attention and without,
-then the rest of the grid.
+come the published sizes of all seven tasks, with decoupled choices and with the paper's, then larger vocabularies and
+lengths with tables and with families of predicates, then the rest of the grid.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _PUBLISHED = {  # as _SHAPE
 _GRID = [(layers, heads, heads, mlps, mlps) for layers, heads, mlps in product((2, 3), (2, 4), (1, 2))]
 _HARDER = ("reverse", "double_hist", "sort", "most_freq")
 _SIZES = ((8, 16), (16, 16))
+_PAPER = {"sampling": "gumbel_soft", "tau_end": 0.01}
 _TRIAL = 12  # steps by which the time of one is measured
 _MOST_EPOCHS = 250.0  # the paper's
 
@@ -38,8 +39,9 @@ def _jobs() -> Iterator[tuple[float, str, tuple[int, ...], dict[str, Any]]]:
     """Worth, task, shape and other settings."""
     for task, shape in _PUBLISHED.items():
         yield 6.0, task, shape, {}
-    for task, (words, length), noise in product(_HARDER, _SIZES, (True, False)):
-        settings = {"vocab_size": words, "max_length": length, "attention_noise": noise, "predicates": "families"}
+        yield 3.0, task, shape, _PAPER
+    for task, (words, length), predicates in product(_HARDER, _SIZES, ("families", "table")):
+        settings = {"vocab_size": words, "max_length": length, "predicates": predicates}
         yield 4.0, task, _PUBLISHED[task], settings
     for task, shape in product(_PUBLISHED, _GRID):
         if shape != _PUBLISHED[task]:
@@ -64,7 +66,8 @@ def _train(
     session: Session, task: str, shape: tuple[int, ...], changes: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     chosen: dict[str, Any] = {
-        "seeds": 16, "halvings": 2, "batch_size": 512, "tau_end": 0.1, "evaluations": 1, "checkpoint_every": 10**9,
+        "seeds": 16, "halvings": 2, "batch_size": 512, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1,
+        "evaluations": 1, "checkpoint_every": 10**9,
         "device": session.device.type, **dict(zip(_SHAPE, shape, strict=True)), **changes,
     }  # fmt: skip
     if session.tiny:
