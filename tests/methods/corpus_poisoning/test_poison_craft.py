@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.methods.corpus_poisoning import (
@@ -27,11 +28,14 @@ from lmlab.methods.corpus_poisoning import (
     smallest_k,
 )
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
+from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, places_of
 from lmlab.methods.corpus_poisoning.measure.evaluate import success, success_by_count
 from lmlab.methods.corpus_poisoning.setup import Retriever
-from lmlab.retrieval import ExactIndex, Queries
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.retrieval import ExactIndex, Queries, load_encoder
 from tiny_retriever import write_collection, write_retriever
 
 FAST = {"length": 10, "evaluations": 250, "candidates": 12, "precision": "fp32"}
@@ -359,3 +363,30 @@ def test_passages_for_other_thresholds_are_not_taken_from_a_finished_run(target,
     tau = target.hits(20).tau(20)
     runs = [craft(*given, each).run for each in (tau, tau, tau + np.float32(0.1))]
     assert runs[0] == runs[1] != runs[2]  # a corpus that has changed has other thresholds
+
+
+@pytest.mark.parametrize("position", ["none", "prefix", "suffix"])
+def test_passages_against_a_decoder_are_read_back_too(position, tmp_path):
+    """Its tokenizer spells spaces: a word has one id at the beginning of a text and another behind a space, and what is
+    not a word may join its neighbors.
+    """
+    words = "the sea ship captain island storm harbor sailor whale ocean wind moon star king bread"
+    tokenizer = Tokenizer.train([" ".join(words.split()[::-1]), words] * 20, 420)
+    config = ModelConfig(vocab_size=420, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=40, max_seq_len=64)
+    save_pretrained(Transformer(config).initialize(0), tmp_path)
+    tokenizer.save(tmp_path)
+    encoder = load_encoder(tmp_path, pooling="mean")
+    allowed = allowed_ids(encoder.tokenizer)
+    first, later = places_of(encoder.tokenizer, allowed)
+    assert first.sum() > 5 and later.sum() > 5 and not (first & later).any()
+    texts = ["the sea is a whale?", "who is the captain of the storm"]
+    vectors = encoder.encode_text(texts, "query")
+    payload = "" if position == "none" else "moon king"
+    for optimizer in ("multiflip", "gcg", "hotflip", "arca", "gaslite"):
+        settings = {"k": 1, "length": 10, "evaluations": 260, "candidates": 12, "optimizer": optimizer}
+        settings |= {} if position == "none" else {"payload_position": position, "payload": payload}
+        how = CraftConfig(**settings)
+        start = start_ids(how, encoder, texts, vectors)
+        passage = craft_passage(encoder, MeanSimilarity.of(torch.from_numpy(vectors)), start, how, "run", "0", payload)
+        assert encoder.tokenizer.inner([passage.text])[0] == list(passage.token_ids), (optimizer, passage.note)
+        assert passage.objective_ids == pytest.approx(passage.objective_text, abs=1e-6) and payload in passage.text

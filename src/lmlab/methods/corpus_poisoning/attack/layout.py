@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, spell
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, places_of, spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval import AnyEncoder
 
@@ -29,7 +29,8 @@ def layout_of(encoder: AnyEncoder, config: CraftConfig, payload: str) -> tuple[N
         UserError: the payload has unknown tokens, or leaves no room.
     """
     tokenizer = encoder.tokenizer
-    fixed = tokenizer.inner([payload])[0] if payload else []
+    behind = " " if config.payload_position == "suffix" else ""  # which some tokenizers spell
+    fixed = tokenizer.inner([behind + payload])[0] if payload else []
     unknown = tokenizer.backend.token_to_id(tokenizer.special.get("unk_token", "")) if payload else None
     if payload and (not fixed or (unknown is not None and unknown in fixed)):
         raise UserError("The payload holds what the encoder's vocabulary cannot spell.", "Use other words.")
@@ -86,14 +87,27 @@ def start_ids(
         return np.full(length, tokenizer.mask_id, np.int64)
     if config.start == "random":
         generator = np.random.default_rng(config.seed)
-        return generator.choice(allowed_ids(tokenizer, config.words), length)
+        allowed = allowed_ids(tokenizer, config.words)
+        first_V, later_V = places_of(tokenizer, allowed)
+        return np.concatenate(
+            [generator.choice(allowed[first_V], 1), generator.choice(allowed[later_V], length - 1)]
+        ).astype(np.int64)
     mean = vectors_nH.astype(np.float64).mean(0)
-    # pieces of words cannot be kept beside words that change: the optimizers start without them
-    kept = None if config.optimizer == "none" else set(allowed_ids(tokenizer, config.words).tolist())
-    found: list[int] = []
+    chosen: list[str] = []
     for row in np.argsort(-(vectors_nH @ mean), kind="stable"):
-        found += [id for id in tokenizer.inner([texts[int(row)]])[0] if kept is None or id in kept]
-        if len(found) >= length:
-            break
-    filler = tokenizer.inner(["."])[0][:1] or [int(allowed_ids(tokenizer)[0])]
+        chosen.append(texts[int(row)])
+        if len(chosen) >= length:
+            break  # one word of each would be enough
+    found = tokenizer.inner([" ".join(chosen)])[0]
+    if config.optimizer == "none":
+        filler = tokenizer.inner(["."])[0][:1] or [int(allowed_ids(tokenizer)[0])]
+        return np.array((found + filler * length)[:length], np.int64)
+    # pieces of words cannot be kept beside words that change: the optimizers start without them
+    allowed = allowed_ids(tokenizer, config.words)
+    first, later = (set(allowed[each].tolist()) for each in places_of(tokenizer, allowed))
+    while found and found[0] not in first:
+        found = found[1:]
+    found = [*found[:1], *(id for id in found[1:] if id in later)] or [min(first or later)]
+    dot = tokenizer.inner(["a."])[0][-1]
+    filler = [dot if dot in later else min(later or first)]
     return np.array((found + filler * length)[:length], np.int64)

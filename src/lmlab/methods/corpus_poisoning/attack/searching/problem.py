@@ -21,6 +21,7 @@ from torch import Tensor
 from lmlab.errors import LmlabError, UserError
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Objective
 from lmlab.methods.corpus_poisoning.attack.searching.together import Network
+from lmlab.methods.corpus_poisoning.attack.vocabulary import places_of
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision
 
@@ -108,6 +109,10 @@ class Problem:
         """Rows of the table that may be chosen, stored together so that one product scores all of them."""
         return self.encoder.embedding_matrix_VD[torch.from_numpy(self.allowed_V)].detach().float().contiguous()
 
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        return places_of(self.encoder.tokenizer, self.allowed_V)
+
     def wrap(self, ids_BL: NDArray[np.int64]) -> Tensor:
         """Passages as the encoder reads them, [B, W]."""
         before, after = self._around
@@ -167,6 +172,9 @@ class Problem:
         gains = gradient @ self.allowed_table_VD.T - (gradient * here).sum(1, keepdim=True)
         found: NDArray[np.float32] = gains.cpu().numpy()
         found[~self.free_L] = -np.inf
+        first_V, later_V = self._places
+        found[1:, ~later_V] = -np.inf
+        found[0, ~first_V] = -np.inf
         places = np.minimum(np.searchsorted(self.allowed_V, ids_L), len(self.allowed_V) - 1)
         same = np.flatnonzero(self.allowed_V[places] == ids_L)
         found[same, places[same]] = -np.inf
