@@ -108,6 +108,9 @@ def test_wrong_recipes_are_found_before_anything_runs(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no stage or key 'nothing'"):
         vary(RECIPE, {"nothing": [1]})
+    for wrong in ({"quality": None}, {"name": "x", "stages": None}, {"name": "x", "stages": {"a": 3}}):
+        with pytest.raises(UserError, match="the recipe with seed=1"):
+            vary(wrong, {"seed": [1]})
 
 
 def test_axes_keep_the_spelling_unless_values_hold_commas():

@@ -70,9 +70,10 @@ def vary(
         overrides: `KEY=VALUE` of all runs.
 
     Raises:
-        UserError: the recipe has no such key, or two runs would have the same name.
+        UserError: the recipe has no such key or is wrong, with any of the settings, or two runs would have the same
+            name.
     """
-    runs = []
+    runs, where = [], f"'{recipe}'" if isinstance(recipe, str | Path) else "the recipe"
     spelled = [
         [(key, value if isinstance(value, str) else json.dumps(value)) for value in values]
         for key, values in axes.items()
@@ -80,6 +81,7 @@ def vary(
     for chosen in itertools.product(*spelled):
         name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
         changed = read_recipe(recipe, [*overrides, *(f"{key}={value}" for key, value in chosen)])
+        Recipe.parse(changed, f"{where}{f' with {name}' if name else ''}", find_inputs=False)
         runs.append(PlannedRun(re.sub(r"[^\w.,=+-]", "_", name), changed, dict(chosen)))
     _require_own_names(runs)
     return runs
