@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,15 +70,20 @@ def rooms_of(files: dict[str, str]) -> tuple[dict[str, set[str]], set[str]]:
     return dict(uses), {room for room, found in whole.items() if room in found}
 
 
-def places(files: dict[str, str]) -> dict[str, int]:
-    """For each method the lines of source and packaging outside its own folder that make it known."""
+def places(files: dict[str, str]) -> dict[str, Counter[str]]:
+    """For each method the lines of source and packaging outside its own folder that make it known, by file; what
+    `import lmlab` offers of it is left out, which no method needs.
+    """
     methods = sorted({path.split("/")[3] for path in files if re.match(r"src/lmlab/methods/\w+/\w+\.py", path)})
-    found = dict.fromkeys(methods, 0)
+    found: dict[str, Counter[str]] = {method: Counter() for method in methods}
     for path, text in files.items():
+        if path.startswith("src/lmlab/door/"):
+            continue
         if path.startswith("src/lmlab/") or path == "pyproject.toml":
             for method in methods:
                 if not path.startswith(f"src/lmlab/methods/{method}/"):
-                    found[method] += sum(f"lmlab.methods.{method}" in line for line in text.splitlines())
+                    lines = sum(f"lmlab.methods.{method}" in line for line in text.splitlines())
+                    found[method] += Counter({path: lines} if lines else {})
     return found
 
 
@@ -153,7 +158,9 @@ def column(revision: str | None) -> dict[str, str]:
     return {
         "methods": f"{len(known)}",
         "rooms, and those in a circle": f"{len(uses)}, {len(circle)}",
-        "lines of other files that make a method known, at most": f"{max(known.values(), default=0)}",
+        "other files to edit for a method more, and lines in them, at most": ", ".join(
+            f"{max(map(count, known.values()), default=0)}" for count in (len, Counter.total)
+        ),
         "files in the fullest flat folder": f"{largest_rooms(files)}",
         "files of source, and lines of the longest": f"{len(source)}, {len(source[longest].splitlines())}",
         "lines over 120 characters in Python, in prose": f"{long_lines(files, '.py'):,}, {long_lines(files, '.md'):,}",
