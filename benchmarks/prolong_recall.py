@@ -1,8 +1,8 @@
 """A real extension that can be told apart: a small model learns to recall at 256 tokens and is continued at 1,024.
 
-    python benchmarks/prolong_recall.py [--variants auto keep ...] [--seed 0] [--out DIR] [--steps 360 60]
+    python benchmarks/prolong_recall.py [--variants auto keep ...] [--seed 0] [--out DIR] [--steps 400 60]
 
-Text of Python's library holds eight facts ("city: Oslo"), one of 16 words each, at random places; at its end they are
+Text of Python's library holds eight facts ("city Oslo"), one of 16 words each, at random places; at its end they are
 asked for, twice each, and the answers alone are learned. A model of a million parameters learns that within a few
 minutes, where it recalls nothing of plain text. The base is trained at 256 tokens once for a seed; every variant
 continues it with its optimizer, for equally many tokens. What is told is the share of right answers on other text at
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=2, default=(360, 60), help="of the base, of each extension")
+    parser.add_argument("--steps", type=int, nargs=2, default=(400, 60), help="of the base, of each extension")
     parser.add_argument("--texts", type=int, default=32, help="by which recall is measured, at each length")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -95,14 +95,14 @@ def write_data(out: Path, seed: int, texts: int) -> None:
     chance = random.Random(seed)
     chance.shuffle(files)
     words = [f" {word}" for words in KEYS.values() for word in words.split()]
-    facts = ["".join(f"\n{key}:{chance.choice(words)}" for key in KEYS) for _ in range(2000)]
+    facts = ["".join(f"\n{key}{chance.choice(words)}" for key in KEYS) for _ in range(2000)]
     tokenizer = Tokenizer.train([*files[:60], *facts, *(" ".join(words) for _ in range(300))], _VOCABULARY)
     tokenizer.save(out / "tokenizer", LONG)
     (out / "template.jinja").write_text(TEMPLATE)
     learned, other = files[: len(files) * 3 // 4], files[len(files) * 3 // 4 :]
-    _write(out / "short.jsonl", tokenizer, learned, chance, SHORT, 3200)
-    _write(out / "middle.jsonl", tokenizer, learned, chance, 512, 300)
-    _write(out / "long.jsonl", tokenizer, learned, chance, LONG, 200)
+    _write(out / "short.jsonl", tokenizer, learned, chance, SHORT, 2000)
+    _write(out / "middle.jsonl", tokenizer, learned, chance, 512, 240)
+    _write(out / "long.jsonl", tokenizer, learned, chance, LONG, 120)
     for length in LENGTHS:
         _write(out / f"heldout-{length}.jsonl", tokenizer, other, chance, length, texts)
     (out / "data.done").touch()
@@ -118,8 +118,8 @@ def _conversation(tokenizer: Tokenizer, files: list[str], chance: random.Random,
     """A text with its facts, and questions about all of them, of `length` tokens or a few less."""
     values = {key: chance.choice(words.split()) for key, words in KEYS.items()}
     asked = [key for _ in range(_ASKED) for key in chance.sample(list(KEYS), len(KEYS))]
-    facts = {key: f"\n{key}: {value}\n" for key, value in values.items()}
-    tail = sum(len(tokenizer.encode(f"\n{key}: {values[key]}", "as_text")) + 1 for key in asked)
+    facts = {key: f"\n{key} {value}\n" for key, value in values.items()}
+    tail = sum(len(tokenizer.encode(f"\n{key} {values[key]}", "as_text")) + 1 for key in asked)
     room = length - tail - sum(len(tokenizer.encode(fact, "as_text")) for fact in facts.values()) - 8
     text = chance.choice(files)
     start = chance.randrange(max(1, len(text) - 6 * room))
@@ -131,7 +131,7 @@ def _conversation(tokenizer: Tokenizer, files: list[str], chance: random.Random,
     for number, key in enumerate(asked):
         before = " ".join(lines) if number == 0 else ""
         messages += [
-            {"role": "user", "content": f"{before}\n{key}:"},
+            {"role": "user", "content": f"{before}\n{key}"},
             {"role": "assistant", "content": f" {values[key]}"},
         ]
     return messages

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -220,6 +220,15 @@ def test_scores_do_not_depend_on_the_batch(file, model, tokenizer, asking, token
             assert a["nll"] == pytest.approx(b["nll"], abs=1e-4)
 
 
+def test_options_have_the_tokens_that_they_have_behind_the_whole_prompt(everything, asking):
+    asked = [each for each in everything if each.options]
+    assert {"rerank", "longqa", "icl"} <= {each.task for each in asked}
+    for each in asked:
+        prompt = asking.ids(each)
+        alone = {option: asking.answer_ids(prompt, each, option) for option in each.options}
+        assert asking.option_ids(prompt, each) == alone, each.id
+
+
 def test_forced_scores_are_the_probabilities_of_the_right_answer(file, model, tokenizer, asking):
     instances = [each for each in read_instances(file).instances if each.task in ("json_kv", "rag")]
     measure = measurer(_evaluator(model, tokenizer), asking, "forced")
@@ -272,7 +281,9 @@ def test_rankings_are_read_and_scored_as_published():
     best = 2 / math.log2(2) + 1 / math.log2(3)
     assert ndcg(["a", "b", "c", "d"], labels) == 1
     assert ndcg(["c", "b", "a"], labels) == pytest.approx((1 / math.log2(3) + 2 / math.log2(4)) / best)
-    assert 0.5 < chance_of_ranking(labels) < 0.9
+    every = [ndcg(order, labels) for order in permutations(labels)]
+    assert chance_of_ranking(labels) == pytest.approx(sum(every) / len(every))
+    assert chance_of_ranking({"a": 0}) == 0
 
 
 def test_rows_edits_and_errors_are_counted():

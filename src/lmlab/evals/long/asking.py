@@ -55,6 +55,24 @@ class Asking:
                 return whole[len(prompt_ids) :]
         return self.tokenizer.encode(gap + answer, "as_text")
 
+    def option_ids(self, prompt_ids: Sequence[int], instance: Instance) -> dict[str, list[int]]:
+        """The tokens of every option behind a prompt, as `answer_ids` gives them; the prompt is read once for all.
+
+        What follows a prompt can only change its last tokens, so that its last line is encoded with each option, where
+        that line has tokens of its own.
+        """
+        tail = "" if self.chat else prompt_of(instance).rpartition("\n")[2]
+        own = self.tokenizer.encode(tail, "as_text") if tail else []
+        if not own or list(prompt_ids[-len(own) :]) != own:
+            return {option: self.answer_ids(prompt_ids, instance, option) for option in instance.options}
+        found = {}
+        for option in instance.options:
+            gap = "" if option[:1].isspace() or not self._wants_gap(instance) else " "
+            both = self.tokenizer.encode(tail + gap + option, "as_text")
+            alone = len(both) <= len(own) or both[: len(own)] != own
+            found[option] = self.tokenizer.encode(gap + option, "as_text") if alone else both[len(own) :]
+        return found
+
     @staticmethod
     def _wants_gap(instance: Instance) -> bool:
         """Whether a space stands between what the answer begins with and the answer."""

@@ -230,8 +230,7 @@ def measure_forced(scorer: Scorer, asking: Asking, group: Sequence[Instance], co
         # of an answer that is longer than the budget, as abstracts are, what fits the length
         answer = asking.answer_ids(prompt, instance, instance.answer[0])[: instance.budget]
         numbers = {"gold": add([*prompt, *answer], len(answer))}
-        for option in instance.options:
-            ids = asking.answer_ids(prompt, instance, option)
+        for option, ids in asking.option_ids(prompt, instance).items() if instance.options else ():
             numbers[f"option {option}"] = add([*prompt, *ids], len(ids))
         for name, context in _controls(instance) if controls or instance.task == "summ" else []:
             before = asking.ids(instance, context)

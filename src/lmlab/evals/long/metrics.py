@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ _REFUSAL = re.compile(
 )
 _RANKS = 10
 _TOP = 5  # answers of QAMPARI of which no more are expected
-_ORDERS = 1000  # random ones behind the chance level of a ranking
 
 
 def substring_match(output: str, answers: Sequence[str]) -> float:
@@ -96,15 +94,22 @@ def parse_ranking(output: str) -> list[str]:
 
 def ndcg(ranking: Sequence[str], labels: Mapping[str, int], ranks: int = _RANKS) -> float:
     """Normalized discounted cumulative gain of the first ranks, with linear gain (Järvelin and Kekäläinen 2002)."""
-    gain = sum(labels.get(name, 0) / math.log2(rank + 2) for rank, name in enumerate(ranking[:ranks]))
-    best = sum(label / math.log2(rank + 2) for rank, label in enumerate(sorted(labels.values(), reverse=True)[:ranks]))
-    return gain / best if best else 0.0
+    best = _gain(sorted(labels.values(), reverse=True)[:ranks])
+    return _gain([labels.get(name, 0) for name in ranking[:ranks]]) / best if best else 0.0
 
 
-def chance_of_ranking(labels: Mapping[str, int]) -> float:
-    """The mean nDCG of 1000 random orders."""
-    chance, names = random.Random(0), sorted(labels)
-    return sum(ndcg(chance.sample(names, len(names)), labels) for _ in range(_ORDERS)) / _ORDERS
+def chance_of_ranking(labels: Mapping[str, int], ranks: int = _RANKS) -> float:
+    """The mean nDCG of all orders: at every rank stands the mean label."""
+    ideal = _gain(sorted(labels.values(), reverse=True)[:ranks])
+    if not ideal:
+        return 0.0
+    mean = sum(labels.values()) / len(labels)
+    return mean * _gain([1] * min(ranks, len(labels))) / ideal
+
+
+def _gain(labels: Sequence[int]) -> float:
+    """Of labels in their order, discounted by rank."""
+    return sum(label / math.log2(rank + 2) for rank, label in enumerate(labels))
 
 
 def row_f1(output: str, reference: str) -> float:
