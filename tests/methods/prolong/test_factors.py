@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
@@ -92,6 +93,51 @@ def test_the_command_writes_a_model_that_transformers_reads_alike(directory, mod
         assert torch.allclose(read(ids).logits_BTV, peer(ids).logits, atol=1e-4)
         short = ids[:, :256]  # within the old window nothing has changed
         assert torch.allclose(read(short).logits_BTV, model(short).logits_BTV, atol=1e-5)
+
+
+def test_a_recipe_searches_and_trains_on(directory, tmp_path, lmlab):
+    (tmp_path / "text.txt").write_text("\n\n".join(passage.text for passage in passages()[:40]))
+    recipe = {
+        "name": "searched",
+        "seed": 0,
+        "stages": {
+            "documents": {
+                "kind": "collect",
+                "sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}],
+                "min_bytes": 10,
+                "near_duplicate_threshold": None,
+            },
+            "tokens": {"kind": "tokenize", "documents": "documents", "tokenizer": str(directory)},
+            "searched": {
+                "kind": "search_rope",
+                "model": str(directory),
+                "to": 512,
+                "candidates": 6,
+                "contexts": 1,
+                "questions": 2,
+                "tasks": ["json_kv"],
+            },
+            "extended": {
+                "kind": "train",
+                "start": "searched",
+                "tokens": "tokens",
+                "seq_len": 512,
+                "trainer": {"steps": 1, "batch_size": 1},
+            },
+            "report": {"kind": "report", "title": "A longer window"},
+        },
+    }
+    path = tmp_path / "searched.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    planned = lmlab("run", path, "--dry-run", "--out", tmp_path / "run")
+    assert planned.code == 0 and "length: 512 tokens in 1 steps" in planned.err
+    done = lmlab("run", path, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    run = tmp_path / "run"
+    found = read_json(run / "results.json")["searched"]
+    config = from_pretrained(run / "extended" / "model").config
+    assert config.max_seq_len == 512 and config.rope_scaling.long_factor == tuple(found["factors"])
+    assert "Rotary frequencies" in next(run.rglob("*.html")).read_text()
 
 
 def test_what_cannot_be_searched_is_refused(directory, tmp_path, lmlab, model, tokenizer):
