@@ -226,3 +226,27 @@ def test_exports_are_judged_as_helmet_judges_them(tmp_path, data, tokenizer, nam
     (instance,) = helmet_instances(Asking(tokenizer), read_helmet_config(_config(tmp_path, **changes))[0], data)
     found = judge(instance, output)
     assert (found["metric"], found["score"]) == (metric, pytest.approx(score))
+
+
+def test_what_a_judge_says_enters_the_suites(tmp_path, data, tokenizer, lmlab):
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model", 1024)
+    row = {"context": TEXT, "question": "Who jumps?", "answer": ["the fox"]}
+    (data / "one.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {"datasets": "narrativeqa_300,infbench_sum_eng_300", "input_max_length": 512}
+    changes |= {"generation_max_length": 8, "test_files": "data/one.jsonl", "demo_files": ""}
+    how = ("--data", data, "--config", _config(tmp_path, **changes), "--out", tmp_path / "out", "--precision", "fp32")
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    before = json.loads((tmp_path / "out" / "helmet.json").read_text())
+    assert before["tasks"] == {"helmet_narrativeqa__512": None, "helmet_infbench_sum_eng__512": None}
+    assert before["suites"] == {}
+    for name, task in (("narrativeqa_300", "answer"), ("infbench_sum_eng_300", "summ")):
+        judged = lmlab("long", "judge", tmp_path / "out" / f"{name}-512", "--task", task, "--judge", "coverage")
+        assert judged.code == 0, judged.err
+    rows = (tmp_path / "out" / "narrativeqa_300-512" / "rows.jsonl").read_bytes()
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    assert (tmp_path / "out" / "narrativeqa_300-512" / "rows.jsonl").read_bytes() == rows
+    after = json.loads((tmp_path / "out" / "helmet.json").read_text())
+    assert all(0 <= value <= 100 for value in after["tasks"].values())
+    assert set(after["suites"]) == {"helmet_longqa__512", "helmet_summ__512", "helmet_all__512"}

@@ -143,6 +143,10 @@ def test_a_recipe_searches_and_trains_on(directory, tmp_path, lmlab):
 def test_what_cannot_be_searched_is_refused(directory, tmp_path, lmlab, model, tokenizer):
     shorter = lmlab("long", "search", directory, "--to", "256", "--out", tmp_path)
     assert shorter.code == 2 and "no longer than the model's 256" in shorter.err
+    unknown = lmlab("long", "search", directory, "--to", "512", "--task", "jsonkv", "--out", tmp_path)
+    assert unknown.code == 2 and "Did you mean 'json_kv'?" in unknown.err
+    small = lmlab("long", "search", directory, "--to", "257", "--task", "rag", "--out", tmp_path)
+    assert small.code == 2 and "leave no room" in small.err
     scaled = Transformer(with_factors(model.config, 512, (1.0,) * 8)).initialize(0)
     with pytest.raises(UserError, match="scaled already"):
         search_factors(scaled, tokenizer, SETTINGS.model_copy(update={"to": 1024}))

@@ -81,10 +81,7 @@ class LongSettings(Config):
     @field_validator("tasks")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name != "all":
-                split_name(name)
-        return value
+        return known_tasks(value)
 
     def chosen(self) -> list[tuple[str, str]]:
         """Tasks with their variants, each once."""
@@ -129,6 +126,18 @@ def split_name(name: str) -> tuple[str, str]:
     if variant and variant not in variants:
         raise ValueError(f"the task '{task}' has no variant '{variant}'. {did_you_mean(variant, variants)}")
     return task, variant or variants[0]
+
+
+def known_tasks(names: list[str]) -> list[str]:
+    """Names of tasks, `all` among them, as they are.
+
+    Raises:
+        ValueError: there is no such task or variant.
+    """
+    for name in names:
+        if name != "all":
+            split_name(name)
+    return names
 
 
 def category_of(task: str) -> str | None:

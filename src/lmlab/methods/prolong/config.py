@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
-from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode
+from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode, known_tasks
 from lmlab.runs import ModelInput
 from lmlab.runs.loading import Loading
 
@@ -78,8 +78,13 @@ class FactorSettings(LongerWindow):
     candidates: int = Field(default=64, ge=5)
     tasks: Annotated[list[str], Flag(("--task",))] = ["json_kv", "niah"]
     contexts: PositiveInt = 4
-    questions: PositiveInt = 8
+    questions: int = Field(default=8, ge=1, le=128)
     seed: NonNegativeInt = 0
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        return known_tasks(value)
 
 
 class FactorConfig(FactorSettings, Loading):
