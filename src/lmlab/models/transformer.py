@@ -40,6 +40,7 @@ from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets, token_log_probs
 from lmlab.models.memory.memory import Memory
+from lmlab.models.memory.rows import KVRows
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.losses import RouterAccounts
@@ -213,21 +214,13 @@ class Transformer(nn.Module):
         x_BTD = self._embed(input_ids_BT, shared) if inputs_embeds_BTD is None else inputs_embeds_BTD
         valid_BT = None if attention_mask_BT is None else attention_mask_BT.bool()
         tokens = Tokens(x_BTD, self.config.causal, document_ids_BT, valid_BT, position_ids_BT, token_type_ids_BT)
-        text = rows = None
-        if memory is not None:
-            if soft_prompt is not None:
-                raise ValueError("give a soft prompt as a piece of the memory, not beside it")
-            if position_ids_BT is not None:
-                raise ValueError("positions after a memory are counted, not given")
-            memory.check(self)
-            rows, soft_prompt = memory.rows, memory.soft_prompt(self)
-        if soft_prompt is not None and soft_prompt.length:
+        rows, soft_prompt = (None, soft_prompt) if memory is None else self._parts_of(memory, soft_prompt, tokens)
+        if rows is not None or (soft_prompt is not None and soft_prompt.length):
             check_before_text(cache, visible_BTS)
+        text = None
+        if soft_prompt is not None and soft_prompt.length:
             tokens, text = soft_prompt.before(tokens)
         if rows is not None:
-            check_before_text(cache, visible_BTS)
-            if self.spread is not None:
-                raise ValueError("a text that is spread over processes cannot stand after keys and values from outside")
             tokens = behind(rows, tokens, cache)
         visibility, position_ids_BT = look_around(self.config, tokens, visible_BTS, cache)
         starts_BT = None if tokens.document_ids_BT is None else visibility.starts_BT
@@ -274,6 +267,19 @@ class Transformer(nn.Module):
             routers=routers,
             router_losses=router_losses,
         )
+
+    def _parts_of(
+        self, memory: Memory, soft_prompt: SoftPrompt | None, tokens: Tokens
+    ) -> tuple[KVRows | None, SoftPrompt | None]:
+        """The keys and values of a memory, and its vectors, for the texts that go on from it."""
+        if soft_prompt is not None:
+            raise ValueError("give a soft prompt as a piece of the memory, not beside it")
+        if tokens.position_ids_BT is not None:
+            raise ValueError("positions after a memory are counted, not given")
+        memory.check(self)
+        if memory.rows is not None and self.spread is not None:
+            raise ValueError("a text that is spread over processes cannot stand after keys and values from outside")
+        return memory.rows, memory.soft_prompt(self)
 
     @part
     def embed(self, input_ids_BT: Tensor) -> Tensor:
