@@ -56,7 +56,7 @@ _ALONE = {
     "lmlab.commands.models": {
         "generate": "Continue prompts with a model and print the texts.",
         "chat": "Talk to a model.",
-        "convert": "Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration,"
+        "convert": "Write any model that lmlab reads as a Hugging Face directory, or as a GGUF file, with its"
         " tokenizer.",
     },
     "lmlab.commands.serve": {

@@ -187,7 +187,7 @@ def convert(
         bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")
     ] = False,
 ) -> None:
-    """Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration, tokenizer."""
+    """Write any model that lmlab reads as a Hugging Face directory, or as a GGUF file, with its tokenizer."""
     import torch
 
     from lmlab.models import convert as convert_model
