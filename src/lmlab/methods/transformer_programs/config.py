@@ -72,7 +72,9 @@ class DataConfig(ColumnsConfig):
         data: training data: JSON lines with tokens and labels (or label), or CoNLL columns (.conll, .tsv, .txt).
         valid: validation data; by default a tenth of the training data.
         test: test data.
-        labels: files have a label a token, or one a sequence.
+        labels: files have a label a token, or one a sequence, or pairs of an input and a target that may be shorter:
+            JSON lines with tokens and target, or text with a tab between them.
+        autoregressive: in sequences of files, each place sees itself and what is to its left alone.
         max_words: the most common words that files keep; others are <unk>.
         lower: lower-case the tokens of files.
         replace_numbers: write each run of digits as @.
@@ -87,7 +89,8 @@ class DataConfig(ColumnsConfig):
     data: str | None = None
     valid: str | None = None
     test: str | None = None
-    labels: Literal["tokens", "sequence"] = "tokens"
+    labels: Literal["tokens", "sequence", "pairs"] = "tokens"
+    autoregressive: bool = False
     max_words: PositiveInt = 10_000
     lower: bool = False
     replace_numbers: bool = False
@@ -98,6 +101,8 @@ class DataConfig(ColumnsConfig):
             raise ValueError("give either task or data.")
         if self.data is None and (self.valid or self.test):
             raise ValueError("valid and test belong to data; a task draws its own.")
+        if self.data is None and self.autoregressive:
+            raise ValueError("autoregressive belongs to data; a task says itself what its places see.")
         return self
 
 
@@ -188,7 +193,7 @@ class ExamplesConfig(ColumnsConfig):
 
     data: Annotated[str | None, Flag(("--data", "-d"))] = None
     task: str | None = None
-    labels: Literal["tokens", "sequence"] | None = None
+    labels: Literal["tokens", "sequence", "pairs"] | None = None
     examples: PositiveInt = 20_000
 
 

@@ -7,7 +7,7 @@ A variable is removed by fixing it at its most common value; the classifier is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
 
 _MOST_EXAMPLES = 3000
 _ITERATIONS = 60
+_FITTED = 1000  # examples that a step of the search fits to; all that it uses measure it
+_STEPS_BACK = 6  # of the search that the check on all examples may undo
 _PENALTY = 1e-5
 
 
@@ -55,16 +57,16 @@ def minimize(
     before = {"accuracy": score(program, examples), **described(program)}
     exact = simplify(program)
     used = examples[:_MOST_EXAMPLES]
-    floor = max(score(exact, used), before["accuracy"]) - max_accuracy_drop
-    stages = [exact, _fix_variables(exact, used, floor)]
+    least = before["accuracy"] - max_accuracy_drop
+    search = _Search(used, max(score(exact, used), before["accuracy"]) - max_accuracy_drop)
+    stages = [exact, search.fix_variables(exact)]
     if refit:
-        stages.append(_drop_features(stages[-1], used, floor))
-    stages = [_bound(each, program) for each in stages]
-    stages += [_shorten(each, used) for each in stages]
-    # what the search did not see may need more than it left: all examples decide
-    good = [each for each in stages if _score(each, examples) >= before["accuracy"] - max_accuracy_drop]
-    found = min(good or [exact], key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"]))
-    found = _bound(replace(found, bounded=program.bounded), program)
+        shortest = search.with_refits(stages[-1])
+        stages += [shortest, _refitted(shortest, used) or shortest]
+    # what the search did not see may need more than it left: all examples decide, and earlier steps stand ready
+    trail = [_bound(each, program) for each in (*stages, *search.accepted[::-1][:_STEPS_BACK])]
+    found = _shortest([*(_shorten(each, used) for each in trail), *trail], examples, least)
+    found = _bound(replace(found or exact, bounded=program.bounded), program)
     return Minimized(found, before, {"accuracy": score(found, examples), **described(found)})
 
 
@@ -117,19 +119,80 @@ def _wanted(program: Program, examples: Sequence[Example], execution: Execution)
     return wanted
 
 
-def _fix_variables(program: Program, examples: Sequence[Example], floor: float) -> Program:
-    """Fix categories at their most common value, the last nodes first, and drop features, while the accuracy stays."""
-    for node in reversed(program.nodes):
-        if node.name not in {each.name for each in program.nodes} or node.name in program.numerical:
-            continue
-        changed = fix(program, node.name, _most_common(program, node.name, examples))
-        if changed is not None and _score(changed, examples) >= floor:
-            program = simplify(changed)
-    for feature in list(program.classifier.features):
-        changed = _without_feature(program, feature)
-        if changed is not None and _score(changed, examples) >= floor:
-            program = simplify(changed)
-    return program
+def _shortest(programs: Sequence[Program], examples: Sequence[Example], least: float) -> Program | None:
+    """The shortest program with an accuracy."""
+    for each in sorted(programs, key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"])):
+        if _score(each, examples) >= least:
+            return each
+    return None
+
+
+class _Search:
+    """Removes what the accuracy on examples does not need.
+
+    Attributes:
+        accepted: the programs on the way, each shorter than the one before it.
+    """
+
+    def __init__(self, examples: Sequence[Example], floor: float) -> None:
+        self.examples, self.floor = examples, floor
+        self.accepted: list[Program] = []
+
+    def fix_variables(self, program: Program) -> Program:
+        """Fix categories at their most common value, the last nodes first, and drop features."""
+        for node in reversed(program.nodes):
+            if node.name in {each.name for each in program.nodes} and node.name not in program.numerical:
+                program = self._kept(fix(program, node.name, self._most_common(program, node.name))) or program
+        for feature in list(program.classifier.features):
+            program = self._kept(_without_feature(program, feature)) or program
+        return program
+
+    def with_refits(self, program: Program) -> Program:
+        """Drop features and fix categories, fitting the classifier again each time, those that say least first."""
+        while True:
+            before = program
+            order = sorted(program.classifier.features, key=lambda name: _spread(program.classifier.rows_of(name)))
+            program = self._removed(program, [name for name in order if name != "ones"], _without_feature)
+            nodes = [node.name for node in reversed(program.nodes) if node.name not in program.numerical]
+            program = self._removed(program, nodes, self._fixed)
+            if len(program.nodes) == len(before.nodes):
+                return program
+
+    def _removed(
+        self, program: Program, names: Sequence[str], remove: Callable[[Program, str], Program | None]
+    ) -> Program:
+        """The program without as many of the variables as can go: many at once while that goes well, else fewer."""
+        place, size = 0, max(1, len(names) // 2)
+        while place < len(names):
+            changed, some = program, False
+            for name in names[place : place + size]:
+                further = remove(changed, name) if name in changed.variables else None
+                changed, some = further or changed, some or further is not None
+            found = self._kept(_refitted(changed, self.examples[:_FITTED])) if some else None
+            if found is not None or not some:
+                program, place, size = found or program, place + size, size * 2
+            elif size > 1:
+                size //= 2
+            else:
+                place += 1
+        return program
+
+    def _fixed(self, program: Program, name: str) -> Program | None:
+        return None if name in program.numerical else fix(program, name, self._most_common(program, name))
+
+    def _kept(self, changed: Program | None) -> Program | None:
+        """The changed program, simplified, if it is accurate enough."""
+        if changed is None or not changed.classifier.features or _score(changed, self.examples) < self.floor:
+            return None
+        self.accepted.append(simplify(changed))
+        return self.accepted[-1]
+
+    def _most_common(self, program: Program, name: str) -> Value:
+        execution = Interpreter(program).run([tokens for tokens, _ in self.examples])
+        valid = np.arange(execution.columns[name].shape[1])[None, :] < execution.lengths_B[:, None]
+        (number, _), *_ = Counter(execution.columns[name][valid].tolist()).most_common(1)
+        value: Value = execution.names[number]
+        return value
 
 
 def _without_feature(program: Program, feature: str) -> Program | None:
@@ -139,32 +202,17 @@ def _without_feature(program: Program, feature: str) -> Program | None:
     return drop_dead(replace(program, classifier=Classifier(program.labels, weights)))
 
 
-def _most_common(program: Program, name: str, examples: Sequence[Example]) -> Value:
-    execution = Interpreter(program).run([tokens for tokens, _ in examples])
-    valid = np.arange(execution.columns[name].shape[1])[None, :] < execution.lengths_B[:, None]
-    (number, _), *_ = Counter(execution.columns[name][valid].tolist()).most_common(1)
-    value: Value = execution.names[number]
-    return value
-
-
-def _drop_features(program: Program, examples: Sequence[Example], floor: float) -> Program:
-    """Drop features of the classifier, fitting it again each time, those that say least first."""
-    order = sorted(program.classifier.features, key=lambda name: _spread(program.classifier.rows_of(name)))
-    for feature in order:
-        if feature == "ones" or len(program.classifier.features) < 2:
-            continue
-        changed = _without_feature(program, feature)
-        if changed is None:
-            continue
-        fitted = refit(changed, examples)
-        if _score(fitted, examples) >= floor:
-            program = simplify(fitted)
-    return program
-
-
 def _spread(rows: Mapping[str, tuple[float, ...]]) -> float:
     table = np.array(list(rows.values()))
     return float(np.abs(table - table.mean(0)).max()) if len(table) > 1 else float(np.abs(table).max())
+
+
+def _refitted(program: Program, examples: Sequence[Example]) -> Program | None:
+    """The same, or nothing where a table has no row for what the changed program meets."""
+    try:
+        return refit(program, examples)
+    except UserError:
+        return None
 
 
 def refit(program: Program, examples: Sequence[Example]) -> Program:

@@ -38,11 +38,12 @@ def labeled_examples(program: Program, given: ExamplesConfig, splits: Sequence[s
 
     if given.data is not None:
         sequence = given.labels == "sequence" if given.labels else program.pool_outputs
+        kind = given.labels or ("sequence" if sequence else "tokens")
         if sequence != program.pool_outputs:
             gives = "one answer a sequence" if program.pool_outputs else "an answer for each token"
             raise UserError(f"--labels {given.labels}: the program gives {gives}.", "Leave --labels out.")
         columns = (given.token_column, given.label_column)
-        found = read_examples(given.data, "sequence" if sequence else "tokens", *marks_of(program), *columns)
+        found = read_examples(given.data, kind, *marks_of(program), *columns)
         longest = program.longest
         kept = [each for each in found if longest is None or len(each[0]) <= longest]
         if not kept:

@@ -80,7 +80,7 @@ def _from_files(config: DataConfig, rejects: Path | None) -> Dataset:
     counts = Counter(token for tokens, _ in train for token in tokens if token not in _RESERVED)
     common = [word for word, _ in counts.most_common(config.max_words) if word != UNK]
     answers = sorted({label for _, labels in train for label in labels} - {PAD})
-    found = _dataset([PAD, UNK, BOS, EOS, *common], answers, (train, valid, test), False, pooled)
+    found = _dataset([PAD, UNK, BOS, EOS, *common], answers, (train, valid, test), config.autoregressive, pooled)
     return replace(found, lower=config.lower, replace_numbers=config.replace_numbers)
 
 

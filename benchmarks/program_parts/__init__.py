@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/programs.py` with their own data."""
