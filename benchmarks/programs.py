@@ -7,6 +7,7 @@
     python benchmarks/programs.py estimators sort --seeds 3 --epochs 6
     python benchmarks/programs.py table runs/table --only sort --only reverse
     python benchmarks/programs.py languages runs/languages --only "Dyck 1"
+    python benchmarks/programs.py minimize DIRECTORY_OF_PROGRAMS --only rasp/sort
     python benchmarks/programs.py text runs/text --source snips --embeddings SmolLM2-135M
 
 `train` prints the accuracy of the best seed's program on test beside the paper's, and the CPU seconds of training and
@@ -18,7 +19,7 @@ MLP, noise for every choice), in turns in one process; both compute the same los
 is the paper's table: it trains each task, exports the best seed's program, and prints a row; stopped, the same command
 goes on, and the CPU seconds of all attempts are added up. `languages` trains on twenty tasks and languages up to 20
 symbols without positions and tests at up to 60. `text` prints slots and intents of SNIPS beside a unigram tagger and a
-bag of words.
+bag of words. `minimize` makes published programs short and prints their sizes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import yaml
 from program_parts.languages import measure_languages
+from program_parts.minimizing import measure_minimizing
 from program_parts.text import measure_text
 
 from lmlab.files import read_json, write_json
@@ -380,7 +382,7 @@ def measure_speed(path: Path, count: int) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["speed", "train", "attention", "estimators", "table", "step", "languages", "text"]
+    parts = ["speed", "train", "attention", "estimators", "table", "step", "languages", "text", "minimize"]
     parser.add_argument("part", choices=parts)
     parser.add_argument("what", help="a task, for speed a program, for table a directory")
     parser.add_argument("--seeds", type=int, default=8)
@@ -392,6 +394,7 @@ def main() -> None:
     )
     parser.add_argument("--source", default="snips", help="of text, the directory with train, valid and test.jsonl")
     parser.add_argument("--embeddings", help="of text, a model or a file of vectors that categories begin from")
+    parser.add_argument("--drop", type=float, default=0.001, help="of minimize, the accuracy that may be lost")
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     changes = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in given.set)}
@@ -403,6 +406,9 @@ def main() -> None:
         return
     if given.part == "estimators":
         measure_estimators(given.what, given.seeds, given.epochs, given.only, changes)
+        return
+    if given.part == "minimize":
+        measure_minimizing(Path(given.what), given.only, given.drop)
         return
     if given.part == "text":
         measure_text(Path(given.what), Path(given.source), given.embeddings, given.only, changes)

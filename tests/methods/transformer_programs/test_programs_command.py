@@ -107,3 +107,38 @@ def test_every_documented_command_exists(lmlab: Callable[..., Any]) -> None:
     assert verbs >= {"train", "export", "verify", "run", "explain", "sweep"}
     for verb in verbs:
         assert lmlab("programs", verb, "--help").code == 0, verb
+
+
+def test_the_tutorial_of_a_tagger_that_you_can_read(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    """The commands of the page, on rows of the same kinds and with less of everything."""
+    page = (_ROOT / "docs" / "methods" / "transformer_programs.md").read_text()
+    part = page.split("## A tagger that you can read")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", part, re.DOTALL)
+    commands = [" ".join(line.split()) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    tags = ["O", "O", "O", "B-city", "O", "O"]
+    intents = [("play", "Music"), ("rain", "Weather"), ("book", "Table")]
+    rows = [
+        {"tokens": f"please {verb} for {place} Now !".split(), "tags": tags, "intent": label}
+        for verb, label in intents
+        for place in ("Oslo", "Rome", "Paris", "Bonn")
+    ]
+    for name in ("train", "valid", "test", "some"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = {"--epochs": "60", "--batch-size": "4", "--d-var": "8", "--embedding-vars": "2"}
+    ran = 0
+    for command in commands:
+        words = command.removeprefix("lmlab ").split()
+        words = [
+            small.get(words[place - 1], str(tmp_path / word) if re.search(r"\.(jsonl|html)$|^runs/", word) else word)
+            for place, word in enumerate(words)
+        ]
+        if "--init-embeddings" in words:  # a model, which a test does not have
+            place = words.index("--init-embeddings")
+            del words[place : place + 2]
+        done = lmlab(*words)
+        assert done.code == 0, (command, done.err)
+        ran += 1
+    assert ran >= 4
+    told = lmlab("programs", "run", tmp_path / "runs" / "intents", "please rain for Bonn now !")
+    assert "Weather" in told.out + told.err
+    assert "B-city" in (tmp_path / "slots.html").read_text()
