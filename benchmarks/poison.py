@@ -179,7 +179,7 @@ def attack(train: Target, test: Target, config: CraftConfig, out: Path) -> None:
     perfect = passage_scores(test.queries(), found.perfect_kH)
     tell(
         part="craft",
-        config=config.model_dump(exclude_defaults=True),
+        config=config.model_dump(mode="json", exclude_defaults=True),
         asr={k: round(100 * value, 2) for k, value in report.asr.items()},
         interval20=[round(100 * each, 2) for each in report.interval[20]],
         ceiling={k: round(100 * float(success(perfect, hits, k).mean()), 1) for k in K},
