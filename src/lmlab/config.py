@@ -28,7 +28,10 @@ _MOST_PROBLEMS = 20  # that one message tells: a list of a million numbers can b
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    # a validator is built when it is first used: help needs none
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod
