@@ -79,30 +79,30 @@ PAPER = {
 REPEATS = 3
 _EXHAUSTIVE = 20_000  # inputs: all of sort and reverse; the other tasks' are compared on their splits and at random
 
-_COMMON = {
-    "batch_size": 128, "d_mlp": 32, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1,
-    "evaluations": 8, "checkpoint_every": 200,
-}  # fmt: skip
+_COMMON = {"batch_size": 128, "d_mlp": 32, "tau_end": 0.1, "evaluations": 8, "checkpoint_every": 200}
 _SHAPE = ("num_layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps")
-_WIDE = {"vocab_size": 8, "max_length": 16, "predicates": "families"}
-_LARGE = {"vocab_size": 16, "max_length": 16, "predicates": "families"}
+_DECOUPLED = {"sampling": "decoupled", "gradient_tau": 1.0}
+_WIDE = {"vocab_size": 8, "max_length": 16}
+_LARGE = {"vocab_size": 16, "max_length": 16}
+_RULES = {"predicates": "families"}
+_COUNTS = {"prefix_count": True}
 TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     # layers, heads and MLPs of both kinds (as _SHAPE), seeds, halvings, epochs, other settings
-    "hist": ((1, 0, 4, 0, 1), 4, 1, 8, {}),
-    "sort": ((1, 4, 4, 2, 2), 8, 3, 60, {}),
-    "reverse": ((2, 4, 0, 2, 0), 8, 3, 40, {"predicates": "families"}),
-    "double_hist": ((2, 1, 4, 1, 1), 4, 2, 15, {}),
-    "most_freq": ((2, 4, 4, 2, 2), 4, 2, 15, {}),
-    "dyck1": ((2, 2, 2, 1, 1), 4, 2, 8, {}),
-    "dyck2": ((2, 2, 2, 1, 1), 4, 2, 8, {}),
-    "reverse 8x16": ((2, 4, 0, 2, 0), 1, 0, 12, _WIDE),
-    "double_hist 8x16": ((2, 1, 4, 1, 1), 1, 0, 12, {**_WIDE, "prefix_count": True}),
-    "sort 8x16": ((1, 4, 4, 2, 2), 1, 0, 12, _WIDE),
-    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 6, {**_WIDE, "prefix_count": True}),
-    "reverse 16x16": ((2, 4, 0, 2, 0), 1, 0, 12, _LARGE),
-    "double_hist 16x16": ((2, 1, 4, 1, 1), 1, 0, 12, {**_LARGE, "prefix_count": True}),
-    "sort 16x16": ((1, 4, 4, 2, 2), 1, 0, 12, _LARGE),
-    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 6, {**_LARGE, "prefix_count": True}),
+    "hist": ((1, 0, 4, 0, 1), 4, 1, 8, _DECOUPLED),
+    "sort": ((1, 4, 4, 2, 2), 8, 3, 60, _DECOUPLED),
+    "reverse": ((2, 4, 2, 2, 1), 4, 2, 30, {"tau_end": 0.05}),
+    "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
+    "most_freq": ((2, 4, 4, 2, 2), 4, 2, 12, {}),
+    "dyck1": ((2, 2, 2, 1, 2), 4, 2, 8, {"schedule": "cosine"}),
+    "dyck2": ((2, 2, 2, 1, 2), 4, 2, 8, {"schedule": "cosine"}),
+    "double_hist 8x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_WIDE, **_RULES}),
+    "double_hist 16x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_LARGE, **_RULES}),
+    "reverse 8x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_WIDE, **_RULES, "tau_end": 0.05}),
+    "sort 8x16": ((1, 4, 8, 2, 4), 1, 0, 10, {**_WIDE, **_RULES, **_DECOUPLED}),
+    "sort 16x16": ((1, 4, 8, 2, 4), 1, 0, 10, {**_LARGE, **_RULES, **_DECOUPLED}),
+    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_WIDE, **_RULES, **_COUNTS}),
+    "reverse 16x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_LARGE, **_RULES, "tau_end": 0.05}),
+    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_LARGE, **_RULES, **_COUNTS}),
 }
 PUBLISHED = {"seeds": 5, "epochs": 250, "batch_size": 512, "d_mlp": 64}
 """What the paper trains for each of the eight shapes of its grid."""
