@@ -82,6 +82,7 @@ _EXHAUSTIVE = 20_000  # inputs: all of sort and reverse; the other tasks' are co
 _COMMON = {"batch_size": 128, "d_mlp": 32, "tau_end": 0.1, "evaluations": 8, "checkpoint_every": 200}
 _SHAPE = ("num_layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps")
 _DECOUPLED = {"sampling": "decoupled", "gradient_tau": 1.0}
+_LATE = {**_DECOUPLED, "tau_start": 1.0, "tau_end": 0.03, "schedule": "cosine"}
 _WIDE = {"vocab_size": 8, "max_length": 16}
 _LARGE = {"vocab_size": 16, "max_length": 16}
 _RULES = {"predicates": "families"}
@@ -93,13 +94,13 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "reverse": ((2, 4, 2, 2, 1), 4, 2, 30, {"tau_end": 0.05}),
     "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
     "most_freq": ((2, 4, 4, 2, 2), 4, 2, 12, {}),
-    "dyck1": ((2, 2, 2, 1, 2), 4, 2, 8, {"schedule": "cosine"}),
-    "dyck2": ((2, 2, 2, 1, 2), 4, 2, 8, {"schedule": "cosine"}),
+    "dyck1": ((2, 2, 2, 1, 2), 4, 2, 7, _LATE),
+    "dyck2": ((2, 2, 2, 1, 2), 2, 1, 4, {**_LATE, "polish": 1}),
     "double_hist 8x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_WIDE, **_RULES}),
     "double_hist 16x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_LARGE, **_RULES}),
     "reverse 8x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_WIDE, **_RULES, "tau_end": 0.05}),
-    "sort 8x16": ((1, 4, 8, 2, 4), 1, 0, 10, {**_WIDE, **_RULES, **_DECOUPLED}),
-    "sort 16x16": ((1, 4, 8, 2, 4), 1, 0, 10, {**_LARGE, **_RULES, **_DECOUPLED}),
+    "sort 8x16": ((1, 4, 4, 2, 2), 1, 0, 12, {**_WIDE, **_RULES, **_DECOUPLED}),
+    "sort 16x16": ((1, 4, 4, 2, 2), 1, 0, 12, {**_LARGE, **_RULES, **_DECOUPLED}),
     "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_WIDE, **_RULES, **_COUNTS}),
     "reverse 16x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_LARGE, **_RULES, "tau_end": 0.05}),
     "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_LARGE, **_RULES, **_COUNTS}),
