@@ -156,10 +156,8 @@ def test_passages_that_are_no_text_are_told_by_ids_too(run, common, small, place
 
 
 def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tmp_path, monkeypatch):
-    gate = tmp_path / "gate"
-    code, text, err = run(
-        "detect", "fit", "--data", small, *common, "--sentinels", small, "--rate", "0.05", "--out", gate
-    )
+    gate, both = tmp_path / "gate", ("--detector", "hubness", "--detector", "similarity", "--sentinels", small)
+    code, text, err = run("detect", "fit", "--data", small, *common, *both, "--rate", "0.05", "--out", gate)
     assert code == 0 and "refuses 5 % of clean passages" in text, err
     verdicts = tmp_path / "verdicts.jsonl"
     code, _, err = run("gate", small / "corpus.jsonl", "--gate", gate, "--encoder", common[1], "--out", verdicts)
@@ -173,7 +171,7 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     code, text, _ = run("detect", "score", "--passages", attack, "--gate", gate, *common, "--data", small)
     found = json.loads(text)
     assert found["refused"] == sum(refused) and found["auroc"]["similarity"] > 0.8
-    code, text, _ = run("detect", "sweep", "--data", small, *common, "--passages", attack, "--sentinels", small)
+    code, text, _ = run("detect", "sweep", "--data", small, *common, "--passages", attack, *both)
     curves = json.loads(text)
     assert all(point["fpr"] <= point["rate"] + 1e-9 for point in curves["hubness"])
     pairs = ("detect", "fit", "--data", small, *common, "--rate", "0.05", "--detector", "near_duplicate")

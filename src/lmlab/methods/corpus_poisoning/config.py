@@ -136,12 +136,7 @@ class DetectorsConfig(Config):
         masked_model: a masked language model with the encoder's vocabulary, for gmtp.
     """
 
-    detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = (
-        "excerpts",
-        "hubness",
-        "similarity",
-        "questions",
-    )
+    detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = ("excerpts", "questions")
     sentinels: str | None = None
     sentinel_count: PositiveInt = 500
     language_model: str | None = None
