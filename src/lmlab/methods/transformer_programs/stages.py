@@ -41,8 +41,8 @@ class TrainProgramResults(Results):
     test_accuracy: float | None = None
     majority: float
     plateau: bool
-    near_best: int
-    soft_gap: float | None
+    near_best: int | None = None
+    soft_gap: float | None = None
     seeds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     program: dict[str, Any] | None = None
@@ -85,9 +85,10 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
         best = results.valid_accuracy if results.test_accuracy is None else results.test_accuracy
         text = (
             f"Best of {len(results.seeds)} seeds (seed {results.best_seed}): {100 * best:.2f} % on {place}, most common"
-            f" answer {100 * results.majority:.1f} %. {results.near_best} of {len(results.seeds)} seeds are within a"
-            " point of it."
+            f" answer {100 * results.majority:.1f} %."
         )
+        if results.near_best is not None:
+            text += f" {results.near_best} of {len(results.seeds)} seeds are within a point of the best."
         if results.soft_gap is not None:
             text += f" Trained minus program, before polishing: {100 * results.soft_gap:.2f} points."
         if results.plateau:
