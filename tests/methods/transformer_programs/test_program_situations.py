@@ -9,6 +9,7 @@ test_program_hazards.py; statements that the reference does not write in test_im
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lmlab.data.documents import Reject
 from lmlab.data.labeled import LabeledSequence, read_labeled
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.config import DataConfig, TrainSettings
+from lmlab.methods.transformer_programs.network.reference import load_reference
 from lmlab.methods.transformer_programs.program.files import save_program
 from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.tasks.rasp import task
@@ -141,3 +143,25 @@ def test_sequences_may_see_what_is_to_their_left_alone(tmp_path: Path) -> None:
 
 def test_ties_of_frequency_go_to_the_first() -> None:
     assert task("most_freq").label(["3", "1", "3", "1"]) == ["3", "1", "<s>", "<s>"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layers": 10**9}, "n_layers is 1000000000 in args.json"),
+        ({"n_layers": 2}, "n_layers is 2, but the weights have 1 layers"),
+        ({"n_heads_cat": "two"}, "n_heads_cat is 'two' in args.json"),
+        ({"n_heads_num": 5}, "the arguments say"),
+        ({"dataset": "mystery"}, "is no task whose data can be drawn again"),
+        ({"standard": True}, "is a standard Transformer"),
+    ],
+)
+def test_runs_whose_arguments_do_not_fit_are_refused(
+    ground_truth: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    theirs = ground_truth / "checkpoints" / "hist"
+    shutil.copy(theirs / "model.npz", tmp_path)
+    arguments = json.loads((theirs / "args.json").read_text())
+    (tmp_path / "args.json").write_text(json.dumps({**arguments, **change}))
+    with pytest.raises(UserError, match=message):
+        load_reference(tmp_path)

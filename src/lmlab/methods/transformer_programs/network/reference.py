@@ -16,6 +16,8 @@ from lmlab.methods.transformer_programs.network.model import Block, Mlps, Progra
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks import rasp
 
+_SIZES = ("n_layers", "n_heads_cat", "n_heads_num", "n_cat_mlps", "n_num_mlps", "d_mlp", "mlp_vars_in", "n_vars_cat")
+_MOST = 10_000  # of anything; published models have 64 hidden units and 8 heads
 _MASKED = (rasp.PAD, rasp.UNK)
 
 
@@ -52,6 +54,7 @@ def _network(
     directory: Path, arguments: dict[str, Any], weights: dict[str, Tensor], vocabulary: tuple[str, ...],
     labels: tuple[str, ...],
 ) -> ProgramTransformer:  # fmt: skip
+    _check_sizes(directory, arguments, weights)
     context, d_var = weights["pos_embed.W"].shape
     one_hot = bool(arguments.get("one_hot_embed", False))
     spec = NetworkSpec(
@@ -96,6 +99,21 @@ def _network(
                 )
             parameter[0] = value
     return model
+
+
+def _check_sizes(directory: Path, arguments: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Refuse sizes that the weights do not have before anything of such a size is made."""
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    for key in _SIZES:
+        value = arguments.get(key, 0)
+        if not isinstance(value, int | float) or not 0 <= value <= _MOST:
+            raise UserError(
+                f"'{directory}': {key} is {value!r:.60} in args.json; a whole number from 0 on is expected."
+            )
+    if arguments["n_layers"] != len(blocks):
+        raise UserError(
+            f"'{directory}': n_layers is {arguments['n_layers']}, but the weights have {len(blocks)} layers."
+        )
 
 
 def names(model: ProgramTransformer) -> dict[str, list[str]]:
