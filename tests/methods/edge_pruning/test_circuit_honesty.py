@@ -204,7 +204,7 @@ def test_a_search_holds_examples_out(network, task_of):
     rows = {tuple(row) for each in (apart.examples, apart.held_out) for row in each.clean.tolist()}
     assert len(rows) == 20
     assert loaded.apart(TaskOptions(held_out=0)).held_out is None
-    assert loaded.apart(TaskOptions(examples=5)).held_out is None
+    assert loaded.apart(TaskOptions(num_examples=5)).held_out is None
     small = Counterfactuals(task.masked, apart.examples, batch_size=16)
     circuit = find_circuit(
         small, FindConfig(method="eap", num_edges=30), force=True, held_out=apart.held_out_task(small, TaskOptions())

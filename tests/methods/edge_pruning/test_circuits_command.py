@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -322,15 +324,20 @@ def test_a_sweep_goes_on_with_what_is_missing(lmlab, tmp_path):
     command = ["circuits", "sweep", "--model", _SHARED / "xproportion", "--ablation", "zero", "--method", "eap"]
     done = lmlab(*command, "--edge-counts", "3,5", "--out", out)
     assert done.code == 0, done.err
-    rows = json.loads((out / "sweep.json").read_text())["circuits"]
-    assert [row["edges"] for row in rows] == [3, 5] or rows[0]["edges"] <= rows[1]["edges"]
-    before = {path.name: path.read_bytes() for path in out.glob("num_edges-*.json")}
-    (out / "num_edges-3-seed-0.json").unlink()
-    stamp = (out / "num_edges-5-seed-0.json").stat().st_mtime_ns
+    assert "that the searches saw" in done.out and "num_edges-5/seed-0" in done.out
+    rows = json.loads((out / "sweep.json").read_text())
+    assert [row["settings"] for row in rows] == [{"num_edges": 3, "seed": 0}, {"num_edges": 5, "seed": 0}]
+    assert [row["results"]["circuit"]["edges"] for row in rows] == [3, 5]
+    before = _circuits(out)
+    assert len(before) == 2
+    shutil.rmtree(out / "num_edges-3")
+    stamp = (out / "num_edges-5/seed-0/circuit/circuit.json").stat().st_mtime_ns
     assert lmlab(*command, "--edge-counts", "3,5", "--out", out).code == 0
-    assert {path.name: path.read_bytes() for path in out.glob("num_edges-*.json")} == before
-    assert (out / "num_edges-5-seed-0.json").stat().st_mtime_ns == stamp
-    done = lmlab(*command, "--edge-counts", "3,5", "--out", out, "--metric", "distance")
+    assert _circuits(out) == before
+    assert (out / "num_edges-5/seed-0/circuit/circuit.json").stat().st_mtime_ns == stamp
+    assert lmlab("report", out / "num_edges-3/seed-0").code == 0
+    assert "circuit" in (out / "num_edges-3/seed-0/report.html").read_text()
+    done = lmlab(*command, "--edge-counts", "4", "--out", out, "--metric", "distance")
     assert done.code == 2 and "another search" in done.err
     for wrong, message in (
         (["--edge-counts", "3,x"], "no list of numbers"),
@@ -339,3 +346,48 @@ def test_a_sweep_goes_on_with_what_is_missing(lmlab, tmp_path):
     ):
         done = lmlab(*command, *wrong, "--out", tmp_path / "other")
         assert done.code == 2 and message in done.err
+
+
+def test_a_sweep_holds_examples_out_and_finds_what_find_does(lmlab, small):
+    rows = [
+        {"clean": f"a Mary gave a ring to{' to' * n}", "corrupted": f"a John gave a ring to{' to' * n}"}
+        for n in range(12)
+    ]
+    (small / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", small / "model", "--data", small / "more.jsonl", "--method", "random", "--seed", 3)
+    options = (*options, "--held-out", 0.25, "--examples", 11)
+    done = lmlab("circuits", "sweep", *options, "--edge-counts", "9,20", "--seeds", 2, "--out", small / "sweep")
+    assert done.code == 0, done.err
+    assert "held out from the searches" in done.out
+    assert lmlab("circuits", "find", *options, "--num-edges", 20, "--out", small / "one.json").code == 0
+    assert len(_circuits(small / "sweep")) == 4
+    found, swept = (
+        Circuit.load(small / path) for path in ("one.json", "sweep/num_edges-20/seed-3/circuit/circuit.json")
+    )
+    assert swept.edges == found.edges and swept.metrics == found.metrics and swept.metrics["held_out"]["n"] == 3
+
+
+@pytest.mark.skipif(not _SHARED.exists(), reason="the shared data are not there (LMLAB_SHARED)")
+def test_a_sweep_that_is_killed_finds_the_same_circuits(forkserver, lmlab, tmp_path):
+    command = ["circuits", "sweep", "--model", _SHARED / "xproportion", "--ablation", "zero"]
+    command += ["--steps", 24, "--set", "pruning.checkpoint_every=4"]
+    command += ["--set", "pruning.restarts=1", "--set", "pruning.polish=false"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    (process,) = forkserver.start(*command, "--prices", "0.01,0.1", "--out", cut)
+    checkpoints = cut / "price-0.1/seed-0/circuit/search/training-0/checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")):  # the first search is done, the second under way
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and len(_circuits(cut)) == 1
+    assert lmlab(*command, "--prices", "0.01,0.1", "--out", cut).code == 0
+    assert lmlab(*command, "--prices", "0.1", "--out", whole).code == 0
+    cut_off = "price-0.1/seed-0"
+    assert len(_circuits(cut)) == 2 and _circuits(cut)[cut_off] == _circuits(whole)[cut_off]
+
+
+def _circuits(out: Path) -> dict[str, bytes]:
+    """The circuits of a sweep, by their runs."""
+    return {str(path.parents[1].relative_to(out)): path.read_bytes() for path in out.glob("*/*/circuit/circuit.json")}

@@ -310,14 +310,13 @@ def with_training(given: Mapping[str, Any], settings: Mapping[str, object]) -> d
     return {**given, part: {**settings, **own}}
 
 
-class TaskOptions(OnDevice):
-    """On which examples circuits are looked for and measured, and how.
+class ReadingOptions(OnDevice):
+    """Which examples of a file circuits are looked for and measured on, and how.
 
     Attributes:
-        data: examples, JSON lines; a compiled program brings its own.
         split: take the lines of this split.
         tokenizer: directory of the tokenizer, by default the model's.
-        examples: take the first so many examples.
+        num_examples: take the first so many examples.
         batch_size: examples at once.
         recompute: compute sub-layers again in the backward pass: less memory, more time.
         drop_mismatched: leave out pairs whose token counts differ.
@@ -327,16 +326,25 @@ class TaskOptions(OnDevice):
             name splits has its own, and a compiled program is searched on all its cases.
     """
 
-    data: Annotated[Path | None, Flag(("--data", "-d"))] = None
     split: str | None = None
-    tokenizer: Path | None = None
-    examples: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    recompute: bool = False
+    tokenizer: VocabularyInput | None = None
+    num_examples: Annotated[PositiveInt | None, Flag(("--examples",))] = None
+    batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
+    recompute: Annotated[bool, NO_INFLUENCE] = False
     drop_mismatched: bool = False
     first_token: bool = False
     force: bool = False
     held_out: float = Field(default=0.2, ge=0, lt=1)
+
+
+class TaskOptions(ReadingOptions):
+    """On which examples circuits are looked for and measured.
+
+    Attributes:
+        data: examples, JSON lines; a compiled program brings its own.
+    """
+
+    data: Annotated[Path | None, Flag(("--data", "-d"))] = None
 
 
 class RepeatOptions(Config):
@@ -347,6 +355,16 @@ class RepeatOptions(Config):
     """
 
     seeds: PositiveInt = 1
+
+
+class SweepOptions(Config):
+    """How searches share the machine.
+
+    Attributes:
+        workers: searches at once, each with the model in its memory.
+    """
+
+    workers: Annotated[PositiveInt, NO_INFLUENCE, Flag(("--workers", "-w"))] = 1
 
 
 class ExampleOptions(Config):
@@ -392,20 +410,17 @@ class CircuitQuestionsConfig(Config):
     tokens: PositiveInt = 32
 
 
-class CircuitConfig(FindConfig, OnDevice):
+class CircuitConfig(FindConfig, ReadingOptions):
     """What to find on which model.
 
     Attributes:
-        model: a model's directory, or a stage that has one in model/.
+        model: a model's directory, a stage that has one in model/, or a program compiled by Tracr.
         examples: a stage `circuit_examples` or `circuit_questions`, or a file of JSON lines; the split `train` serves
-            the search, `test` the measures.
+            the search and `test` (or else `validation`) the measures, and of a file without splits a share is held out.
+            A compiled program brings its own.
         curve: also measure the best edges by rank at 0.1 to 100 % of all.
-        recompute: activation checkpointing.
     """
 
     model: ModelInput
-    examples: Input
-    batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
+    examples: Input | None = None
     curve: bool = True
-    recompute: Annotated[bool, NO_INFLUENCE] = False
-    force: bool = Field(default=False)

@@ -5,10 +5,11 @@ circuit, measures it on examples of its own, and draws it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict
 
+from lmlab.config import Config
 from lmlab.evals import read_questions
 from lmlab.files import sha256_file, write_jsonl
 from lmlab.methods.edge_pruning.commands.shared import with_constants_of
@@ -17,9 +18,10 @@ from lmlab.methods.edge_pruning.config import (
     CircuitExamplesConfig,
     CircuitQuestionsConfig,
     FindConfig,
+    ReadingOptions,
     TaskOptions,
 )
-from lmlab.methods.edge_pruning.examples.load import load
+from lmlab.methods.edge_pruning.examples.load import load_to_search
 from lmlab.methods.edge_pruning.examples.questions import pairs_of_questions
 from lmlab.methods.edge_pruning.examples.tasks import generate
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
@@ -78,7 +80,12 @@ class CircuitQuestions(Stage[CircuitQuestionsConfig, ExamplesResults]):
 
 
 class CircuitResults(Results):
-    """Size of the circuit and its figures on the split `test`; others are those of `measure` and of the curve."""
+    """Size of the circuit and its figures; others are those of `measure` and of the curve.
+
+    Attributes:
+        held_out: the figures are those of examples that the search did not see.
+        converged: whether the search has, if that is known.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -86,6 +93,8 @@ class CircuitResults(Results):
     edge_sparsity: float
     faithfulness: float
     curve: list[dict[str, Any]] | None = None
+    held_out: bool = True
+    converged: bool | None = None
 
 
 class FindCircuit(Stage[CircuitConfig, CircuitResults]):
@@ -95,42 +104,50 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
 
     def run(self, config: CircuitConfig, context: StageContext) -> CircuitResults:
         """Find and measure."""
-        model, examples = context.inputs["model"], context.inputs["examples"]
-        examples = examples / _EXAMPLES if examples.is_dir() else examples
-        settings = FindConfig.model_validate({name: getattr(config, name) for name in FindConfig.model_fields})
-        options = TaskOptions(
-            data=examples, device=config.device, batch_size=config.batch_size, recompute=config.recompute
-        )
-        tasks, about = {}, dict[str, str]()
-        for split in ("train", "test"):
-            chosen = options.model_copy(update={"split": split})
-            loaded = load(model, chosen)
-            tasks[split], lines = loaded.task(config.ablation, config.graph, chosen)
-            about |= {} if split == "test" else loaded.about()
+        settings, given = _part(FindConfig, config), _part(ReadingOptions, config).model_dump()
+        examples = context.inputs.get("examples")
+        if examples is not None and examples.is_dir():
+            examples = examples / _EXAMPLES
+        if (tokenizer := context.inputs.get("tokenizer")) is not None:
+            given["tokenizer"] = str(tokenizer)
+        options = TaskOptions(**given, data=examples)
+        loaded = load_to_search(context.inputs["model"], options)
+        if loaded.dropped:
+            console.print(f"{loaded.dropped} examples were left out, as their token counts differ.")
+        searched, lines = loaded.task(config.ablation, config.graph, options)
         for line in lines:
             console.print(line)
-        about |= {"model": str(config.model), "data_file_hash": sha256_file(examples)}
+        held_out = loaded.held_out_task(searched, options)
+        about = {**loaded.about(), "model": config.model}
+        if examples is not None:
+            about["data_file_hash"] = sha256_file(examples)
         place = context.directory / "search"
-        test = tasks["test"]
-        circuit = find_circuit(tasks["train"], settings, context.seed, place, config.force, about, test)
-        test = with_constants_of(circuit, test)
-        ends, measured = Ends.of(test), circuit.metrics["held_out"]
+        circuit = find_circuit(searched, settings, context.seed, place, config.force, about, held_out)
+        measured = circuit.metrics.get("held_out") or circuit.metrics
         found: dict[str, Any] = {**measured["circuit"], "n": measured["n"], "errors": measured["errors"]}
         if config.curve and circuit.scores_E is not None:
-            rows = curve(test, ranking(config.method, circuit.scores_E), ends)
+            task = with_constants_of(circuit, held_out or searched)
+            rows = curve(task, ranking(config.method, circuit.scores_E), Ends.of(task))
             found |= {"curve": rows, **areas(rows)}
         circuit.save(context.directory / _CIRCUIT)
-        return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity})
+        about_it = {"held_out": held_out is not None, "converged": circuit.about["converged"]}
+        return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity, **about_it})
 
     def summary(self, results: CircuitResults) -> str:
         """Size and faithfulness."""
         sparse = 100 * results.edge_sparsity
-        return (
-            f"{results.edges:,} edges, {sparse:.2f} % sparse, faithfulness {results.faithfulness:.3f} on the test"
-            " split."
-        )
+        where = "examples that the search did not see" if results.held_out else "the examples of the search"
+        return f"{results.edges:,} edges, {sparse:.2f} % sparse, faithfulness {results.faithfulness:.3f} on {where}."
 
     def report(self, config: CircuitConfig, results: CircuitResults, directory: Path) -> list[Section]:
         """The sections of a circuit's page."""
         circuit = Circuit.load(directory / _CIRCUIT)
         return list(circuit_page(circuit, {config.method: results.curve} if results.curve else None).sections)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _part(kind: type[C], config: Config) -> C:
+    """The settings of a base class of a configuration."""
+    return kind.model_validate({name: getattr(config, name) for name in kind.model_fields})

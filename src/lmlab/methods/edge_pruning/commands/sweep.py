@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,11 +12,17 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
-from lmlab.methods.edge_pruning.commands.shared import Model, Set, config_of, load_model, search_options, task_of
-from lmlab.methods.edge_pruning.config import DRAWN, FindConfig, RepeatOptions, TaskOptions
+from lmlab.methods.edge_pruning.commands.shared import Model, Set, config_of, search_options
+from lmlab.methods.edge_pruning.config import DRAWN, FindConfig, RepeatOptions, SweepOptions, TaskOptions
 from lmlab.runs.loading import Drawn
 
+if TYPE_CHECKING:
+    from lmlab.runs import PlannedRun
+
+STAGE = "circuit"
+"""What the stage is called in the run of a search."""
 _SIZES = ("target", "price", "num_edges")
+_NO_COLUMN = ("edge_sparsity", "curve", "n", "errors", "held_out", "converged", "prefers_answer")
 
 
 @app.command(
@@ -27,6 +34,7 @@ _SIZES = ("target", "price", "num_edges")
 @options(FindConfig, exclude=_SIZES)
 @options(TaskOptions, "task")
 @options(RepeatOptions, "repeats")
+@options(SweepOptions, "how")
 @search_options
 def sweep(
     model: Model,
@@ -35,7 +43,8 @@ def sweep(
     drawn: Drawn,
     training: dict[str, Any],
     repeats: RepeatOptions,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder: a circuit for each, and sweep.json.")],
+    how: SweepOptions,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the runs, with sweep.json.")],
     targets: Annotated[
         str | None, typer.Option(help="Edge sparsities, with commas between them.", show_default=False)
     ] = None,
@@ -47,59 +56,79 @@ def sweep(
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Find circuits of several sizes. A sweep that was stopped goes on with what is missing."""
-    from rich.table import Table
-
-    from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Circuit, find_circuit
-    from lmlab.runs import one_job, require_same_work
+    """Find circuits of several sizes, each as a run of its own whose page `lmlab report` writes. A sweep that was
+    stopped goes on with what is missing.
+    """
+    from lmlab.runs import one_job, require_same_work, run_many
 
     points = _points({"target": targets, "price": prices, "num_edges": edge_counts})
-    configs = {
-        f"{name}-{value:g}": config_of(
-            {**settings.model_dump(), name: value}, set_, training.get("steps"), task.batch_size
-        )
+    configs = [
+        config_of({**settings.model_dump(), name: value}, set_, training.get("steps"), task.batch_size)
         for name, value in points
-    }
-    first = next(iter(configs.values()))
-    seeds = repeats.seeds
+    ]
+    seeds, first = repeats.seeds, configs[0]
     if seeds > 1 and first.method not in DRAWN:
         raise UserError(f"--seeds {seeds}: the method {first.method} draws nothing.", "Leave it out.")
-    loaded = load_model(model, task, search=True)
-    searched = task_of(loaded, first, task)
-    held_out = loaded.held_out_task(searched, task)
-    rows = []
+    runs = [
+        _run(_stage(model, config, task), name, value, seed)
+        for (name, value), config in zip(points, configs, strict=True)
+        for seed in range(drawn.seed, drawn.seed + seeds)
+    ]
     with one_job(out, "--out"):
-        shared = first.model_dump(mode="json", exclude=set(_SIZES))
-        now = {"settings": shared, **loaded.about(), "seed": drawn.seed}
-        require_same_work(out / "search.json", now, "search", "--out")
-        for name, config in configs.items():
-            for seed in range(drawn.seed, drawn.seed + seeds):
-                path = out / f"{name}-seed-{seed}.json"
-                if not path.exists():
-                    circuit = find_circuit(searched, config, seed, None, task.force, loaded.about(), held_out)
-                    circuit.save(path)
-                found = Circuit.load(path)
-                shown = found.metrics.get("held_out") or found.metrics
-                rows.append(
-                    {
-                        "circuit": path.name,
-                        "edges": found.num_edges,
-                        "converged": found.about.get("converged"),
-                        "held_out": "held_out" in found.metrics,
-                        **shown["circuit"],
-                    }
-                )
-        write_json(out / "sweep.json", {"circuits": rows})
-    which = "held out from the searches" if held_out is not None else "that the searches saw"
-    table = Table(title=f"Figures on examples {which}", title_justify="left")
-    columns = [name for name in rows[0] if name not in ("converged", "held_out", "prefers_answer")]
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column == "circuit" else "right")
-    for row in rows:
-        table.add_row(*(f"{row[key]:.4g}" if isinstance(row[key], float) else f"{row[key]}" for key in columns))
-    print_table(table)
+        require_same_work(out / "search.json", _shared(runs[0], out), "search", "--out")
+        outcomes = run_many(runs, out, how.workers)
+    _show([(each.name, dict((each.results or {})[STAGE])) for each in outcomes])
     print(f"Circuits: {out}")
+
+
+def _stage(model: Path, config: FindConfig, task: TaskOptions) -> dict[str, Any]:
+    """One search as a stage. Places are whole paths, so that the sweep goes on from any folder."""
+    stage: dict[str, Any] = {"kind": "circuit", "model": str(model.expanduser().resolve()), "curve": False}
+    stage |= config.model_dump(mode="json", exclude_unset=True)
+    stage |= task.model_dump(mode="json", exclude_defaults=True, exclude={"data", "tokenizer"})
+    if task.data is not None:
+        stage["examples"] = str(task.data.expanduser().resolve())
+    if task.tokenizer is not None:
+        stage["tokenizer"] = str(Path(task.tokenizer).expanduser().resolve())
+    return stage
+
+
+def _run(stage: dict[str, Any], name: str, value: float, seed: int) -> PlannedRun:
+    from lmlab.runs import PlannedRun
+
+    size = f"{name}-{value:g}"
+    recipe = {"name": f"{size}, seed {seed}", "seed": seed, "stages": {STAGE: stage}}
+    return PlannedRun(f"{size}/seed-{seed}", recipe, {name: value, "seed": seed})
+
+
+def _shared(run: PlannedRun, out: Path) -> dict[str, Any]:
+    """What all circuits of a folder have in common: settings, and the contents of model and examples."""
+    from lmlab.config import influences
+    from lmlab.runs import Recipe, plan_stages
+
+    (stage,) = plan_stages(Recipe.parse(run.recipe, "the search"), out / run.name)
+    settings = influences(stage.entry.config)
+    return {
+        "settings": {key: settings[key] for key in settings if key not in _SIZES},
+        "inputs": stage.content["inputs"],
+    }
+
+
+def _show(found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Print a row for each circuit."""
+    from rich.table import Table
+
+    first = found[0][1]
+    which = "held out from the searches" if first["held_out"] else "that the searches saw"
+    columns = [name for name in first if name not in _NO_COLUMN]
+    table = Table(title=f"Figures on examples {which}", title_justify="left")
+    table.add_column("circuit")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, results in found:
+        cells = (results[column] for column in columns)
+        table.add_row(name, *(f"{each:.4g}" if isinstance(each, float) else f"{each}" for each in cells))
+    print_table(table)
 
 
 def _points(given: dict[str, str | None]) -> list[tuple[str, float | int]]:

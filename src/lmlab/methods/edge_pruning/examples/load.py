@@ -88,7 +88,7 @@ class Loaded:
 
     @staticmethod
     def _taken(examples: Examples, options: TaskOptions) -> Examples:
-        return examples if options.examples is None else examples.take(slice(options.examples))
+        return examples if options.num_examples is None else examples.take(slice(options.num_examples))
 
     def apart(self, options: TaskOptions) -> Loaded:
         """With a share of the examples held out from the search, drawn in the same way each time; none where there are
