@@ -221,7 +221,7 @@ def test_exceptions_are_still_needed(declared_twice, said_twice, twice_in_a_grou
 
 # Where a field says on what, and how exactly, something is computed: each of these is another thing
 DECLARED = {
-    "device": {"OnDevice", "FitConfig"},
+    "device": {"OnDevice"},
     "precision": {
         "Loading",
         "MeasuringOptions",  # auto by default

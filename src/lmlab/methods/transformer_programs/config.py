@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.hardware.settings import OnDevice
 
 EXHAUSTIVE = 1_000_000  # inputs up to which all are tried: a minute on one core
 MAX_ACCURACY_DROP = 0.001  # one answer in a thousand
@@ -106,7 +107,7 @@ class DataConfig(ColumnsConfig):
         return self
 
 
-class FitConfig(Config):
+class FitConfig(OnDevice):
     """How networks are trained.
 
     Attributes:
@@ -137,7 +138,7 @@ class FitConfig(Config):
             logistic regression; 0 leaves all as training did.
         init_embeddings: word vectors that categories of words begin from: a text file as GloVe's, or a model.
         evaluations: how often all seeds are measured with the arg max, the end included.
-        device: auto, cpu or cuda.
+        checkpoint_every: steps from one checkpoint to the next.
     """
 
     seeds: PositiveInt = 8
@@ -166,7 +167,6 @@ class FitConfig(Config):
     init_embeddings: str | None = None
     evaluations: Annotated[PositiveInt, NO_INFLUENCE] = 5
     checkpoint_every: Annotated[PositiveInt, NO_INFLUENCE] = 500
-    device: Annotated[str, NO_INFLUENCE] = "auto"
 
     @model_validator(mode="after")
     def _check_fit(self) -> FitConfig:
