@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.errors import UserError
-from lmlab.stats import Interval, normal_quantile
+from lmlab.stats import Interval, normal_quantile, t_quantile
 
 Floats = NDArray[np.float64]
 _FEWEST = 3  # clusters with people's grades: with two, nothing is known of how far their spread is off
@@ -157,10 +157,8 @@ def rogan_gladen(
 
 
 def _interval(value: float, influence_C: Floats, factor: float, freedom: int, level: float) -> Interval[float]:
-    from scipy.special import stdtrit
-
     error = math.sqrt(factor * float((influence_C**2).sum()))
-    half = float(stdtrit(freedom, 0.5 + level / 2)) * error
+    half = t_quantile(level, freedom) * error
     return Interval(value, value - half, value + half, level, error)
 
 

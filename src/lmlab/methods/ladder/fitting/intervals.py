@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
@@ -33,7 +32,7 @@ from lmlab.methods.ladder.fitting.logits import logit, mean_logit
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task, places_of
-from lmlab.stats import percentiles
+from lmlab.stats import percentiles, t_quantile
 
 PARTS = ("fit", "run", "curve", "form")
 OWN_PARTS = ("fit", "run", "curve")  # that two ladders do not share
@@ -163,8 +162,7 @@ class Ensemble:
         narrowed is not known to hold there, so that it grows with the distance, to Student's quantile for the few runs
         by which the noise is known.
         """
-        student = float(student_t.ppf((1 + level) / 2, self.freedom))
-        return max(factor, min(student, factor * beyond))
+        return max(factor, min(t_quantile(level, self.freedom), factor * beyond))
 
     @property
     def one_size(self) -> bool:
