@@ -8,7 +8,7 @@ that only adds one thing registers that in a group of its own, such as `lmlab.st
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -92,6 +92,33 @@ def find(group: Group, name: str, called: str, where: str) -> Any:
     if name not in registered:
         raise UserError(f"{where}: unknown {called} '{name}'. {did_you_mean(name, registered)}")
     return load(registered[name])
+
+
+def make(group: Group, name: str, called: str, where: str, protocol: str, has: Sequence[str], *given: Any) -> Any:
+    """What the maker that is registered under a name makes of what it is given.
+
+    Arguments:
+        called, where: as in `find`.
+        protocol: where the reader finds what such a thing has.
+        has: attributes that it must have.
+
+    Raises:
+        UserError: nothing is registered, it cannot be made of what is given, or it lacks one of them.
+    """
+    maker = find(group, name, called, where)
+    place = places(group)[name]
+    try:
+        made = maker(*given)
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"'{place}' makes no {called} of what it is given ({type(error).__name__}: {error}).",
+            f"{protocol} says what a {called} has.",
+        ) from error
+    if lacks := [each for each in has if not hasattr(made, each)]:
+        raise UserError(
+            f"'{place}' makes no {called}: it lacks {', '.join(lacks)}.", f"{protocol} says what a {called} has."
+        )
+    return made
 
 
 def load(place: str) -> Any:

@@ -27,6 +27,9 @@ def make(text):
 
 def make_nothing(text):
     return object()
+
+def make_other(context):
+    return context.encoder
 """
 
 
@@ -36,7 +39,7 @@ def _installed(tmp_path, monkeypatch):
     info = tmp_path / "longer_plugin-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: longer-plugin\nVersion: 1\n")
-    points = "longer = longer_plugin:make\nnothing = longer_plugin:make_nothing\n"
+    points = "longer = longer_plugin:make\nnothing = longer_plugin:make_nothing\nother = longer_plugin:make_other\n"
     (info / "entry_points.txt").write_text(f"[lmlab.detectors]\n{points}")
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.places.cache_clear()
@@ -57,6 +60,8 @@ def test_a_detector_is_found_by_its_name():
         ("longr:characters", "unknown detector 'longr'. Did you mean 'longer'?"),
         ("longer", "longer: give a unit."),
         ("nothing", "'longer_plugin:make_nothing' makes no detector: it lacks name, fit, scores."),
+        ("other", "'longer_plugin:make_other' makes no detector of what it is given (AttributeError: 'str' object"),
+        ("hubness", "makes no detector"),  # one that needs vectors
     ],
 )
 def test_what_is_no_detector_is_one_sentence(text, message):

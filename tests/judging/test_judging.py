@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from judging_parts import CLARITY, DEPTH, LONGER
 
+from lmlab import plugins
 from lmlab.endpoints import ChatRequest, Choice, Endpoint, MockBackend, Reply, TokenLogProb
 from lmlab.errors import UserError
 from lmlab.judging import (
@@ -187,6 +188,19 @@ def test_judges_are_found_by_their_entry_points(name: str, kind: type) -> None:
 def test_a_judge_that_is_not_there_is_one_sentence(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_judge(name)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda text, options: object(), "makes no judge: it lacks name, generations, compare"),
+        (lambda text: object(), "makes no judge of what it is given .TypeError"),
+    ],
+)
+def test_what_another_package_adds_must_be_a_judge(monkeypatch: pytest.MonkeyPatch, made: Any, message: str) -> None:
+    monkeypatch.setattr(plugins, "load", lambda place: made)
+    with pytest.raises(UserError, match=message):
+        make_judge("offline")
 
 
 def test_another_package_adds_a_judge(tmp_path: Path) -> None:

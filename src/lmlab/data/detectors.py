@@ -54,13 +54,8 @@ def make_detector(text: str) -> Detector:
         UserError: no such detector, or what is registered is none.
     """
     kind = text.partition(":")[0]
-    make: DetectorMaker = plugins.find("detectors", kind, "detector", f"'{text}'")
-    made = make(text)
-    if lacks := [each for each in ("name", "fit", "scores") if not hasattr(made, each)]:
-        raise UserError(
-            f"'{plugins.places('detectors')[kind]}' makes no detector: it lacks {', '.join(lacks)}.",
-            "lmlab.data.Detector says what a detector has.",
-        )
+    has = ("name", "fit", "scores")
+    made: Detector = plugins.make("detectors", kind, "detector", f"'{text}'", "lmlab.data.Detector", has, text)
     return made
 
 

@@ -55,5 +55,8 @@ def _one(text: str, config: AnswerJudgeConfig, cache: Path | None) -> AnswerJudg
         from lmlab.judging.offline.make import joined
 
         return joined(parts, config)
-    make: AnswerJudgeMaker = plugins.find("graders", text.partition(":")[0], "judge of answers", f"'{text}'")
-    return make(text, config, cache)
+    kind, has = text.partition(":")[0], ("name", "criteria", "judge")
+    made: AnswerJudge = plugins.make(
+        "graders", kind, "judge of answers", f"'{text}'", "lmlab.judging.AnswerJudge", has, text, config, cache
+    )
+    return made

@@ -63,5 +63,6 @@ def make_judge(
     """
     cache = None if cache is None else Path(cache)
     kind = text.partition(":")[0]
-    make: JudgeMaker = plugins.find("judges", kind, "judge", f"'{text}'")
-    return make(text, JudgeOptions(mode, generations, cache, endpoint))
+    options, has = JudgeOptions(mode, generations, cache, endpoint), ("name", "generations", "compare")
+    made: Judge = plugins.make("judges", kind, "judge", f"'{text}'", "lmlab.judging.Judge", has, text, options)
+    return made

@@ -90,7 +90,8 @@ def make_detector(name: str, context: DetectorContext) -> Detector:
     Raises:
         UserError: there is none, with the nearest name; or it lacks something.
     """
-    made: Detector = plugins.find("detectors", name, "detector", "--detector")(context)
+    protocol, has = "lmlab.methods.corpus_poisoning.Detector", ("fit", "score", "state", "restore")
+    made: Detector = plugins.make("detectors", name, "detector", "--detector", protocol, has, context)
     return made
 
 
