@@ -22,6 +22,7 @@ from lmlab.methods.transformer_programs.training.fit import Batches, Fitted, fit
 from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.polish import polish
 from lmlab.methods.transformer_programs.training.run import train
+from lmlab.methods.transformer_programs.training.selection import Selection
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
 
 SETTINGS = TrainSettings(
@@ -181,6 +182,36 @@ def test_what_is_frozen_moves_no_more(data: Dataset, tmp_path: Path, update: dic
                         assert same or not fixed, name
                         moved |= not same
     assert moved
+
+
+def test_every_pair_of_a_set_is_a_choice(data: Dataset) -> None:
+    spec = spec_of(SETTINGS.model_copy(update={"predicates": "sets"}), data)
+    model = ProgramTransformer(spec, [4, 7])
+    table = model.get_parameter("blocks.0.predicates.table")
+    with torch.no_grad():
+        table.fill_(-1)
+        table[..., 0] = 3
+    before = PackedNetworks(model).choices(0)
+    with torch.no_grad():
+        table[1, 0, 2, 1] = 1  # one more partner, which is not the likeliest
+    after = PackedNetworks(model).choices(0)
+    changed = [[not torch.equal(a[seed], b[seed]) for a, b in zip(before, after, strict=True)] for seed in range(2)]
+    assert [sum(each) for each in changed] == [0, 1]
+
+
+def test_a_layer_is_released_although_the_next_one_keeps_moving(data: Dataset) -> None:
+    settings = SETTINGS.model_copy(update={"num_layers": 2, "freeze_after": 40})
+    model = PackedNetworks(ProgramTransformer(spec_of(settings, data), [4, 7]))
+    falls = torch.tensor([0.9, 0.2])
+    select = Selection(settings, 1000, lambda _: falls)
+    model.frozen.fill_(1)
+    model.mark.fill_(0.9)
+    for step in range(10, 100, 10):
+        model.num_steps.fill_(step)
+        with torch.no_grad():
+            model.packed.copy_(torch.randn(model.packed.shape, generator=torch.Generator().manual_seed(step)))
+        select(model)
+    assert model.frozen.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("alpha", [1.02, 1.2, 1.7, 1.95])

@@ -146,13 +146,15 @@ class PackedNetworks(nn.Module):
             self.packed.copy_(torch.where(fixed, self._kept, self.packed))
 
     def choices(self, layer: int) -> list[Tensor]:
-        """The arg max (S, K) of each parameter of a layer that chooses what is read or looked for."""
+        """The choices (S, K) of each parameter of a layer that says what is read or looked for."""
         named = zip(self._shapes.items(), self._parts(self.packed.detach()), strict=True)
-        return [
-            part.view(-1, *shape).argmax(-1).flatten(1)
-            for (name, shape), part in named
-            if _layer_of(name) == layer and name.rpartition(".")[2] not in _NO_CHOICE
-        ]
+        found = []
+        for (name, shape), part in named:
+            if _layer_of(name) == layer and name.rpartition(".")[2] not in _NO_CHOICE:
+                # in sets, each pair of a query and a key is a choice of its own
+                pairs = self.spec.predicates == "sets" and name.endswith("predicates.table")
+                found.append((part > 0).long() if pairs else part.view(-1, *shape).argmax(-1).flatten(1))
+        return found
 
     def bury(self, seeds: Tensor) -> None:
         """Stop training some seeds (S,): their weights become 0, whose loss is a number that nothing depends on."""

@@ -51,7 +51,8 @@ class Selection:
         accuracy: Tensor | None = None
         for place in (~model.idle).nonzero().flatten().tolist():
             layer = int(model.frozen[place])
-            if layer and (step - int(model.since[place])) % patience < _LOOK:
+            # not counted from `since`, which moves with every choice of the layer behind
+            if layer and step % patience < _LOOK:
                 accuracy = self.measure(model) if accuracy is None else accuracy
                 if float(accuracy[place]) < float(model.mark[place]) - _DROP:
                     model.frozen[place] -= 1
