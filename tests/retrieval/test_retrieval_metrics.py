@@ -81,10 +81,19 @@ def test_runs_are_written_and_read_in_both_forms(tmp_path):
         ('{"q": {"a": 1}', "the JSON ends early"),
         ('{"q": 3}', "must hold a mapping"),
         ('["q"]', "stands where '{' is needed"),
+        ('{"q": {"a": 1}} {"r": {"a": 1}}', "'{' stands behind the end of the JSON"),
+        ('{"q": {"a": 1} "r": {"a": 1}}', "stands where ',' is needed"),
+        ('{"q": {"a": 1}, "q": {"b": 1}}', "query 'q': it stands there twice"),
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match=message):
             read_run(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_bytes(b'{"q": {"a\xff": 1, "b": 2}}')
+    with pytest.raises(UserError, match="is not a run, or is damaged"):
+        read_run(tmp_path / "bad.json")
+    (tmp_path / "marked.trec").write_text("q Q0 d 1 0.5 x\n", "utf-8-sig")
+    (tmp_path / "marked.json").write_text('{"q": {"d": 0.5}}', "utf-8-sig")
+    assert read_run(tmp_path / "marked.trec") == read_run(tmp_path / "marked.json") == {"q": {"d": 0.5}}
     (tmp_path / "bad.trec").write_text("q Q0 d 1 0.5\n")
     with pytest.raises(UserError, match="line 1: 5 columns where a TREC run has 6"):
         read_run(tmp_path / "bad.trec")

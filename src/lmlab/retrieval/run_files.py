@@ -4,6 +4,7 @@ which is read query by query. And their fusion.
 
 from __future__ import annotations
 
+import codecs
 import heapq
 import json
 import math
@@ -64,7 +65,7 @@ def _trec_queries(location: str) -> Iterator[tuple[str, dict[str, float]]]:
     found: Run = {}
     with open_binary(location) as file:
         for number, line in enumerate(file, 1):
-            parts = line.decode().split()
+            parts = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
             if not parts:
                 continue
             if len(parts) != 6:
@@ -78,36 +79,36 @@ def _trec_queries(location: str) -> Iterator[tuple[str, dict[str, float]]]:
 
 def _json_queries(location: str) -> Iterator[tuple[str, dict[str, float]]]:
     """The members of one JSON object, one at a time: such files have gigabytes."""
-    decoder = json.JSONDecoder()
+    decoder, seen = json.JSONDecoder(), set[str]()
     with open_binary(location) as file:
         text = _Buffer(file, location)
         text.expect("{")
         while text.peek() != "}":
-            query = text.value(decoder)
-            text.expect(":")
-            found = require_mapping(text.value(decoder), f"'{location}', query '{query}'")
+            query = str(text.value(decoder))
             where = f"'{location}', query '{query}'"
-            yield str(query), {str(document): _score(score, where) for document, score in found.items()}
-            if text.peek() == ",":
+            if query in seen:
+                raise UserError(f"{where}: it stands there twice.")
+            seen.add(query)
+            text.expect(":")
+            found = require_mapping(text.value(decoder), where)
+            yield query, {str(document): _score(score, where) for document, score in found.items()}
+            if text.peek() != "}":
                 text.expect(",")
+        text.expect("}")
+        text.expect_end()
 
 
 class _Buffer:
     """Text of a file, read as far as a value needs it."""
 
     def __init__(self, file: Any, location: str) -> None:
-        self._file, self._location, self._text, self._ended = file, location, "", False
-        self._rest = b""
+        self._file, self._location, self._text = file, location, ""
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
     def _more(self) -> bool:
-        data = self._rest + self._file.read(_CHUNK)
-        if len(data) == len(self._rest):
-            self._ended = True
-            return False
-        text = data.decode("utf-8", errors="ignore")
-        self._rest = data[len(text.encode()) :]
-        self._text += text
-        return True
+        data = self._file.read(_CHUNK)
+        self._text += self._decoder.decode(data, final=not data)
+        return bool(data)
 
     def peek(self) -> str:
         self._text = self._text.lstrip()
@@ -121,6 +122,13 @@ class _Buffer:
         if self.peek() != character:
             raise UserError(f"'{self._location}': '{self._text[0]}' stands where '{character}' is needed.")
         self._text = self._text[1:]
+
+    def expect_end(self) -> None:
+        """Nothing but spaces may follow: of two objects one after another the second would not be read."""
+        while self._more() or self._text.strip():
+            if self._text.strip():
+                raise UserError(f"'{self._location}': '{self._text.strip()[0]}' stands behind the end of the JSON.")
+            self._text = ""
 
     def value(self, decoder: json.JSONDecoder) -> Any:
         self.peek()
