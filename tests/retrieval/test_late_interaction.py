@@ -97,6 +97,25 @@ def test_an_index_follows_the_rule(place):
         index.topk(queries, 0)
 
 
+def test_more_equal_documents_than_candidates_are_told_apart_by_id_alone():
+    """A fast product may round the same document differently in different places."""
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=(7, 96)).astype(np.float32)
+    one /= np.linalg.norm(one, axis=1, keepdims=True)
+    ids = [f"d{number:04d}" for number in generator.permutation(3001)]
+    query = generator.normal(size=(13, 96)).astype(np.float32)
+    hits = LateIndex(ids, [one] * len(ids)).topk([query], 5)
+    assert [ids[row] for row in hits.rows_QK[0]] == [f"d{number:04d}" for number in range(3000, 2995, -1)]
+
+
+def test_another_layer_behind_the_network_is_another_encoder(place, tmp_path):
+    ours, other = load_late_encoder(place), load_late_encoder(write_late(tmp_path / "other"))
+    assert ours.fingerprint == other.fingerprint
+    layer = tmp_path / "other" / "1_Dense" / "model.safetensors"
+    save_file({"linear.weight": torch.ones(WIDTH, 32)}, layer)
+    assert load_late_encoder(tmp_path / "other").fingerprint != ours.fingerprint
+
+
 def test_a_collection_is_searched_and_what_is_no_such_encoder_is_told(place, collection, tmp_path, capsys, monkeypatch):
     arguments = ["retrieval", "evaluate", "--data", collection, "--by", "late", "--k", 5, "--json"]
 
@@ -108,6 +127,9 @@ def test_a_collection_is_searched_and_what_is_no_such_encoder_is_told(place, col
 
     code, out, err = call("--encoder", place)
     assert code == 0 and 0 <= json.loads(out)["nDCG@5"] <= 1, err
+    for option, value in (("--prompt", "query=x"), ("--dims", 4), ("--index", "hnsw"), ("--max-length", 9)):
+        code, _, err = call("--encoder", place, option, value)
+        assert code == 2 and f"from the encoder's directory, not {option}" in " ".join(err.split())
     code, _, err = call("--encoder", write_retriever(tmp_path / "plain"))
     assert code == 2 and "holds no encoder of late interaction" in err
     with pytest.raises(UserError, match=r"\(late interaction\)"):

@@ -81,7 +81,7 @@ def _search(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, 
     from lmlab.retrieval import BM25, fuse_rrf, load_encoder, make_index
 
     if how.by == "late":
-        return _search_late(data, settings, k)
+        return _search_late(data, settings, how, k)
     runs = []
     if how.by in ("bm25", "hybrid"):
         lexical = BM25(data.corpus.ids, data.corpus.texts)
@@ -97,10 +97,23 @@ def _search(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, 
     return runs[0] if len(runs) == 1 else fuse_rrf(runs, k)
 
 
-def _search_late(data: RetrievalDataset, settings: EncoderConfig, k: int) -> dict[str, Any]:
-    """By a vector for each token, of which nothing is stored: they are a hundred times those of documents."""
+def _search_late(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, k: int) -> dict[str, Any]:
+    """By a vector for each token, of which nothing is stored: they are a hundred times those of documents.
+
+    Raises:
+        UserError: a setting is given that means nothing here.
+    """
+    from lmlab.errors import UserError
     from lmlab.retrieval import LateIndex, load_late_encoder
 
+    given = {"query_encoder", "pooling", "max_length", "dims"} & {name for name, value in settings if value is not None}
+    given |= {"prompt"} if settings.prompt else set()
+    given |= {"index"} if how.index != "exact" else set()
+    if given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise UserError(
+            f"Late interaction takes its settings from the encoder's directory, not {told}.", "Leave it out."
+        )
     encoder = load_late_encoder(settings.encoder, settings.device)
     documents = encoder.encode_text(data.corpus.texts, "document", settings.precision)
     queries = encoder.encode_text(data.queries.texts, "query", settings.precision)

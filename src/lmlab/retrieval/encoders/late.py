@@ -11,9 +11,11 @@ documents.
 
 from __future__ import annotations
 
+import hashlib
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ from lmlab.errors import UserError, reads
 from lmlab.files import read_json
 from lmlab.hardware import select_device
 from lmlab.hardware.gemm import fast_inference
+from lmlab.models import weights_fingerprint
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.bodies import Body, body_hash, load_body
 from lmlab.retrieval.encoders.directory import is_late, read_dense, read_transformer, settings_of
 from lmlab.retrieval.encoders.encoder import Kind, autocast, batches_by_length
 from lmlab.retrieval.encoders.words import EncoderTokenizer
-from lmlab.retrieval.search.exact import SLACK, Hits, tie_order
+from lmlab.retrieval.search.exact import ROUNDING, SLACK, Hits, tie_order
 
 TokenVectors = list[NDArray[np.float32]]
 
@@ -74,13 +77,18 @@ class LateEncoder:
     def fingerprint(self) -> dict[str, Any]:
         """All that decides on vectors."""
         return {
-            "model": body_hash(self.body),
+            "model": f"{body_hash(self.body)} {self._head_hash}",
             "tokenizer": self.tokenizer.fingerprint,
             "markers": dict(self.markers),
             "lengths": dict(self.lengths),
             "expansion": [self.expansion, self.attend],
+            "skipped": sorted(self.skipped),
             "similarity": self.similarity,
         }
+
+    @cached_property
+    def _head_hash(self) -> str:
+        return hashlib.sha256(f"{self.head} {weights_fingerprint(self.head)}".encode()).hexdigest()[:16]
 
     @property
     def embedding_matrix_VD(self) -> Tensor:
@@ -171,16 +179,22 @@ class LateIndex:
     def __init__(self, ids: Sequence[str], documents: Sequence[NDArray[np.float32]]) -> None:
         if len(ids) != len(documents):
             raise UserError(f"{len(ids):,} ids stand beside vectors of {len(documents):,} documents.")
-        self.ids, self._documents = list(ids), list(documents)
+        self.ids = list(ids)
         self._order = tie_order(self.ids)
         self._filled = np.flatnonzero([len(each) > 0 for each in documents])
-        self._all_SH = np.concatenate([self._documents[row] for row in self._filled]) if len(self._filled) else None
-        sizes = [len(self._documents[row]) for row in self._filled]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        self._all_SH = np.concatenate([documents[row] for row in self._filled]) if len(self._filled) else None
+        self._ends = np.cumsum([len(each) for each in documents]).astype(np.int64)
+        self._starts = (self._ends - [len(each) for each in documents])[self._filled]
+        self._length = 0.0 if self._all_SH is None else float(np.linalg.norm(self._all_SH, axis=1).max())
 
     def __len__(self) -> int:
         """How many documents there are."""
         return len(self.ids)
+
+    def _document(self, row: int) -> NDArray[np.float32]:
+        end = self._ends[row]
+        size = end - (self._ends[row - 1] if row else 0)
+        return np.zeros((0, 0), np.float32) if self._all_SH is None else self._all_SH[end - size : end]
 
     def topk(self, queries: Sequence[NDArray[np.float32]], k: int) -> Hits:
         """The k best documents of each query, or all where there are fewer."""
@@ -196,8 +210,9 @@ class LateIndex:
                 rough[self._filled] = best_TN.sum(0)
             wanted = min(count + SLACK, len(self))
             border = np.partition(-rough, wanted - 1)[wanted - 1]
-            candidates = np.flatnonzero(-rough <= border)  # with all that tie there
-            exact = np.array([maxsim(query, self._documents[row]) for row in candidates], np.float32)
+            margin = ROUNDING * max(1.0, self._length) * float(np.linalg.norm(query, axis=-1).sum())
+            candidates = np.flatnonzero(-rough <= border + margin)  # with all that tie there
+            exact = np.array([maxsim(query, self._document(row)) for row in candidates], np.float32)
             best = np.lexsort((-self._order[candidates], -exact))[:count]
             rows[number], scores[number] = candidates[best], exact[best]
         return Hits(rows, scores, k)

@@ -24,7 +24,7 @@ Rows = NDArray[np.int64]
 _QUERIES_AT_ONCE = 256
 _ROWS_AT_ONCE = 50_000
 SLACK = 32  # candidates beyond k, so that ties at the border are seen
-_ROUNDING = 4e-6  # what fp32 products of unit vectors may differ by; of others, times their lengths
+ROUNDING = 4e-6  # what fp32 products of unit vectors may differ by; of others, times their lengths
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class ExactIndex:
             if kept.shape[1] > wanted:
                 best = np.argpartition(-kept, wanted - 1, axis=1)[:, :wanted]
                 kept, kept_rows = np.take_along_axis(kept, best, 1), np.take_along_axis(kept_rows, best, 1)
-        margins = _ROUNDING * max(1.0, length) * np.maximum(1.0, np.linalg.norm(queries, axis=1))
+        margins = ROUNDING * max(1.0, length) * np.maximum(1.0, np.linalg.norm(queries, axis=1))
         border = -np.partition(-kept, count - 1, axis=1)[:, count - 1]
         least = kept.min(axis=1)
         crowded = np.flatnonzero((least >= border - margins) & (kept.shape[1] < len(self)))
