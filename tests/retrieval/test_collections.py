@@ -22,6 +22,7 @@ from lmlab.retrieval import (
     read_queries,
     write_dataset,
 )
+from lmlab.retrieval.collections.read import judged_queries
 from lmlab.retrieval.locks import alone
 from tiny_retriever import WORDS, write_collection
 
@@ -39,6 +40,13 @@ def test_a_beir_folder_is_read_compressed_or_not_and_written_again(collection, t
         path.with_name(path.name + ".zst").write_bytes(zstandard.compress(path.read_bytes()))
         path.unlink()
     assert load_dataset(tmp_path / "copy", "train").qrels == data.qrels
+
+
+def test_notes_beside_judgments_are_no_split(collection, tmp_path):
+    shutil.copytree(collection, tmp_path / "small")
+    for name in (".DS_Store", "README.md"):
+        (tmp_path / "small" / "qrels" / name).write_bytes(b"\0")
+    assert judged_queries(tmp_path / "small") == judged_queries(collection)
 
 
 def test_the_layout_of_hugging_face_and_trec_judgments_and_plain_lists(collection, tmp_path):

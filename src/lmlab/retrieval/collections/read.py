@@ -70,7 +70,7 @@ def load_dataset(
 def judged_queries(place: str | Path) -> dict[str, set[str]]:
     """The ids of the queries that each split of a BEIR folder judges; none where it has no judgments."""
     root = collection_root(place)
-    found = _below(f"{root}/qrels")
+    found = [each for each in _below(f"{root}/qrels") if _plain(each).endswith(_SUFFIXES)]  # and no notes beside them
     return {split: set(read_qrels(collection_part(root, f"qrels/{split}"))) for split in sorted(set(map(_stem, found)))}
 
 
@@ -160,7 +160,10 @@ def read_corpus(place: str | Path, redteam: Redteam = "keep") -> Corpus:
     for where, row in _records(str(place)):
         id, text = _id(row, where, ids), row.get("text")
         if not isinstance(text, str):
-            raise UserError(f"{where}: the key 'text' must hold text, not {kind_of(text)}.")
+            raise UserError(
+                f"{where}: the key 'text' must hold text, not {kind_of(text)}.",
+                "Where there is a title alone, write an empty text beside it." if row.get("title") else None,
+            )
         title, extra = row.get("title"), row.get("metadata")
         if title is not None and not isinstance(title, str):
             raise UserError(f"{where}: the key 'title' must hold text, not {kind_of(title)}.")
