@@ -28,6 +28,7 @@ from lmlab.methods.corpus_poisoning import (
     smallest_k,
 )
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
+from lmlab.methods.corpus_poisoning.attack.craft import _named
 from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
@@ -355,6 +356,14 @@ def test_impossible_settings_end_before_any_work(target, place, small, tmp_path)
     with pytest.raises(UserError, match="encoder is .* not"):
         craft(other, target.data.queries.texts, target.queries(), CraftConfig(**FAST, k=4), tmp_path / "one")
     assert write_collection(tmp_path / "c").exists() and place.exists() and small.exists()
+
+
+def test_all_settings_that_decide_on_passages_tell_runs_apart(target, place):
+    """Passages of another setting would be taken for those asked for."""
+    default = _named(CraftConfig())
+    assert not {"norm_cap", "each_query", "together", "concept", "query_id"} & default.keys()
+    for changed in ({"norm_cap": 1.0}, {"norm_cap": 2.0}, {"each_query": True}, {"together": 2}, {"concept": "sea"}):
+        assert _named(CraftConfig(**changed)) == {**default, **changed}
 
 
 def test_passages_for_other_thresholds_are_not_taken_from_a_finished_run(target, tmp_path):

@@ -58,6 +58,22 @@ def test_passages_are_the_same_every_time_and_as_good_as_one_by_one(target, tmp_
         CraftConfig(together=2, workers=2)
 
 
+def test_a_group_that_was_cut_off_is_made_again_whole_and_the_same(target, tmp_path, monkeypatch):
+    given = (target.retriever.spec, target.data.queries.texts, target.queries(), CraftConfig(**FAST, together=3))
+    whole = craft(*given, tmp_path)
+    written = (tmp_path / "adversarial.jsonl").read_bytes()
+    (tmp_path / "clusters" / f"{whole.run}-00001.json").unlink()
+    sizes = []
+
+    def counted(encoder, searches, done):
+        sizes.append(len(searches))
+        run_together(encoder, searches, done)
+
+    monkeypatch.setattr("lmlab.methods.corpus_poisoning.attack.craft.run_together", counted)
+    craft(*given, tmp_path)
+    assert sizes == [3] and (tmp_path / "adversarial.jsonl").read_bytes() == written
+
+
 def test_a_search_that_fails_or_is_stopped_ends_all_and_what_is_done_stays(target, tmp_path, monkeypatch):
     encoder = target.retriever.encoder
     rows = torch.randint(6, 60, (2, 10))

@@ -169,9 +169,11 @@ def _named(config: CraftConfig) -> dict[str, Any]:
     found = influences(config)
     gate, model = found.pop("known_gate", None), found.pop("language_model", None)
     weight, bound = found.pop("gate_weight", None), found.pop("surprise", None)
-    for name in ("concept", "query_id", "each_query", "norm_cap", "together"):
-        if not found[name] or found[name] == 1:
+    for name in ("concept", "query_id", "each_query", "norm_cap"):
+        if not found[name]:
             found.pop(name)
+    if config.together == 1:
+        found.pop("together")
     if config.known_gate is not None:
         found |= {"known_gate": Path(gate).name, "gate_weight": weight}
     return found if model is None else {**found, "language_model": Path(model).name, "surprise": bound}
@@ -262,20 +264,22 @@ def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str
 
 
 def _together(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, Any]], asked: _Stop) -> None:
-    """So many passages at once, then the next ones."""
-    waiting = [job for job in jobs if job.cluster not in found]
+    """So many passages at once, then the next ones. Of those at once all are made again where one is missing: what
+    stands in one batch decides on last digits, and a run that was cut off is to give what a whole one gives.
+    """
     size, lock = jobs[0].config.together, threading.Lock()
+    groups = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+    waiting = [some for some in groups if any(job.cluster not in found for job in some)]
     with progress("craft", len(jobs) * jobs[0].config.budget, "forwards") as advance:
-        advance(len(found) * jobs[0].config.budget)
+        advance((len(jobs) - sum(map(len, waiting))) * jobs[0].config.budget)
 
         def told(forwards: int) -> None:
             with lock:
                 advance(forwards)
 
-        for first in range(0, len(waiting), size):
+        for some in waiting:
             if asked(found):
                 break
-            some = waiting[first : first + size]
 
             def done(number: int, row: dict[str, Any], some: list[_Job] = some) -> None:
                 found[some[number].cluster] = row
