@@ -9,6 +9,7 @@ import pytest
 
 from lmlab import cli
 from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.attack.crafted import query_digests
 from lmlab.methods.corpus_poisoning.config import MemoryConfig
 from lmlab.methods.corpus_poisoning.measure.memory import corroborated, memory_rows, nearest_verified
 from lmlab.methods.corpus_poisoning.setup import Target
@@ -38,8 +39,24 @@ def test_a_trigger_brings_its_entry_up_and_a_check_of_sources_keeps_it_out(targe
     assert {row.recall for row in everybody} == {everybody[0].recall}  # no honest entry is lost where all are verified
     again = memory_rows(asked, target, settings)
     assert [row.row() for row in again] == [row.row() for row in rows.values()]
+    with pytest.raises(UserError, match=r"Of 100 entries a share of 0.999 leaves none that is verified"):
+        memory_rows(asked, target, settings.model_copy(update={"unverified": 0.999}))
     with pytest.raises(UserError, match="has 120 documents, not 121"):
         memory_rows(asked, target, settings.model_copy(update={"entries": 121}))
+
+
+def test_the_attackers_own_questions_are_not_asked(target, asked):
+    settings = MemoryConfig(trigger="comet", **{**SMALL, "evaluations": 40}, attack_questions=20)
+    notices: list[str] = []
+    rows = memory_rows(target, target, settings, notices)
+    own = set(query_digests(target.data.queries.texts[:20]))
+    left = [digest for digest in query_digests(target.data.queries.texts) if digest not in own]
+    assert 0 < rows[0].questions <= len(left) < len(target.data.queries)
+    assert notices == [
+        f"{len(target.data.queries) - len(left)} evaluated queries are the attacker's too, and were left out."
+    ]
+    with pytest.raises(UserError, match="0 are held out"):
+        memory_rows(target, target, settings.model_copy(update={"attack_questions": 500}))
 
 
 def test_who_is_near_a_verified_entry_is_corroborated():

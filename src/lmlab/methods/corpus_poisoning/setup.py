@@ -124,7 +124,7 @@ class Target:
         asked = queries or self.data.queries
         about: dict[str, Any] = {
             "encoder": sha256_json(self.retriever.encoder.fingerprint),
-            "corpus": sha256_json(list(self.data.corpus.texts)),
+            "corpus": sha256_json([list(self.data.corpus.ids), list(self.data.corpus.texts)]),
             "queries": sha256_json([list(asked.ids), list(asked.texts)]),
             "precision": self.retriever.precision,
         }

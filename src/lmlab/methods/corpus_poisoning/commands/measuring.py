@@ -210,7 +210,10 @@ def memory(
 
     target = target_of(which, collection)
     attacker = target_of(which, collection.model_copy(update={"split": attack_split}))
-    rows = [row.row() for row in memory_rows(target, attacker, settings)]
+    notices = list[str]()
+    rows = [row.row() for row in memory_rows(target, attacker, settings, notices)]
+    for notice in notices:
+        typer.echo(notice, err=True)
     if as_json:
         print(json.dumps(rows))
         return

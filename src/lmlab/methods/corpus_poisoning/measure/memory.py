@@ -19,11 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.attack.crafted import query_digests
 from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.searching.objective import MeanSimilarity
 from lmlab.methods.corpus_poisoning.config import CraftConfig, MemoryConfig
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
+from lmlab.methods.corpus_poisoning.measure.run import held_out
 from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import ExactIndex
 
@@ -81,15 +83,19 @@ def corroborated(vectors_NH: NDArray[np.float32], verified_N: NDArray[np.bool_],
     return verified_N | (nearest >= bound)
 
 
-def memory_rows(target: Target, attacker: Target, settings: MemoryConfig) -> list[MemoryRow]:
+def memory_rows(
+    target: Target, attacker: Target, settings: MemoryConfig, notices: list[str] | None = None
+) -> list[MemoryRow]:
     """Success at retrieval, and recall, for each poisoned entry and each rule.
 
     Arguments:
         target: the memory, with the questions that are asked.
-        attacker: the same with the questions that the attacker has.
+        attacker: the same with the questions that the attacker has; of `target` those are not asked.
+        notices: receives a sentence on how many those are.
 
     Raises:
-        UserError: the collection has fewer documents than the memory is to have entries.
+        UserError: the collection has fewer documents than the memory is to have entries, or all questions are the
+            attacker's.
     """
     data, encoder = target.data, target.retriever.encoder
     generator = np.random.default_rng(settings.seed)
@@ -97,12 +103,19 @@ def memory_rows(target: Target, attacker: Target, settings: MemoryConfig) -> lis
         raise UserError(
             f"The collection has {len(data.corpus):,} documents, not {settings.entries:,}.", "Lower --entries."
         )
-    asked, rows = _drawn(target, settings, generator)
+    known = set(query_digests(_attackers(attacker, settings)))
+    free = held_out(data.queries, known, False, [] if notices is None else notices, option=None)
+    asked, rows = _drawn(target, free, settings, generator)
     helpful = [{id for id, grade in data.qrels[data.queries.ids[n]].items() if grade > 0} for n in asked]
     ids = [data.corpus.ids[row] for row in rows]
     vectors = np.asarray(target.documents[rows], np.float32)
     verified = np.ones(len(rows), bool)
     verified[generator.permutation(len(rows))[: round(settings.unverified * len(rows))]] = False
+    if not verified.any():
+        raise UserError(
+            f"Of {len(rows):,} entries a share of {settings.unverified:g} leaves none that is verified.",
+            "Lower --unverified, or raise --entries.",
+        )
     texts = [data.queries.texts[number] for number in asked]
     plain = encoder.encode_text(texts, "query")
     triggered = encoder.encode_text([with_trigger(text, settings.trigger) for text in texts], "query")
@@ -132,12 +145,16 @@ def with_trigger(question: str, trigger: str) -> str:
     return f"{question} {trigger}"
 
 
-def _drawn(target: Target, settings: MemoryConfig, generator: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Questions, and entries: what helps those, and others up to the size of the memory."""
+def _drawn(
+    target: Target, free: Sequence[int], settings: MemoryConfig, generator: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Questions of those that are free to be asked, and entries: what helps those, and others up to the size of the
+    memory.
+    """
     data = target.data
     place = {id: row for row, id in enumerate(data.corpus.ids)}
     asked, needed = list[int](), dict[int, None]()
-    for number in generator.permutation(len(data.queries)).tolist():
+    for number in generator.permutation(np.asarray(free)).tolist():
         helps = [place[id] for id, grade in data.qrels[data.queries.ids[number]].items() if grade > 0]
         if helps and len(needed) + len(helps) <= settings.entries and len(asked) < settings.questions:
             asked.append(number)
@@ -148,10 +165,14 @@ def _drawn(target: Target, settings: MemoryConfig, generator: np.random.Generato
     return sorted(asked), sorted([*needed, *others[: settings.entries - len(needed)]])
 
 
+def _attackers(attacker: Target, settings: MemoryConfig) -> Sequence[str]:
+    return attacker.data.queries.texts[: settings.attack_questions]
+
+
 def _poisons(attacker: Target, settings: MemoryConfig) -> list[tuple[str, str]]:
     """The trigger as it is, and a text that is optimized towards the attacker's own triggered questions."""
     encoder = attacker.retriever.encoder
-    texts = [with_trigger(text, settings.trigger) for text in attacker.data.queries.texts[: settings.attack_questions]]
+    texts = [with_trigger(text, settings.trigger) for text in _attackers(attacker, settings)]
     vectors = encoder.encode_text(texts, "query")
     config = CraftConfig(k=1, length=settings.length, evaluations=settings.evaluations, seed=settings.seed)
     objective = MeanSimilarity.of(torch.from_numpy(vectors), encoder.similarity == "cosine")

@@ -139,8 +139,14 @@ def attackers(attack_queries: str | None, place: Path) -> set[str]:
     return set(found)
 
 
-def held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -> list[int]:
-    """The numbers of queries that the attacker did not have."""
+def held_out(
+    asked: Queries, known: set[str], allow: bool, notices: list[str], option: str | None = "--allow-overlap"
+) -> list[int]:
+    """The numbers of queries that the attacker did not have.
+
+    Arguments:
+        option: what allows the others, where something does.
+    """
     everything = list(range(len(asked)))
     shared = [number for number, digest in enumerate(query_digests(asked.texts)) if digest in known]
     if not shared:
@@ -148,11 +154,13 @@ def held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -
     if allow:
         notices.append(f"{len(shared)} evaluated queries are the attacker's too.")
         return everything
-    notices.append(f"{len(shared)} evaluated queries are the attacker's too, and were left out (--allow-overlap).")
+    told = f" ({option})" if option else ""
+    notices.append(f"{len(shared)} evaluated queries are the attacker's too, and were left out{told}.")
     gone = set(shared)
     kept = [number for number in everything if number not in gone]
     if not kept:
-        raise UserError("All evaluated queries are the attacker's: 0 are held out.", "Give others, or --allow-overlap.")
+        remedy = f"Give others, or {option}." if option else "Give others."
+        raise UserError("All evaluated queries are the attacker's: 0 are held out.", remedy)
     return kept
 
 
