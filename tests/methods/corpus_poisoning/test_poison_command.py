@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 
@@ -164,6 +165,10 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
     assert code == 0 and len(rows) == 120 and f"{sum(not row['admit'] for row in rows)} refused" in err
     assert sum(not row["admit"] for row in rows) <= 12
+    packed = tmp_path / "corpus.jsonl.gz"
+    packed.write_bytes(gzip.compress((small / "corpus.jsonl").read_bytes()))
+    code, text, _ = run("gate", packed, "--gate", gate, "--encoder", common[1])
+    assert code == 0 and text == verdicts.read_text()
     source = attack / "adversarial.jsonl"
     code, text, _ = run("gate", source, "--gate", gate, "--encoder", common[1], "--fail")
     refused = [not json.loads(line)["admit"] for line in text.splitlines()]

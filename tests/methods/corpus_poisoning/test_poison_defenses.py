@@ -23,7 +23,8 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
-from lmlab.retrieval import load_encoder
+from lmlab.methods.corpus_poisoning.defend.measure import _thirds
+from lmlab.retrieval import ExactIndex, load_encoder
 from tiny_retriever import TOPICS, wordpiece, write_retriever
 
 
@@ -53,6 +54,10 @@ def test_thresholds_and_figures_of_detection_are_those_by_hand():
         assert (clean > Threshold.at(clean, rate).value).sum() == refused
     tied = np.array([1.0] * 50 + [2.0] * 50)
     assert (tied > Threshold.at(tied, 0.1).value).sum() == 0  # never more than the rate
+    with pytest.raises(UserError, match="on 0 clean passages"):
+        Threshold.at(clean[:0], 0.1)
+    with pytest.raises(UserError, match="2 clean documents are too few to fit detectors"):
+        _thirds(2)
     generator = np.random.default_rng(0)
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -70,11 +75,29 @@ def test_hubness_counts_the_questions_a_passage_would_be_seen_by(context, clean,
     detector.fit(clean)
     scores = detector.score(crafted)
     tau = np.sort(context.sentinel_vectors @ clean.vectors.T, axis=1)[:, -10]
-    counts = (context.sentinel_vectors @ crafted.vectors.T > tau[:, None] + 1e-6).sum(0)
+    counts = (context.sentinel_vectors @ crafted.vectors.T >= tau[:, None] - 1e-6).sum(0)
     means = (context.sentinel_vectors @ crafted.vectors.T).mean(0)
     assert np.allclose(scores, counts + np.tanh(means), atol=1e-5)
     assert np.allclose(make_detector("similarity", context).score(crafted), means, atol=1e-6)
     assert roc_auc(detector.score(clean), scores) > 0.8
+
+
+def test_hubness_refuses_the_same_share_of_documents_that_are_new_as_of_the_corpus():
+    """A threshold is set on documents of the corpus, which compete with themselves, and is for those that are not."""
+    generator = np.random.default_rng(0)
+
+    def drawn(count):
+        vectors = generator.normal(size=(count, 6)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    members, new, sentinels = drawn(600), drawn(6000), drawn(400)
+    index = ExactIndex([f"d{number}" for number in range(600)], members)
+    detector = make_detector("hubness", DetectorContext(None, index, ("?",), sentinels))
+    own, others = Passages([""] * 600, members), Passages([""] * 6000, new)
+    detector.fit(own)
+    counts = [np.round(detector.score(each) - np.tanh((each.vectors @ sentinels.T).mean(1))) for each in (own, others)]
+    assert counts[0].sum() == 10 * 400  # each sentinel's first ten
+    assert counts[0].mean() == pytest.approx(counts[1].mean(), rel=0.05)
 
 
 def test_excerpts_of_the_documents_tell_what_is_near_to_all_of_them(context, clean, crafted):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab import plugins
+from lmlab.errors import UserError
 from lmlab.retrieval import AnyEncoder, ExactIndex
 
 Scores = NDArray[np.float64]
@@ -108,7 +109,13 @@ class Threshold:
 
     @classmethod
     def at(cls, clean: Scores, rate: float) -> Threshold:
-        """The smallest value that at most a share `rate` of clean scores is above."""
+        """The smallest value that at most a share `rate` of clean scores is above.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not len(clean):
+            raise UserError("A threshold cannot be set on 0 clean passages.", "Give more of them.")
         order = np.sort(clean)[::-1]
         return cls(float(order[min(len(order) - 1, int(np.floor(rate * len(order))))]), rate)
 

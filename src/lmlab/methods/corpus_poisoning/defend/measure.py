@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import (
     COSTLY,
     Detector,
@@ -34,6 +35,7 @@ from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
 
 _ESCAPED = 3
+_PARTS = 3
 
 STACK = "stack"
 """The name of all detectors of a gate together."""
@@ -126,8 +128,17 @@ def measure_defenses(
 
 
 def _thirds(count: int) -> tuple[list[int], list[int], list[int]]:
-    """Numbers for fitting, for thresholds, and for false positives: what a detector saw looks clean to it."""
-    order, third = np.random.default_rng(0).permutation(count).tolist(), count // 3
+    """Numbers for fitting, for thresholds, and for false positives: what a detector saw looks clean to it.
+
+    Raises:
+        UserError: one of the three would be empty.
+    """
+    if count < _PARTS:
+        raise UserError(
+            f"{count} clean documents are too few to fit detectors, to set thresholds and to count false positives.",
+            "Give a larger collection.",
+        )
+    order, third = np.random.default_rng(0).permutation(count).tolist(), count // _PARTS
     return order[:third], order[third : 2 * third], order[2 * third :]
 
 

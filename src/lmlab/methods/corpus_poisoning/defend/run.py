@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.files import MAX_JSON_BYTES, parse_json, read_mapping, require_mapping
+from lmlab.files import MAX_JSON_BYTES, open_binary, parse_json, read_mapping, require_mapping
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.config import DetectorsConfig
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
@@ -210,7 +211,7 @@ def standard_streams(source: str, out: Path | None) -> tuple[IO[str], Any]:
         return sys.stdin, out
     if not Path(source).is_file():
         raise UserError(f"No such file: '{source}'.")
-    return open(source, encoding="utf-8"), out
+    return io.TextIOWrapper(open_binary(source), encoding="utf-8"), out
 
 
 def dump(value: Any) -> str:

@@ -41,8 +41,8 @@ class Hubness:
         """`N_k` and the mean similarity, which is below 1 for unit vectors."""
         similar = passages.vectors @ self._sentinels.T
         mean = similar.mean(1).astype(np.float64)
-        # a document of the corpus is itself the k-th best of some: strictly above, as success is counted
-        return mean if self._by_mean else (similar > self._tau + 1e-6).sum(1) + np.tanh(mean)
+        # a document of the corpus is itself the k-th best of some: counted, as a new one in its place would be above it
+        return mean if self._by_mean else (similar >= self._tau - 1e-6).sum(1) + np.tanh(mean)
 
     def state(self) -> dict[str, Any]:
         """Sentinels and thresholds."""
