@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -70,13 +72,18 @@ def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tm
     place = write_retriever(tmp_path / "encoder")
     config = CraftConfig(k=2, length=8, evaluations=80, candidates=10, precision="fp32")
     settings = HardenConfig(rounds=1, steps=6, batch=6, learning_rate=1e-3, depth=5)
-    retriever = Retriever(EncoderSpec(str(place)), tmp_path / "cache")
+    retriever = Retriever(EncoderSpec(str(place), {"truncate_dim": 16}), tmp_path / "cache")
     rows = harden(retriever, str(collection), config, settings, tmp_path / "out")
     assert [row["round"] for row in rows] == [0, 1] and rows[0]["asr@5_old"] is None
     assert all(0 <= row["asr@5_new"] <= 1 and 0 <= row["clean_ndcg@10"] <= 1 for row in rows)
     assert 0 <= rows[1]["asr@5_old"] <= 1
     hardened = load_encoder(tmp_path / "out" / "round-1" / "encoder")
     assert hardened.fingerprint["model"] != load_encoder(place).fingerprint["model"]
+    stores = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("meta.json")]
+    assert {each["fingerprint"]["model"] for each in stores} > {hardened.fingerprint["model"]}
+    assert {each["dim"] for each in stores} == {16}  # in all rounds
+    with pytest.raises(UserError, match="A gate is for one encoder"):
+        harden(retriever, "", config.model_copy(update={"known_gate": tmp_path}), settings, tmp_path / "gate")
 
 
 def test_a_prompt_that_is_not_pooled_is_not_pooled_in_training_either(tmp_path):

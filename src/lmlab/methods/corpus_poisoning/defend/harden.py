@@ -20,6 +20,8 @@ from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queri
 from lmlab.retrieval import TextEncoder, save_encoder
 from lmlab.retrieval.training import TrainingPair, train_encoder
 
+_KEPT = ("device", "truncate_dim")
+
 
 def harden(
     retriever: Retriever, data: str, config: CraftConfig, settings: HardenConfig, out: Path
@@ -31,8 +33,12 @@ def harden(
         Before the first round, and after each: clean nDCG@10, success of all old passages, success of a new attack.
 
     Raises:
-        UserError: the retriever has two networks, or one that cannot be trained here.
+        UserError: the retriever has two networks or one that cannot be trained here, or the attacker is to know a gate.
     """
+    if config.known_gate is not None:
+        raise UserError("A gate is for one encoder, and each round makes another.", "Leave --known-gate out.")
+    # what the directory of an encoder does not hold
+    options = {name: retriever.spec.options[name] for name in _KEPT if name in retriever.spec.options}
     current = retriever
     every: list[AdversarialSet] = []
     rows: list[dict[str, Any]] = []
@@ -67,7 +73,7 @@ def harden(
             seed=config.seed + number,
         )
         save_encoder(trained, place / "encoder")
-        current = Retriever(EncoderSpec(str(place / "encoder")), retriever.cache, retriever.precision)
+        current = Retriever(EncoderSpec(str(place / "encoder"), options), retriever.cache, retriever.precision)
     return rows
 
 
