@@ -181,10 +181,12 @@ class LateIndex:
             raise UserError(f"{len(ids):,} ids stand beside vectors of {len(documents):,} documents.")
         self.ids = list(ids)
         self._order = tie_order(self.ids)
-        self._filled = np.flatnonzero([len(each) > 0 for each in documents])
-        self._all_SH = np.concatenate([documents[row] for row in self._filled]) if len(self._filled) else None
-        self._ends = np.cumsum([len(each) for each in documents]).astype(np.int64)
-        self._starts = (self._ends - [len(each) for each in documents])[self._filled]
+        sizes = np.array([len(each) for each in documents], np.int64)
+        self._filled: NDArray[np.int64] = np.flatnonzero(sizes)
+        filled = [each for each in documents if len(each)]
+        self._all_SH = np.concatenate(filled) if filled else None
+        self._bounds: NDArray[np.int64] = np.append(np.int64(0), np.cumsum(sizes))
+        self._starts: NDArray[np.int64] = self._bounds[self._filled]
         self._length = 0.0 if self._all_SH is None else float(np.linalg.norm(self._all_SH, axis=1).max())
 
     def __len__(self) -> int:
@@ -192,9 +194,9 @@ class LateIndex:
         return len(self.ids)
 
     def _document(self, row: int) -> NDArray[np.float32]:
-        end = self._ends[row]
-        size = end - (self._ends[row - 1] if row else 0)
-        return np.zeros((0, 0), np.float32) if self._all_SH is None else self._all_SH[end - size : end]
+        if self._all_SH is None:
+            return np.zeros((0, 0), np.float32)
+        return self._all_SH[self._bounds[row] : self._bounds[row + 1]]
 
     def topk(self, queries: Sequence[NDArray[np.float32]], k: int) -> Hits:
         """The k best documents of each query, or all where there are fewer."""
@@ -212,7 +214,7 @@ class LateIndex:
             border = np.partition(-rough, wanted - 1)[wanted - 1]
             margin = ROUNDING * max(1.0, self._length) * float(np.linalg.norm(query, axis=-1).sum())
             candidates = np.flatnonzero(-rough <= border + margin)  # with all that tie there
-            exact = np.array([maxsim(query, self._document(row)) for row in candidates], np.float32)
+            exact = np.array([maxsim(query, self._document(row)) for row in candidates.tolist()], np.float32)
             best = np.lexsort((-self._order[candidates], -exact))[:count]
             rows[number], scores[number] = candidates[best], exact[best]
         return Hits(rows, scores, k)
