@@ -74,3 +74,9 @@ def test_prose_keeps_to_the_width_of_the_code():
     found = {page.relative_to(ROOT): house.prose(page.read_text("utf-8")) for page in pages}
     too_long = [f"{page}: {line[:60]}" for page, lines in found.items() for line in lines if len(line) > house.WIDTH]
     assert len(pages) > 20 and not too_long
+
+
+def test_a_note_of_a_page_is_a_quote():
+    """A `!!!` block shows as raw text where the files are read, and loses its body on the site without indentation."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        assert not re.findall(r"^!!!.*", page.read_text("utf-8"), re.MULTILINE), page
