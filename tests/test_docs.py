@@ -64,6 +64,12 @@ def test_doctor_knows_the_extras_of_the_package():
     assert {extra for method in plugins.methods().values() for extra in method.extras} <= set(declared)
 
 
+def test_doctor_writes_speeds_as_the_reports_do(lmlab, monkeypatch):
+    monkeypatch.setattr("lmlab.hardware.gemm_flops", lambda *_: 1.82e11)
+    done = lmlab("doctor")
+    assert done.code == 0 and done.out.count("182 GFLOP/s") == 2
+
+
 def test_the_citation_names_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == lmlab.__version__
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmlab.progress import Pace
+from lmlab.progress import Pace, short, with_unit
 
 
 def test_a_slow_first_step_foretells_nothing(monkeypatch):
@@ -24,3 +24,25 @@ def test_a_resumed_run_counts_what_is_done_now(monkeypatch):
         pace.advance(1, 2.0 * (step + 1))
     assert pace.rate == pytest.approx(0.5) and pace.left(1000) == pytest.approx(160)
     assert pace.left(None) is None and Pace().left(5) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (950, "950"),
+        (999.4, "999"),
+        (999.6, "1k"),
+        (999_499, "999k"),
+        (999_900, "1M"),
+        (-2500, "-2.5k"),
+        (7.1e21, "7.1e+21"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_a_short_number_has_three_digits_and_one_unit(value, written):
+    """Rounding may reach the next unit, and what is beyond all units has an exponent in place of one."""
+    assert short(value) == written
+
+
+def test_the_unit_of_a_quantity_stands_apart_with_its_prefix():
+    assert with_unit(1.82e11, "FLOP/s") == "182 GFLOP/s" and with_unit(7e21, "FLOP") == "7e+21 FLOP"

@@ -145,11 +145,12 @@ def _amount(done: float, total: float | None, unit: str) -> str:
 
 
 def short(value: float) -> str:
-    """A number for people: 950, 12.3k, 4.56M, 7.8G, 1.2T."""
+    """A number for people: 950, 12.3k, 4.56M, 7.8G, 1.2T; from 10^18 on with an exponent, 7e+21."""
+    rounded = float(f"{value:.3g}")  # first, so that 999,900 is 1M: rounding may reach the next unit
     for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
+        if limit <= abs(rounded) < 1e18:
+            return f"{rounded / limit:.3g}{suffix}"
+    return f"{rounded:.3g}"
 
 
 def with_unit(value: float, unit: str) -> str:

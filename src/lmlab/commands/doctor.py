@@ -37,7 +37,7 @@ def doctor(
 
     from lmlab import plugins
     from lmlab.hardware import environment, gemm_flops, select_device, ways
-    from lmlab.progress import short
+    from lmlab.progress import with_unit
     from lmlab.reports import format_bytes
     from lmlab.terminal import Terminal
 
@@ -52,7 +52,7 @@ def doctor(
     for dtype in (torch.float32, torch.bfloat16):
         table.add_row(
             f"{str(dtype).removeprefix('torch.')} products on {device}",
-            f"{short(gemm_flops(str(device), dtype))}FLOP/s",
+            with_unit(gemm_flops(str(device), dtype), "FLOP/s"),
         )
     for name, version in found["packages"].items():
         table.add_row(name, version)
