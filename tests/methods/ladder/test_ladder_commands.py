@@ -234,7 +234,9 @@ def test_the_published_sizes_have_the_published_figures(lmlab, folder):
 def test_plans_follow_the_papers_rules_and_keep_to_a_budget(lmlab, tmp_path):
     path = tmp_path / "plan.yaml"
     shown = lmlab("ladder", "plan", "--output", path)
-    assert "16 runs, 6.99e+21 FLOPs" in shown.out
+    assert "16 runs, 6.99e+21 FLOPs; hours of a device that computes 400 TFLOP/s" in shown.out
+    slow = lmlab("ladder", "plan", path, "--flops-per-second", "2e11").out
+    assert "hours of a device that computes 200 GFLOP/s" in slow
     for text in ("524,288", "786,432", "1,310,720", "1,572,864", "0.0009727"):
         assert text in shown.out
     for budget in (1.2e21, 3.2e21, 5e21):

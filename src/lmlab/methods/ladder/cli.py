@@ -234,12 +234,13 @@ def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
 
 def _show_plan(found: Any, flops_per_second: float) -> None:
     from lmlab.methods.ladder.rungs.plan import plan_rows
+    from lmlab.progress import with_unit
 
     rows = plan_rows(found, flops_per_second)
     total = sum(float(row["FLOPs"]) for row in rows)
-    show(
-        list(rows[0]), [list(row.values()) for row in rows], None, f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs"
-    )
+    speed = with_unit(flops_per_second, "FLOP/s")  # of a large GPU by default: hours without it mislead on a laptop
+    title = f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs; hours of a device that computes {speed}"
+    show(list(rows[0]), [list(row.values()) for row in rows], None, title)
 
 
 def _shapes(found: Any) -> dict[str, Any]:
