@@ -23,8 +23,9 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
-from lmlab.methods.corpus_poisoning.defend.measure import _thirds
-from lmlab.retrieval import ExactIndex, load_encoder
+from lmlab.methods.corpus_poisoning.defend.measure import _thirds, measure_fusion
+from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
+from lmlab.retrieval import ExactIndex, fuse_rrf, load_encoder
 from tiny_retriever import TOPICS, wordpiece, write_retriever
 
 
@@ -98,6 +99,26 @@ def test_hubness_refuses_the_same_share_of_documents_that_are_new_as_of_the_corp
     counts = [np.round(detector.score(each) - np.tanh((each.vectors @ sentinels.T).mean(1))) for each in (own, others)]
     assert counts[0].sum() == 10 * 400  # each sentinel's first ten
     assert counts[0].mean() == pytest.approx(counts[1].mean(), rel=0.05)
+
+
+def test_fusion_knows_no_passage_that_either_search_does_not_find(target, monkeypatch):
+    """Else a passage that is nowhere near would be the first behind the documents that were looked at."""
+    depth, fused = 3, []
+
+    def kept(runs, k):
+        fused.append(runs)
+        return fuse_rrf(runs, k)
+
+    monkeypatch.setattr("lmlab.methods.corpus_poisoning.defend.measure.fuse_rrf", kept)
+    far = Passages(["bread oven"] * 2, -target.queries()[:2])
+    measure_fusion(target, {"far": far}, (1,), depth)
+    (dense, _), (dense_too, _) = fused
+    similar = passage_scores(target.queries(), far.vectors)
+    assert len(fused) == 2 and all(len(found) == depth for found in dense_too.values())
+    for query, found in dense.items():
+        best = sorted([*found.values(), *similar[target.data.queries.ids.index(query)].tolist()], reverse=True)[:depth]
+        assert sorted(dense_too[query].values(), reverse=True) == pytest.approx(best)
+    assert any(dense_too[query] == found for query, found in dense.items())
 
 
 def test_excerpts_of_the_documents_tell_what_is_near_to_all_of_them(context, clean, crafted):

@@ -33,6 +33,7 @@ from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits
 from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
+from lmlab.retrieval.run_files import ranked
 
 _ESCAPED = 3
 _PARTS = 3
@@ -243,7 +244,7 @@ def measure_fusion(
         names = [f"!{number}" for number in range(len(passages))]  # before all ids: ties go to the clean
         similar = passage_scores(queries, passages.vectors)
         dense = {
-            query: {**dense_clean[query], **dict(zip(names, map(float, scores), strict=True))}
+            query: dict(ranked({**dense_clean[query], **dict(zip(names, map(float, scores), strict=True))})[:depth])
             for query, scores in zip(data.queries.ids, similar, strict=True)
         }
         words = BM25([*everything, *names], [*data.corpus.texts, *passages.texts])
