@@ -28,6 +28,7 @@ def test_bases_are_those_of_the_paper():
     assert extended_theta(5e5, 8192, 65536, 128, "auto-ntk") == pytest.approx(4.1e6, rel=0.01)
     assert extended_theta(8e6, 65536, 524288, 128, "auto-ntk") == pytest.approx(6.6e7, rel=0.01)
     assert extended_theta(1e4, 64, 64, 128, "auto") == 1e4
+    assert extended_theta(1e4, 64, 128, 2, "auto-ntk") == 1e4  # one pair, which turns by 1 whatever theta is
 
 
 def test_a_window_changes_positions_and_nothing_else():

@@ -51,10 +51,10 @@ def extended_theta(theta: float, old: int, new: int, width: int, rule: Rule) -> 
         old, new: the windows.
         width: rotated dimensions of a head.
         rule: `auto`: 2 t theta, t = new / old; `auto-ntk`: theta t^(width / (width - 2)) (NTK-aware scaling). For
-            t of 1 or less both leave theta as it is.
+            t of 1 or less both leave theta as it is, as does a single pair of dimensions, whose frequency is 1 by any.
     """
     times = new / old
-    if times <= 1:
+    if times <= 1 or width <= 2:
         return theta
     return float(2 * times * theta if rule == "auto" else theta * times ** (width / (width - 2)))
 

@@ -153,3 +153,12 @@ def test_what_cannot_be_searched_is_refused(directory, tmp_path, lmlab, model, t
     learned = ModelConfig(vocab_size=800, num_layers=1, d_model=32, num_heads=2, max_seq_len=64, positions="learned")
     with pytest.raises(UserError, match="no rotary frequencies"):
         search_factors(Transformer(learned).initialize(0), tokenizer, SETTINGS)
+
+
+def test_one_pair_of_dimensions_is_searched_once_for_rules_that_agree(tokenizer, tmp_path):
+    config = ModelConfig(vocab_size=800, num_layers=1, d_model=8, num_heads=4, max_seq_len=256)
+    narrow = Transformer(config).initialize(1).eval()
+    settings = FactorSettings(to=512, candidates=6, contexts=1, questions=1, tasks=["json_kv"])
+    found = search_factors(narrow, tokenizer, settings, tmp_path)
+    assert known_factors(config, 512)["auto-ntk"] == (1.0,) and found.candidates == 6
+    assert len((tmp_path / "candidates.jsonl").read_text().splitlines()) == 6

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,19 @@ def test_a_judge_without_words_gives_no_fluency_and_unreadable_replies_no_grade(
     assert cell["graded"] == 0 and "score" not in cell
     refused = lmlab("long", "judge", measured, "--task", "longqa")
     assert refused.code == 2 and "has no answers of longqa" in refused.err
+
+
+def test_the_ceiling_of_the_cost_holds_for_all_parts_together(measured, lmlab, tmp_path):
+    path = tmp_path / "script.jsonl"
+    script = [{"match": "The claim:", "text": "VERDICT: met"}, {"text": "FLUENCY:\nfine\nGRADE: 1/1"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in script))
+    again = shutil.copytree(measured, tmp_path / "again")
+    how = ("--judge", "mock:script", "--replies", path, "--price", "1000,0")
+    done = lmlab("long", "judge", measured, *how)
+    assert done.code == 0, done.err
+    with contextlib.closing(sqlite3.connect(measured / "judged" / "replies.sqlite")) as known:
+        paid = known.execute("select sum(cost_usd) from replies").fetchone()[0]
+    assert paid > 0
+    # each part alone costs less than this, and replies, which are set aside at their longest, cost nothing
+    short = lmlab("long", "judge", again, *how, "--max-cost-usd", str(0.9 * paid))
+    assert short.code != 0 and "max_cost_usd" in short.err, short.err

@@ -239,7 +239,7 @@ def _evolve(
     chance = np.random.default_rng(settings.seed)
     most = 2 * max(max(each) for each in first)
     tried: dict[Factors, float] = {}
-    for each in first[: settings.candidates]:
+    for each in list(dict.fromkeys(first))[: settings.candidates]:  # of few pairs, rules may give the same
         tried[each] = measured(each)
     while len(tried) < settings.candidates:
         parents = [each for each, _ in sorted(tried.items(), key=lambda pair: (pair[1], pair[0]))[:_PARENTS]]

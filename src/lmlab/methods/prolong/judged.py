@@ -71,7 +71,8 @@ def judge_results(
         if not chosen:
             continue
         place = directory / "judged" / part
-        judge = make_answer_judge(config.model_copy(update={"rubric": _rubric(rubric)}), place / REPLIES)
+        # one file of replies for all parts, as the ceiling of the cost counts what that file has paid for
+        judge = make_answer_judge(config.model_copy(update={"rubric": _rubric(rubric)}), place.parent / REPLIES)
         with progress(part, len(chosen), "answers") as advance:
             found = run_judge(judge, [_item(row, part) for row in chosen], place, new_run, advance)
         counts[part] = counted(found) | {"judge": judge.name}
