@@ -246,6 +246,7 @@ def test_the_purpose_is_said_in_help_module_and_page(run):
     code, text, _ = run("--help")
     assert code == 0 and "one's own retriever" in " ".join(text.split())
     page = (Path(__file__).parents[3] / "docs" / "methods" / "corpus_poisoning.md").read_text()
+    page = " ".join(page.replace("\n> ", " ").split())
     assert (
         "robustness evaluation of one's own retriever" in page and "Defenses stand beside every attack figure" in page
     )
