@@ -28,7 +28,7 @@ from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.forward.context import behind, check_before_text, context_of, look_around
-from lmlab.models.forward.output import TransformerOutput, at_first_real, at_last_real, at_positions
+from lmlab.models.forward.output import TransformerOutput, Wanted, at_first_real, at_last_real, at_positions
 from lmlab.models.forward.tokens import Tokens
 from lmlab.models.initialize import draw
 from lmlab.models.internals.parts import part
@@ -238,14 +238,26 @@ class Transformer(nn.Module):
         router_losses = None
         if routers and self.training and torch.is_grad_enabled():
             router_losses = self.router_accounts.losses(routers, tokens.real(), tokens.document_ids_BT)
+        wanted = Wanted(labels_BT, targets, z_loss, logits, scores_at_BN)
+        answer = self._answer(hidden_BTD, valid_BT, wanted, shared)
+        return replace(answer, routers=routers, router_losses=router_losses)
+
+    def _answer(
+        self, hidden_BTD: Tensor, valid_BT: Tensor | None, wanted: Wanted, shared: SharedGradient | None
+    ) -> TransformerOutput:
+        """What is wanted of the hidden states of the text."""
         if self.score is not None:
-            scores_BC = self._scores(hidden_BTD, self.score, valid_BT, scores_at_BN)
-            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=routers, router_losses=router_losses)
-        if not self.config.lm_head and (labels_BT is not None or targets is not None or logits not in (None, "none")):
+            return TransformerOutput(
+                hidden_BTD, scores_BC=self._scores(hidden_BTD, self.score, valid_BT, wanted.scores_at_BN)
+            )
+        labels_BT, targets = wanted.labels_BT, wanted.targets
+        if not self.config.lm_head and (
+            labels_BT is not None or targets is not None or wanted.logits not in (None, "none")
+        ):
             raise UserError(
                 "The model is an encoder: it gives hidden states, and neither next-token logits nor losses."
             )
-        loss = None if labels_BT is None else self._loss(hidden_BTD, labels_BT, z_loss, shared)
+        loss = None if labels_BT is None else self._loss(hidden_BTD, labels_BT, wanted.z_loss, shared)
         token_scores = (
             None
             if targets is None
@@ -257,15 +269,13 @@ class Transformer(nn.Module):
                 bias_V=self.head_bias_V,
             )
         )
-        logits = logits or ("all" if labels_BT is None and targets is None and self.config.lm_head else "none")
+        logits = wanted.logits or ("all" if labels_BT is None and targets is None and self.config.lm_head else "none")
         return TransformerOutput(
             hidden_BTD,
             None if logits == "none" else self.logits_of(hidden_BTD[:, -1:] if logits == "last" else hidden_BTD),
             loss,
             token_scores,
             pooled_BD=None if self.pooler is None else self.pool(at_first_real(hidden_BTD, valid_BT)),
-            routers=routers,
-            router_losses=router_losses,
         )
 
     def _parts_of(

@@ -6,13 +6,24 @@ Shapes: B batch, T tokens, N chosen positions, D model width, V vocabulary, C sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmlab.models.loss import TokenLoss, TokenScores
+from lmlab.models.loss import Targets, TokenLoss, TokenScores
 from lmlab.models.moe.losses import RouterLosses
 from lmlab.models.moe.router import RouterOutput
+
+
+class Wanted(NamedTuple):
+    """What is asked of the hidden states; as the arguments of `Transformer.forward`."""
+
+    labels_BT: Tensor | None
+    targets: Targets | None
+    z_loss: float
+    logits: Literal["all", "last", "none"] | None
+    scores_at_BN: Tensor | None
 
 
 @dataclass(frozen=True)
