@@ -29,7 +29,7 @@ def _public_functions(package: str) -> Iterator[tuple[str, object]]:
         if inspect.isfunction(found):
             yield name, found
         if inspect.isclass(found) and not issubclass(found, (Artifact, Stage)):
-            for key, member in vars(found).items():
+            for key, member in dict(vars(found)).items():  # a look at a signature may build its validators
                 function = getattr(member, "__func__", member)
                 written = key != "__init__" or not is_dataclass(found)  # a dataclass is what functions return
                 if inspect.isfunction(function) and (key == "__init__" or not key.startswith("_")) and written:
