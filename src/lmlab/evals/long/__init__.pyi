@@ -2,7 +2,7 @@ from .asking import Asking
 from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of, summary_of
 from .config import PRESETS, TASKS, LongPPLConfig, LongSettings, Mode
 from .endpoint_writer import EndpointWriter
-from .figures import effective_length, summarize
+from .figures import effective_length, score_over_contexts, summarize
 from .helmet.files import HelmetSet, helmet_instances, read_helmet_config, write_helmet_results
 from .helmet.names import Reached, scores, suites, task_name
 from .instance import (
@@ -62,6 +62,7 @@ __all__ = [
     "read_results",
     "read_suite_rows",
     "run_suite",
+    "score_over_contexts",
     "scores",
     "suites",
     "summarize",

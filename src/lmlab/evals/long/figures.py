@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def score_over_contexts(value: Callable[[Any], float], contexts: Sequence[str]) -> dict[str, float | None]:
+    """A score with its 95 % bootstrap interval over contexts; the bounds are None where nothing can be drawn.
+
+    Arguments:
+        value: the score of some answers, by their numbers.
+        contexts: of each answer.
+    """
+    # one context alone: its questions are all there is to draw from
+    clusters = contexts if len(set(contexts)) > 1 else None
+    found = stats.bootstrap(value, len(contexts), clusters=clusters, seed=len(contexts))
+    low, high = (bound if np.isfinite(bound) else None for bound in found.bounds)
+    return {"score": found.value, "low": low, "high": high}
+
+
 def _cell(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     scores = [row["score"] for row in rows if row["score"] is not None]
     contexts = [row["context"] for row in rows if row["score"] is not None]
@@ -58,13 +72,7 @@ def _cell(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
     if scores:
         statistic = _balanced(rows) if name == "longqa" else np.asarray(scores, float)
-        # one context alone: its questions are all there is to draw from
-        clusters = contexts if len(set(contexts)) > 1 else None
-        found = stats.bootstrap(
-            lambda units: _value(statistic, units), len(scores), clusters=clusters, seed=len(scores)
-        )
-        bounds = [bound if np.isfinite(bound) else None for bound in found.bounds]
-        cell |= {"score": found.value, "low": bounds[0], "high": bounds[1]}
+        cell |= score_over_contexts(lambda units: _value(statistic, units), contexts)
     cell["figures"] = {
         figure: _mean(row["figures"].get(figure) for row in rows) for figure in dict.fromkeys(_figures(rows))
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab import stats
 from lmlab.errors import UserError
-from lmlab.evals.long import read_results, read_suite_rows
+from lmlab.evals.long import read_results, read_suite_rows, score_over_contexts
 from lmlab.evals.rows import Row
 from lmlab.files import write_json
 from lmlab.judging import AnswerItem, AnswerJudgeConfig, counted, make_answer_judge, run_judge
@@ -138,8 +138,7 @@ def _figures(rows: Sequence[Row], grades: Mapping[str, Mapping[Part, float | Non
         cell: dict[str, Any] = {"n": len(chosen), "graded": len(known)}
         if known:
             values = np.array([score for _, score in known])
-            contexts = [context for context, _ in known]
-            cell |= _bootstrapped(values, contexts)
+            cell |= score_over_contexts(partial(_mean_of, values), [context for context, _ in known])
         for part in _RUBRICS:
             given = [value for row in chosen if (value := grades[row["id"]].get(part)) is not None]
             cell[part] = float(np.mean(given)) if given else None
@@ -147,11 +146,5 @@ def _figures(rows: Sequence[Row], grades: Mapping[str, Mapping[Part, float | Non
     return found
 
 
-def _bootstrapped(values: NDArray[np.float64], contexts: Sequence[str]) -> dict[str, float | None]:
-    def mean(units: NDArray[np.int64]) -> float:
-        return float(values[units].mean())
-
-    several = contexts if len(set(contexts)) > 1 else None
-    drawn = stats.bootstrap(mean, len(values), clusters=several, seed=len(values))
-    low, high = (float(each) if np.isfinite(each) else None for each in drawn.bounds)
-    return {"score": drawn.value, "low": low, "high": high}
+def _mean_of(values: NDArray[np.float64], units: NDArray[np.int64]) -> float:
+    return float(values[units].mean())
