@@ -226,6 +226,11 @@ def validate(kind: Any, data: Any, where: str) -> Any:
         raise UserError(f"{where}: {count:,} problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
+def part_of(kind: type[C], config: BaseModel) -> C:
+    """The settings of a base class of a configuration, such as those of a method within those of its stage."""
+    return kind.model_validate({name: getattr(config, name) for name in kind.model_fields})
+
+
 def _explain(models: list[type[BaseModel]], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location)

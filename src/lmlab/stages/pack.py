@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from lmlab.config import part_of
 from lmlab.data import NOTES, PackConfig, write_packs
 from lmlab.data.packs.config import PackFiles
 from lmlab.progress import short
@@ -34,7 +35,7 @@ class Pack(Stage[PackStageConfig, PackResults]):
 
     def run(self, config: PackStageConfig, context: StageContext) -> PackResults:
         """Pack."""
-        settings = PackConfig.model_validate({name: getattr(config, name) for name in PackConfig.model_fields})
+        settings = part_of(PackConfig, config)
         for left in [*context.directory.rglob("index.json"), context.directory / NOTES]:  # by an attempt cut off
             left.unlink(missing_ok=True)
         path = context.find(Tokens, "tokens").path

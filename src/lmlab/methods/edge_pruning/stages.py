@@ -5,11 +5,11 @@ circuit, measures it on examples of its own, and draws it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ConfigDict
 
-from lmlab.config import Config
+from lmlab.config import part_of
 from lmlab.evals import read_questions
 from lmlab.files import sha256_file, write_jsonl
 from lmlab.methods.edge_pruning.commands.shared import with_constants_of
@@ -104,7 +104,7 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
 
     def run(self, config: CircuitConfig, context: StageContext) -> CircuitResults:
         """Find and measure."""
-        settings, given = _part(FindConfig, config), _part(ReadingOptions, config).model_dump()
+        settings, given = part_of(FindConfig, config), part_of(ReadingOptions, config).model_dump()
         examples = context.inputs.get("examples")
         if examples is not None and examples.is_dir():
             examples = examples / _EXAMPLES
@@ -143,11 +143,3 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
         """The sections of a circuit's page."""
         circuit = Circuit.load(directory / _CIRCUIT)
         return list(circuit_page(circuit, {config.method: results.curve} if results.curve else None).sections)
-
-
-C = TypeVar("C", bound=Config)
-
-
-def _part(kind: type[C], config: Config) -> C:
-    """The settings of a base class of a configuration."""
-    return kind.model_validate({name: getattr(config, name) for name in kind.model_fields})

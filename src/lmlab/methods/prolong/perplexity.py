@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from lmlab.config import Config, validate
+from lmlab.config import Config, part_of, validate
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator
 from lmlab.evals.long import LongPPL, LongPPLConfig, key_tokens, long_perplexity
@@ -63,7 +63,7 @@ def measure_long_ppl(model: str, keys: Path, settings: PerplexitySettings, devic
     if known is not None and known.texts not in (None, digest):
         raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")
     if known is None:
-        config = LongPPLConfig(**{name: getattr(settings, name) for name in LongPPLConfig.model_fields})
+        config = part_of(LongPPLConfig, settings)
         found = key_tokens(evaluator.model, ids, config, evaluator.tokenizer.begin_ids)
         known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config, texts=digest)
         write_json(keys, known.model_dump(mode="json"))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from lmlab.config import part_of
 from lmlab.evals import Evaluator
 from lmlab.evals.long import SUITE_VERSION, Asking, LongSettings, read_suite_rows
 from lmlab.evals.long.texts import origin
@@ -45,7 +46,7 @@ class LongEvaluate(Stage[LongEvaluateConfig, LongResults]):
     def run(self, config: LongEvaluateConfig, context: StageContext) -> LongResults:
         """Build, measure."""
         evaluator = Evaluator.load(context.find(Model, "model"), config.device, config.precision)
-        settings = LongSettings.model_validate({name: getattr(config, name) for name in LongSettings.model_fields})
+        settings = part_of(LongSettings, config)
         asking = Asking(evaluator.tokenizer, config.chat)
         file = instances_for(asking, settings, context.directory / INSTANCES)
         found = evaluate(
@@ -102,7 +103,7 @@ class SearchRope(Stage[FactorConfig, FactorResults]):
 
     def run(self, config: FactorConfig, context: StageContext) -> FactorResults:
         """Search, and write the model."""
-        settings = FactorSettings.model_validate({name: getattr(config, name) for name in FactorSettings.model_fields})
+        settings = part_of(FactorSettings, config)
         place = context.find(Model, "model")
         found = extend_by_search(place, settings, config.device, config.precision, context.directory)
         return FactorResults.model_validate(asdict(found))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import model_validator
 
+from lmlab.config import part_of
 from lmlab.endpoints import Endpoint
 from lmlab.errors import LmlabError
 from lmlab.files import describe
@@ -88,7 +89,7 @@ class SweInfer(Stage[SweInferConfig, SweInferResults]):
         endpoint = config.endpoint or Endpoint(backend="local", model=str(context.inputs["model"]))
         words = None if config.tokenizer is None else context.find(Vocabulary, "tokenizer").load()
         found = load_instances(config.instances, config.split, config.ids)
-        own = InferConfig(**{name: getattr(config, name) for name in InferConfig.model_fields})
+        own = part_of(InferConfig, config)
         workspaces = open_workspaces(config, trees_beside(config.instances))
         predictions = infer(found, workspaces, endpoint, own, context.directory, counter_of(words))
         empty = sum(each.empty for each in predictions)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from torch import nn
 
+from lmlab.config import part_of
 from lmlab.data import Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
@@ -42,7 +43,7 @@ class Adapters(LoRAConfig):
     @property
     def plain(self) -> LoRAConfig:
         """The adapters alone."""
-        return LoRAConfig.model_validate({name: getattr(self, name) for name in LoRAConfig.model_fields})
+        return part_of(LoRAConfig, self)
 
 
 def adapted(start: Model, config: ModelConfig, lora: Adapters, seed: int) -> Transformer:
