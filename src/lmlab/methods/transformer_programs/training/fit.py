@@ -212,21 +212,15 @@ def _soft_gaps(packed: PackedNetworks, step: ProgramStep, split: Split) -> list[
     before.
     """
     last = max(0, int(packed.num_steps) - 1)
-    soft, _ = _measured(packed, split, step.sampler(packed, last, step.temperature.at(last)))
+    soft, _ = measure(packed, split, step.sampler(packed, last, step.temperature.at(last)))
     hard, _ = measure(packed.networks(), split)
     return [None if idle else each for idle, each in zip(packed.idle.tolist(), (soft - hard).tolist(), strict=True)]
 
 
 def measure(
-    model: ProgramTransformer, split: Split, sample: Sampler = DISCRETE, rows: int = 512
+    model: ProgramTransformer | PackedNetworks, split: Split, sample: Sampler = DISCRETE, rows: int = 512
 ) -> tuple[Tensor, Tensor]:
     """Token and sequence accuracy (S,) on a split, by default of the arg max, which is the program."""
-    return _measured(model, split, sample, rows)
-
-
-def _measured(
-    model: ProgramTransformer | PackedNetworks, split: Split, sample: Sampler, rows: int = 512
-) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         chosen = [model(part, sample).argmax(-1) for part in split.tokens.split(rows)]
     return accuracy(torch.cat(chosen, 1).cpu(), split.labels.cpu())

@@ -54,7 +54,7 @@ class PackedNetworks(nn.Module):
         self.spec, self.seeds = networks.spec, networks.seeds
         # not registered: their weights are in the row alone
         self._networks = [networks]
-        self._some: dict[tuple[int, ...], ProgramTransformer] = {}
+        self._some: dict[tuple[tuple[int, ...], torch.device], ProgramTransformer] = {}
         self._shapes = {name: tuple(each.shape[1:]) for name, each in networks.named_parameters()}
         self._sizes: list[int] = []  # of each parameter and, after it, of what fills its last line
         for shape in self._shapes.values():
@@ -92,7 +92,7 @@ class PackedNetworks(nn.Module):
         for places, frozen in self._groups(alone=tokens.device.type == "cpu"):
             own = replace(sample, noise=sample.noise and sample.noise.of(places), frozen=frozen)
             weights = torch.cat([rows[place] for place in places])
-            logits = self._call(self._network_of(places).to(tokens.device), weights, tokens, own)
+            logits = self._call(self._network_of(places, tokens.device), weights, tokens, own)
             found |= dict(zip(places, logits.split(1), strict=True))
         nothing = torch.zeros_like(next(iter(found.values())))
         return torch.cat([found.get(place, nothing) for place in range(len(self.seeds))])
@@ -106,13 +106,13 @@ class PackedNetworks(nn.Module):
         counts = sorted({frozen[place] for place in active})
         return [(tuple(place for place in active if frozen[place] == count), count) for count in counts]
 
-    def _network_of(self, places: tuple[int, ...]) -> ProgramTransformer:
+    def _network_of(self, places: tuple[int, ...], device: torch.device) -> ProgramTransformer:
         """A network that computes some of the seeds, by weights given with each call."""
-        if places not in self._some:
+        if (places, device) not in self._some:
             whole = self._networks[0]
-            seeds = [self.seeds[place] for place in places]
-            self._some[places] = ProgramTransformer(whole.spec, seeds, whole.attention).requires_grad_(False)
-        return self._some[places]
+            made = ProgramTransformer(whole.spec, [self.seeds[place] for place in places], whole.attention)
+            self._some[places, device] = made.requires_grad_(False).to(device)
+        return self._some[places, device]
 
     def _call(self, network: ProgramTransformer, rows: Tensor, tokens: Tensor, sample: Sampler) -> Tensor:
         named = zip(self._shapes.items(), self._parts(rows), strict=True)

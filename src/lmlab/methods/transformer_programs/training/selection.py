@@ -10,6 +10,7 @@ Shapes: S seeds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Selection:
 
     def _freeze(self, model: PackedNetworks, step: int, patience: int) -> None:
         accuracy: Tensor | None = None
+        choices = cache(model.choices)  # of all seeds, which nothing here moves
         for place in (~model.idle).nonzero().flatten().tolist():
             layer = int(model.frozen[place])
             # not counted from `since`, which moves with every choice of the layer behind
@@ -60,7 +62,7 @@ class Selection:
                     continue
             if layer == model.spec.num_layers:
                 continue
-            print_ = fingerprint([each[place] for each in model.choices(layer)])
+            print_ = fingerprint([each[place] for each in choices(layer)])
             if print_ != int(model.fingerprint[place]):
                 model.fingerprint[place], model.since[place] = print_, step
             elif step - int(model.since[place]) >= patience:
