@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from prolong import VARIANTS
 
 from lmlab import stats
 from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
@@ -43,14 +44,6 @@ KEYS: dict[str, str] = {
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-VARIANTS: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "keep": {"theta": "keep"},
-    "long 34 %": {"long": 0.34},
-    "long 100 %": {"long": 1.0},
-    "no masks": {"masks": False},
-    "only at 512": {"length": 512},
-}
 SHORT, LONG, LENGTHS = 256, 1024, (256, 512, 1024, 2048)
 _VOCABULARY, _ASKED = 1024, 2
 
