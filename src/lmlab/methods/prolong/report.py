@@ -155,14 +155,8 @@ def _tasks(results: Sequence[dict[str, Any]]) -> list[Block]:
             cells = {int(length): cell for length, cell in each["tasks"].get(task, {}).items() if "score" in cell}
             if cells:
                 known = sorted(cells)
-                series.append(
-                    Series(
-                        name,
-                        known,
-                        [cells[n]["score"] for n in known],
-                        tuple([_number(cells[n][end]) for n in known] for end in ("low", "high")),  # type: ignore[arg-type]
-                    )
-                )
+                low, high = ([_number(cells[n][end]) for n in known] for end in ("low", "high"))
+                series.append(Series(name, known, [cells[n]["score"] for n in known], (low, high)))
         if series and len(lengths) > 1:
             chance = _mean_chance(results[0]["tasks"][task])
             if chance:

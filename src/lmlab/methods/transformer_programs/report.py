@@ -8,8 +8,11 @@ from typing import Any
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.reports import Block, Code, Figure, Note, Section, Series, Table, line_chart
+from lmlab.reports.blocks import NoteKind
 
 _SHOWN_LINES = 400
+
+_SAYS: dict[bool, tuple[NoteKind, str]] = {True: ("good", "agree"), False: ("bad", "DIFFER")}
 
 
 def training_sections(results: Mapping[str, Any], program: Program | None) -> list[Section]:
@@ -72,9 +75,8 @@ def program_section(program: Program, manifest: Mapping[str, Any]) -> Section:
     if checked:
         every = checked.get("exhaustive")
         scope = f"on all inputs up to {every} symbols" if every else "on every split and on random inputs"
-        kind = "good" if manifest.get("faithful") else "bad"
-        word = "agree" if manifest.get("faithful") else "DIFFER"
-        blocks.append(Note(f"Program and network {word} {scope}: {checked['places']:,} places.", kind))  # type: ignore[arg-type]
+        kind, word = _SAYS[bool(manifest.get("faithful"))]
+        blocks.append(Note(f"Program and network {word} {scope}: {checked['places']:,} places.", kind))
     size = program.size()
     blocks.append(Table(["part", "count"], [[name.replace("_", " "), count] for name, count in size.items()]))
     shorter = manifest.get("minimized")
