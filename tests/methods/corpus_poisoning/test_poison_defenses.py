@@ -110,7 +110,7 @@ def test_fusion_knows_no_passage_that_either_search_does_not_find(target, monkey
         return fuse_rrf(runs, k)
 
     monkeypatch.setattr("lmlab.methods.corpus_poisoning.defend.measure.fuse_rrf", kept)
-    far = Passages(["bread oven"] * 2, -target.queries()[:2])
+    far = Passages(["bread oven"] * 2, -target.queries()[[0, 0]])  # nothing is further from the first question
     measure_fusion(target, {"far": far}, (1,), depth)
     (dense, _), (dense_too, _) = fused
     similar = passage_scores(target.queries(), far.vectors)
@@ -118,7 +118,8 @@ def test_fusion_knows_no_passage_that_either_search_does_not_find(target, monkey
     for query, found in dense.items():
         best = sorted([*found.values(), *similar[target.data.queries.ids.index(query)].tolist()], reverse=True)[:depth]
         assert sorted(dense_too[query].values(), reverse=True) == pytest.approx(best)
-    assert any(dense_too[query] == found for query, found in dense.items())
+    first = target.data.queries.ids[0]
+    assert dense_too[first] == dense[first]
 
 
 def test_excerpts_of_the_documents_tell_what_is_near_to_all_of_them(context, clean, crafted):
