@@ -4,7 +4,6 @@ from .chat.preferences import KTORows, PreferenceRows, example_row
 from .chat.template import TULU_TEMPLATE, ChatTemplate
 from .collecting.collect import DROPPED_BY, KEEP_ALL, CollectConfig, collect
 from .collecting.decontamination import Contamination, Decontamination
-from .detectors import Detector, clean_threshold, make_detector
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
 from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
@@ -59,7 +58,6 @@ __all__ = [
     "Contamination",
     "CsvSource",
     "Decontamination",
-    "Detector",
     "Document",
     "Example",
     "FileSource",
@@ -112,7 +110,6 @@ __all__ = [
     "chat_template",
     "chat_tokenizer",
     "choose_kind",
-    "clean_threshold",
     "collect",
     "conversation_records",
     "docstring_questions",
@@ -121,7 +118,6 @@ __all__ = [
     "find_source",
     "is_packs",
     "largest_remainder",
-    "make_detector",
     "pack",
     "parse_stream",
     "peek",
