@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import kind_of, parse_yaml
 
+FloatPrecision = Literal["fp32", "bf16", "auto"]
+"""In which numbers a network computes: `auto` is the faster of fp32 and bf16 here."""
 Precision = Literal["fp32", "bf16", "auto", "int8", "int4"]
 """How the weights of a model that is read, not trained, are kept: `auto` is the faster of fp32 and bf16; int8 and int4
 are for CPUs (`lmlab.models.pack_weights`)."""

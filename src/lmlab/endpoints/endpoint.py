@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from lmlab.config import validate
+from lmlab.config import FloatPrecision, validate
 from lmlab.endpoints.protocol import ChatRequest
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError, did_you_mean
@@ -40,7 +40,7 @@ class Endpoint(EndpointSettings):
 
     model: str = Field(min_length=1)
     backend: Literal["openai", "local", "replay", "mock"] = "openai"
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: FloatPrecision = "fp32"
     timeout_s: PositiveFloat = 120.0
     total_timeout_s: PositiveFloat | None = 900.0
     longest_wait_s: NonNegativeFloat = 60.0

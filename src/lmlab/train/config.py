@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config
+from lmlab.config import NO_INFLUENCE, Config, FloatPrecision
 from lmlab.errors import UserError
 from lmlab.hardware.settings import OnDevice
 from lmlab.train.optimization.schedule import ScheduleConfig
@@ -156,7 +156,7 @@ class TrainerConfig(OnDevice):
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: Annotated[ParallelConfig, NO_INFLUENCE] = ParallelConfig()
     clip_norm: PositiveFloat = Field(default=1.0, description="the gradient's largest norm")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
+    precision: FloatPrecision = Field(
         default="auto",
         description="bf16 computes in bfloat16 with fp32 weights; auto takes bf16 where the hardware is faster in it",
     )

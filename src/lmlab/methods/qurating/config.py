@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config, Flag, names_in
+from lmlab.config import NO_INFLUENCE, Config, Flag, FloatPrecision, names_in
 from lmlab.distributed import Backend
 from lmlab.errors import UserError
 from lmlab.judging import Criterion, JudgeConfig, load_wording
@@ -181,7 +181,7 @@ class RatingOptions(Config):
     id: Annotated[str | None, Flag(("--id-field",))] = None
     split: str | None = None
     block: PositiveInt = 1024
-    precision: str = "auto"
+    precision: FloatPrecision = "auto"
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
     backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 

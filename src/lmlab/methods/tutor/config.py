@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from lmlab.config import NO_INFLUENCE, Config
+from lmlab.config import NO_INFLUENCE, Config, FloatPrecision
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.hardware.settings import OnDevice
 from lmlab.judging import AnswerJudgeConfig
@@ -43,7 +43,7 @@ class AnswerConfig(OnDevice):
     share: Annotated[bool, NO_INFLUENCE] = True
     batch_tokens: Annotated[PositiveInt, NO_INFLUENCE] = 32_768
     limit: PositiveInt | None = None
-    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    precision: FloatPrecision = "auto"
 
 
 class EndpointConfig(EndpointSettings, PriceTable):
