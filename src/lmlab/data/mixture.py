@@ -19,7 +19,7 @@ from lmlab.config import Config
 from lmlab.data.packing import Row, RowSource
 from lmlab.errors import UserError
 
-_SOURCE_BITS = 40
+_SOURCE_BITS = 40  # below, a count of up to 2**39 rows; above, up to 2**23 sources
 
 
 class MixtureSource(Config):

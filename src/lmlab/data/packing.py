@@ -13,7 +13,7 @@ from lmlab.config import Config
 from lmlab.data.shards import TokenizedCorpus
 from lmlab.errors import UserError, did_you_mean
 
-IGNORE = -100
+IGNORE = -100  # what PyTorch's cross_entropy leaves out by default
 
 Row = dict[str, NDArray[np.int64]]
 Packing = Literal["concat", "best_fit", "single"]

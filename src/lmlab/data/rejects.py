@@ -13,7 +13,7 @@ from lmlab.data.documents import Reject
 from lmlab.errors import UserError
 from lmlab.files import atomic_file
 
-_ENOUGH_TO_JUDGE = 1000
+_ENOUGH_TO_JUDGE = 1000  # records: of fewer, a bad first stretch of a good file would pass for too many
 _TOLD = 3  # reasons in the sentence; the others are counted together
 
 

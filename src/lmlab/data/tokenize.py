@@ -19,7 +19,7 @@ from lmlab.files import atomic_file, json_value, open_binary, read_mapping, with
 from lmlab.progress import progress, short
 
 BYTES_PER_TOKEN = 4  # of text, about
-_BATCH_BYTES = 2**20
+_BATCH_BYTES = 2**20  # of JSON: less leaves the threads of the tokenizer idle, more takes memory
 # threads alone are faster up to there: a process has to be started, and what is not in the library runs on one core
 _CORES_A_WORKER = 4
 

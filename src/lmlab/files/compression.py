@@ -15,14 +15,14 @@ from lmlab.errors import UserError, missing_extra
 from lmlab.files.systems import is_url, open_raw
 from lmlab.redaction import redact
 
-_BUFFER_BYTES = 2**20
-_PACKED_BYTES = 2**16
+_BUFFER_BYTES = 2**20  # over a network, where each read is a request
+_PACKED_BYTES = 2**16  # that a decompressor gets at once; what they grow to is counted after each
 _UNPACKED_BYTES = 2**18  # the most that a decompressor gives at once
 _ZSTD_BYTES = 2**10  # read at once, as zstandard gives all that they hold: at most 32 MiB
 _WINDOW_BYTES = 2**27  # the most memory that a file may ask of its decompressor; `zstd -19` and `xz -9` take half
 # Text is packed 3 to 20 times, logs 100 times. What starts small and grows beyond this is made to fill memory or disk.
 MAX_EXPANSION = 200.0
-_EXPANSION_COUNTS_FROM = 2**28
+_EXPANSION_COUNTS_FROM = 2**28  # 256 MiB do no harm, and short repetitive files grow much without ill will
 
 
 def without_compression(name: str) -> str:

@@ -44,7 +44,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)\*?[ \t]*")
 _ESCAPED = re.compile(r"\\([%&#_${}])")
 _LEVELS = {"part": 1, "chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4, "paragraph": 5}
 _WORDS = {"LaTeX": "LaTeX", "TeX": "TeX", "ldots": "...", "dots": "...", "S": "\u00a7"}
-_MOST_NESTED = 8
+_MOST_NESTED = 8  # commands within commands: each takes a pass over the text; deeper ones lose only their layout
 _CHAPTER = re.compile(r"(?m)^# ")
 
 

@@ -17,7 +17,7 @@ from lmlab.errors import UserError
 from lmlab.files import find_files, is_url, names_within
 from lmlab.redaction import redact
 
-_MIN_WORDS = 200
+_MIN_WORDS = 200  # prefaces, indexes and lists of references are shorter, and are no chapters to teach from
 
 
 class ChaptersSource(FileSource):

@@ -27,8 +27,8 @@ from lmlab.errors import UserError
 from lmlab.files import atomic_file, json_value, write_json
 from lmlab.progress import progress
 
-_PART_BYTES = 2**26
-_NAMED_GROUPS = 1000
+_PART_BYTES = 2**26  # of text that one process hashes at once: larger parts leave processes idle at the end
+_NAMED_GROUPS = 1000  # in the account, which would otherwise grow with the corpus where each document is a group
 
 
 class CollectConfig(Config):

@@ -20,7 +20,7 @@ from lmlab.data.collecting.words import run_factor, units
 
 RUN_WORDS, SHORTEST = 13, 8
 _WORD = re.compile(r"[^\W_]+")
-_BASE = 0x9E3779B97F4A7C15
+_BASE = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: odd, so that no number is lost, with bits that spread well
 
 
 @dataclass(frozen=True)

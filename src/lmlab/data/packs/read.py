@@ -15,7 +15,7 @@ from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import DamagedError, is_url, read_jsonl, without_compression
 
-_MOST = 2**32
+_MOST = 2**32  # tokens are kept in at most 32 bits
 
 
 class TokenSource:

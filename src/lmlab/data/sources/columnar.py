@@ -15,11 +15,11 @@ from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import DamagedError, bytes_read, open_raw, share_read
 from lmlab.redaction import redact
 
-_BATCH_RECORDS = 256
-_BUFFER_BYTES = 2**20
+_BATCH_RECORDS = 256  # records at once: many small ones cost little each, and long documents still fit in memory
+_BUFFER_BYTES = 2**20  # of a column that are read at once, rather than a whole row group
 # Values of a batch that are at most this large are turned into Python's at once; larger ones row by row.
 _BATCH_BYTES = 2**26
-_EXPANSION_COUNTS_FROM = 2**28
+_EXPANSION_COUNTS_FROM = 2**28  # 256 MiB do no harm, and short repetitive files grow much without ill will
 
 
 class ParquetSource(RecordSource):

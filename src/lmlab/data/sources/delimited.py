@@ -17,7 +17,7 @@ from lmlab.errors import UserError
 from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact
 
-_FIRST_ROW = 2**13
+_FIRST_ROW = 2**13  # bytes in which the first row is looked at; a header is rarely longer
 
 
 class CsvSource(RecordSource):

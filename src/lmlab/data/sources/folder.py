@@ -16,7 +16,7 @@ from lmlab.redaction import redact
 _TEXTS = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".tokens", ".raw", "")
 # What folders of data hold about themselves.
 _ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "dataset_info", "state", "dataset_dict")
-_NAMED = 5
+_NAMED = 5  # files in a message: enough to see of what kind they are
 
 
 class FolderSource(FileSource, RecordFields):

@@ -12,8 +12,8 @@ from lmlab.data.sources.reading.records import RecordSource, parse_json
 from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact
 
-_BUFFER_BYTES = 2**20
-_PEEK_BYTES = 4096
+_BUFFER_BYTES = 2**20  # read at once: less makes more calls, more takes memory for each file that is open
+_PEEK_BYTES = 4096  # from which it is told whether values stand on lines; a longer first line is taken for one
 _LISTS = re.compile(rb"\[[^\n]*\][ \t\r]*\n\[")  # a list a line, each a record of its own
 _OUTSIDE, _INSIDE = re.compile(rb'["{}\[\]]'), re.compile(rb'["\\]')
 _BETWEEN = b" \t\r\n,"

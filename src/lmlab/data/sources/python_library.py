@@ -25,7 +25,7 @@ from lmlab.files import content_digests
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _TOPICS = Path("pydoc_data", "topics.py")
-_SHARED_PARAGRAPH = 80
+_SHARED_PARAGRAPH = 80  # characters: shorter paragraphs, such as headings, are the same in unrelated topics
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -21,7 +21,7 @@ _FEW_FILES = 20
 _SHORT, _PARTS, _SMALLEST_PART, _LARGEST_PART = 8_192, 64, 512, 65_536
 # Of many files only those are cut that `collect` would drop as too long (max_bytes).
 _LONG, _PART_OF_LONG = 900_000, 262_144
-_LOOK_AHEAD = 2**22
+_LOOK_AHEAD = 2**22  # characters that are read before it is decided how a file is cut: a shorter one has a known length
 # Where to cut, best first: between paragraphs, lines, sentences, words.
 _SEAMS = ("\n\n", "\n", ". ", " ")
 

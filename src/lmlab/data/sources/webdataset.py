@@ -15,7 +15,7 @@ from lmlab.data.sources.reading.splits import canonical
 from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 20  # read at once, as headers of 512 bytes would each cost a call
 _TEXTS = ("txt", "text", "md", "html", "cls", "id")
 
 

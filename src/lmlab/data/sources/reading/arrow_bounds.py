@@ -16,8 +16,8 @@ from lmlab.redaction import redact
 _CONTINUES = b"\xff\xff\xff\xff"
 _MAGIC = b"ARROW1"
 _DICTIONARY, _RECORDS = 2, 3  # MessageHeader: its kinds that have a body
-_LARGEST_METADATA = 1 << 28
-_EXPANSION_COUNTS_FROM = 1 << 28
+_LARGEST_METADATA = 1 << 28  # bytes: a schema has kilobytes; a damaged length would ask for gigabytes
+_EXPANSION_COUNTS_FROM = 1 << 28  # bytes, as in other files: less does no harm
 
 
 def check_message(raw: IO[bytes], path: str, max_expansion: float) -> tuple[bool, int] | None:

@@ -17,7 +17,7 @@ from lmlab.files import parse_yaml
 from lmlab.redaction import redact
 
 NAME = "README.md"
-MAX_BYTES = 2**22
+MAX_BYTES = 2**22  # of a README; the settings stand at its head
 _HEADER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _TRAIN = "train"
 

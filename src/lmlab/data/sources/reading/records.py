@@ -13,7 +13,7 @@ from lmlab.files import ParseError, json_value, names_within
 
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted
-_NAMED_FIELDS = 8
+_NAMED_FIELDS = 8  # in a message: more would hide what it says
 _KINDS = {dict: "a mapping", list: "a list", bool: "a truth value", int: "a number", float: "a number", bytes: "bytes"}
 OF_SPLIT = "of the split "
 """How the reason of a record begins that is set aside because it is of another split."""
