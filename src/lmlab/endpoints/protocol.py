@@ -12,8 +12,8 @@ Status = Literal[
     "ok", "content_filter", "context_length_exceeded", "refused", "tool_calls", "no_answer", "rejected", "failed"
 ]
 FINAL: tuple[Status, ...] = ("ok", "content_filter", "context_length_exceeded")
-_BYTES_A_TOKEN = 4
-_TOKENS_A_MESSAGE = 8
+_BYTES_A_TOKEN = 4  # of English text under the usual tokenizers: an estimate; bounds count each byte as a token
+_TOKENS_A_MESSAGE = 8  # its role and the marks around it, in the usual chat templates
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 

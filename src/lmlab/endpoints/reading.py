@@ -10,8 +10,8 @@ from typing import Any
 
 from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, Status, TokenLogProb, Usage, estimated_tokens
 
-_ERROR_CHARACTERS = 500
-_NO_CHANCE = -9999.0
+_ERROR_CHARACTERS = 500  # some endpoints answer with a page of HTML, or with the whole request
+_NO_CHANCE = -9999.0  # as OpenAI's API spells a log-probability that is too low to tell
 _REASONING_PARTS = ("thinking", "reasoning", "summary_text", "reasoning_text")
 _FILTERED = ("content_filter", "content_policy", "content_management", "responsibleai", "data_inspection", "moderation")
 _FLAGGED = re.compile(r"\bflagged\b|content.(?:policy|filter|management)|(?:requires|by) moderation", re.IGNORECASE)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import tenacity
 
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT_S = 60.0
-_CLAIM_POLL_S = 0.1
+_LONGEST_WAIT_S = 60.0  # before another try; a longer wait would leave an endpoint idle that is well again
+_CLAIM_POLL_S = 0.1  # between looks into the cache, while another request for the same is under way
 
 
 class Client:

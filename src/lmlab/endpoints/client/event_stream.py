@@ -9,8 +9,8 @@ from typing import Any
 from lmlab.endpoints.reading import Malformed
 from lmlab.files.parsing import json_value
 
-_LONGEST_EVENT = 64 << 20
-_MOST_CALLS = 1024
+_LONGEST_EVENT = 64 << 20  # bytes: no answer is as long, and a stream without line ends would fill memory
+_MOST_CALLS = 1024  # of tools in one reply; the list grows up to a number that the endpoint sends
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-_PROMOTE_AFTER = 20
+_PROMOTE_AFTER = 20  # successes; slow to rise and quick to halve, as networks avoid congestion
 
 
 class Pacer:

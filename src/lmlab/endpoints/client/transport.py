@@ -33,8 +33,8 @@ from lmlab.errors import UserError
 from lmlab.files import json_value
 
 _log = logging.getLogger(__name__)
-_TRANSIENT = {408, 409, 425, 429}
-_WRONG_ADDRESS = {301, 302, 307, 308, 404, 405}
+_TRANSIENT = {408, 409, 425, 429}  # time-out, conflict, too early, too many: nothing is wrong with the request itself
+_WRONG_ADDRESS = {301, 302, 307, 308, 404, 405}  # moved (a key is not sent on to another place), not found, not allowed
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 

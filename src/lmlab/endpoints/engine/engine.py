@@ -28,12 +28,12 @@ from lmlab.models.generation.checks import check_prompts
 from lmlab.models.generation.continuation import Decode, FinishReason, TopTokens
 
 _log = logging.getLogger(__name__)
-_MAX_ROWS = {"cpu": 16, "cuda": 128}
+_MAX_ROWS = {"cpu": 16, "cuda": 128}  # texts that grow together: more serve more at once, and make each slower
 _MAX_READ = {
     "cpu": 512,
     "cuda": 8192,
 }  # tokens of prompts that are read between two steps, so that others do not wait for long
-_SHARE_OF_MEMORY = 0.25
+_SHARE_OF_MEMORY = 0.25  # for keys and values (of a GPU's free memory twice that); the rest is for weights and passes
 
 
 class Busy(Exception):

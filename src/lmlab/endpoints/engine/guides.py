@@ -18,7 +18,7 @@ from lmlab.files import json_value
 from lmlab.models.generation.config import Guide
 
 _SPACES = r"[ \n]{0,4}"  # between the parts of a value; models that may write blanks without end do
-_MOST_SCHEMA = 2**18
+_MOST_SCHEMA = 2**18  # characters: it comes from outside, and is compiled before anything is answered
 _MOST_GRAMMAR = 100_000  # symbols; larger ones take seconds
 MakeGuide = Callable[[], Guide]
 

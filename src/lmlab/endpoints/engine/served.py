@@ -16,7 +16,7 @@ from lmlab.hardware import select_device
 from lmlab.models import DecodingConfig, SoftPrompt, Transformer
 from lmlab.runs import Model
 
-_SEED_BITS = 62
+_SEED_BITS = 62  # a drawn seed is below what a signed 64-bit number holds
 
 
 class ServedModel:

@@ -32,9 +32,9 @@ from lmlab.endpoints.server.forms import ChatForm, CompletionForm, Form
 from lmlab.errors import UserError
 from lmlab.models import DecodingConfig
 
-_RETRY_AFTER_S = 1
-_DEFAULT_COMPLETION_TOKENS = 16
-_HANGUP = 499
+_RETRY_AFTER_S = 1  # a place is free as soon as one answer ends, and clients wait longer at each try
+_DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
+_HANGUP = 499  # nginx's status for a client that has gone; nobody reads it but logs
 T = TypeVar("T")
 
 

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from lmlab.endpoints.server.errors import ApiError
 from lmlab.errors import did_you_mean
 
-_MOST_SAMPLES = 128
-_MOST_TOP = 20
-_MOST_PROMPTS = 256
-_MOST_INPUTS = 2048
+_MOST_SAMPLES = 128  # OpenAI's bound
+_MOST_TOP = 20  # OpenAI's bound
+_MOST_PROMPTS = 256  # of one request; more would hold up everybody else's
+_MOST_INPUTS = 2048  # OpenAI's bound of `/v1/embeddings`
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 TokenId = Annotated[int, Field(ge=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]

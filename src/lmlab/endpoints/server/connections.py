@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmlab.endpoints.server.errors import ApiError
 
-HEAD_TIMEOUT_S = 20.0
+HEAD_TIMEOUT_S = 20.0  # a slow network sends a few kilobytes in that time; more lets silent clients hold connections
 
 
 class BoundedProtocol(H11Protocol):

@@ -21,7 +21,7 @@ from lmlab.endpoints.server.embeddings import ServedEncoder, create_embeddings_a
 from lmlab.errors import UserError
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
-_GRACE_S = 10
+_GRACE_S = 10  # for answers under way when the server is stopped; longer ones are cut off
 _PROTOCOL: dict[str, Any] = {"http": BoundedProtocol, "ws": "none", "lifespan": "off"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
