@@ -18,8 +18,8 @@ from lmlab.hardware import select_device, select_dtype
 from lmlab.models import Transformer, family_of, read_config
 from lmlab.runs import Model
 
-_TOKENS_A_BATCH = 2048
-_DEFAULT_WINDOW = 2048
+_TOKENS_A_BATCH = 2048  # of logits over the whole vocabulary, which take the most memory here
+_DEFAULT_WINDOW = 2048  # as EleutherAI's harness takes where a configuration does not tell
 
 
 @dataclass(frozen=True)

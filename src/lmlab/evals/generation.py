@@ -27,7 +27,7 @@ from lmlab.models import GenerationConfig, Transformer, generate
 
 TextMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL"]
 _ALWAYS: tuple[TextMetric, ...] = ("exact_match", "f1")
-_BATCH = 16
+_BATCH = 16  # prompts of like length: more take memory for keys and values, fewer leave the machine idle
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?%?")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -23,7 +23,7 @@ from lmlab.models import KVCache, Targets, Transformer
 from lmlab.progress import progress
 
 _MAX_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a batch; more is no faster
-_SHARE_OF_MEMORY = 0.1
+_SHARE_OF_MEMORY = 0.1  # of a machine, and four times that of what is free on a GPU; other programs live there too
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import lzma
 
-PRESET = 9 | lzma.PRESET_EXTREME
+PRESET = 9 | lzma.PRESET_EXTREME  # `xz -9e`: the strongest there is, as a baseline should be
 PRESET_DICTIONARY = 64 << 20  # bytes: that of `xz -9e`
 MAX_DICTIONARY = 3 << 29  # bytes: 1.5 GiB, the most that the LZMA encoder takes
 

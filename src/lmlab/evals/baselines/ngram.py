@@ -22,10 +22,10 @@ Keys = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-BOUNDARY = 256
-NUM_SYMBOLS = 257
-SYMBOL_BITS = 9
-MAX_ORDER = 64 // SYMBOL_BITS
+BOUNDARY = 256  # beside the 256 bytes
+NUM_SYMBOLS = 257  # the bytes and the boundary
+SYMBOL_BITS = 9  # as many as 257 symbols take
+MAX_ORDER = 64 // SYMBOL_BITS  # an n-gram is one number of 64 bits, which sorts and compares fast
 
 _BATCH_SYMBOLS = 1 << 22  # scored in one pass by `bits`: 250 MB of working memory for source code, 600 for random bytes
 

@@ -21,8 +21,8 @@ from lmlab.evals.scoring import score_all
 from lmlab.evals.tasks.questions import fit_window
 from lmlab.models import GenerationConfig, generate
 
-_BATCH = 16
-_MAX_NEW_TOKENS = 256
+_BATCH = 16  # prompts of like length: more take memory for keys and values, fewer leave the machine idle
+_MAX_NEW_TOKENS = 256  # the harness's own default for its models
 
 
 @register_model("lmlab")

@@ -12,9 +12,9 @@ from lmlab import stats
 from lmlab.evals.long.config import IN_AVERAGES, category_of
 from lmlab.evals.rows import Row
 
-_EFFECTIVE_SHARE = 0.85
-_LEAST_BASE = 0.5
-_DEPTH_BINS = 5
+_EFFECTIVE_SHARE = 0.85  # the threshold of NoLiMa
+_LEAST_BASE = 0.5  # a task that a model hardly does at its shortest length says nothing of longer ones
+_DEPTH_BINS = 5  # more would have too few questions each
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _REFUSAL = re.compile(
     r"provided|stated)|no information|cannot be (?:found|determined))",
     re.IGNORECASE,
 )
-_RANKS = 10
+_RANKS = 10  # as HELMET measures rerankers
 _TOP = 5  # answers of QAMPARI of which no more are expected
 
 

@@ -20,7 +20,7 @@ _WORD = re.compile(r"[a-z]{4,8}")
 _MARKUP = re.compile(r"\s+")
 _BACKGROUND, _QUESTION = "Background:", "\nQuestion:"
 _PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest")
-_LEAST_PACKAGE = 20_000
+_LEAST_PACKAGE = 20_000  # characters: a trimmed installation has stubs of packages, of which no context can be made
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from lmlab.stats import pass_at_k
 if TYPE_CHECKING:
     from lmlab.sandbox import Executor
 
-_ASKED = (1, 2, 3, 5, 10, 20, 50, 100)
+_ASKED = (1, 2, 3, 5, 10, 20, 50, 100)  # the k that papers report: each is a metric, and a class declares its metrics
 
 
 class CodeTask(Task):

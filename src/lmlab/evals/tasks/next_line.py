@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from lmlab.data import Document
 from lmlab.evals.tasks.questions import Question
 
-_MIN_CHARACTERS = 12
-_MAX_CHARACTERS = 120
-_LENGTH_RATIO = 1.25
+_MIN_CHARACTERS = 12  # shorter lines, such as `else:`, are alike everywhere and cannot be told apart
+_MAX_CHARACTERS = 120  # longer ones have few others of their length to be asked beside
+_LENGTH_RATIO = 1.25  # of options of unlike length, length alone would tell the right one
 
 
 def build_next_line_items(

@@ -16,7 +16,7 @@ from lmlab.data import Document
 from lmlab.evals.tasks.questions import Question
 
 _WORD = re.compile(r"(?<=\S) ([A-Za-z_]{3,20})(?![A-Za-z_0-9])")
-_MIN_CONTEXT = 40
+_MIN_CONTEXT = 40  # characters: after fewer, next to nothing tells which word follows
 
 
 def build_next_word_items(

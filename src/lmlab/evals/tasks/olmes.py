@@ -27,7 +27,7 @@ _NORMALIZATIONS = {
     "acc_uncond": "unconditional",
 }
 _SPLITS = {"val": "validation", "test": "test"}
-_SHOTS = 5
+_SHOTS = 5  # all that MMLU has for a subject, and as many as OLMES shows everywhere
 _GROUPS = {  # Hendrycks et al. 2021, appendix
     "stem": (
         "abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics"

@@ -24,7 +24,7 @@ from lmlab.files import read_json, read_jsonl, read_yaml, write_json
 _LISTS = ("input_max_length", "datasets", "generation_max_length", "test_files", "demo_files")
 _OTHERS = "use_chat_template max_test_samples shots stop_new_line stop_newline model_name_or_path output_dir tag seed"
 _KNOWN = frozenset((*_LISTS, *_OTHERS.split(), "do_sample", "temperature", "top_p", "save_path"))
-_MOST_SAMPLES = 100
+_MOST_SAMPLES = 100  # as HELMET's own configurations ask for
 _SEED = 42  # HELMET's
 _CHARACTERS = 6  # that a token has at most, on average, in what is cut first
 

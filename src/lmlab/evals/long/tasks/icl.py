@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from lmlab.evals.long.draft import Draft, Draw, Plan, laid_out
 from lmlab.evals.long.texts import passages, sentiment, subjects
 
-_MOST_SHOTS = 3000
+_MOST_SHOTS = 3000  # a context has no more; drawing them takes time at any length
 _LONGEST = 200  # characters of a text, so that a few more examples come close to any length
+# Subjects that are told apart: all 57 of MMLU, or so few that there are more examples of each.
 _CLASSES = {"mmlu_subject": 6, "natural_label": 6, "permuted": 6, "mmlu_subject_16": 16, "mmlu_subject_57": 57}
 
 

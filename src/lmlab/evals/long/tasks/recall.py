@@ -9,10 +9,10 @@ from lmlab.evals.long.draft import Draft, Draw, Plan, depth_of, laid_out, spread
 from lmlab.evals.long.tasks.facts import FACTS, NAMES
 from lmlab.evals.long.texts import passages, words
 
-_MOST_PAIRS = 4000
-_MOST_PASSAGES = 800
-_NEEDLES = 8
-_VALUES = 4
+_MOST_PAIRS = 4000  # of UUIDs these are 330,000 characters, more than 128K tokens
+_MOST_PASSAGES = 800  # of SQuAD, 630,000 characters in all: a context of text can be no longer
+_NEEDLES = 8  # from the beginning to the end of a context, evenly
+_VALUES = 4  # as in RULER
 _DEPTHS = (0.5, 0.0, 1.0, 0.25, 0.75)  # the first contexts differ most
 
 

@@ -8,7 +8,7 @@ from lmlab.evals.long.draft import Draft, Draw, Plan, depth_of, end_to_end, laid
 from lmlab.evals.long.texts import Passage, passages
 
 _TOGETHER = 4  # passages of one title that stand in a context, if it has so many
-_MOST = 400
+_MOST = 400  # passages of 790 characters on average: a context can be no longer than these
 _RELATED = 3  # further passages of the title that count as somewhat relevant (label 1)
 _SHORT_WORDS, _SHORT_LENGTH = 80, 4096  # candidates are short passages up to this length, so that several fit
 _BEST = 10  # ranks that nDCG looks at
