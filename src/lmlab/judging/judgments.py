@@ -24,7 +24,7 @@ from lmlab.files import atomic_file, json_value
 from lmlab.judging.votes import MISSING
 
 Matrix = NDArray[np.float64]
-_SLACK = 1e-3
+_SLACK = 1e-3  # how far P[i, j] + P[j, i] may miss 1: files round their labels
 _AVERAGE = "_average"
 
 

@@ -9,7 +9,7 @@ from lmlab.judging.measures.position_bias import order_effects
 from lmlab.judging.pairs import Judged
 from lmlab.judging.votes import preference
 
-_BINS = 10
+_BINS = 10  # of confidence, each 0.1 wide, as the counts below have it; the last one includes 1
 
 
 def summarize(found: Judged, generations: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lmlab.endpoints import Choice
 
 Floats = NDArray[np.float64]
-MISSING = -100.0
+MISSING = -100.0  # as published data sets of judgments mark a pair without labels
 _TRIM = " \t\r\n\"'`*.\u2018\u2019\u201c\u201d\u00ab\u00bb\u201e()[]{}<>"
 _THINKING = re.compile(r"<think>.*?</think>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
 _THOUGHT_BEGIN = re.compile(r"<think>|\[THINK\]", re.IGNORECASE)

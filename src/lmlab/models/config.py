@@ -18,7 +18,7 @@ _Heads = Annotated[int, Field(gt=0, le=2**14)]
 _Vocabulary = Annotated[int, Field(gt=0, le=2**26)]
 _Length = Annotated[int, Field(gt=0, le=2**31)]
 _Fraction = Annotated[float, Field(gt=0, le=1)]
-_MOST_PARAMETERS = 10**14
+_MOST_PARAMETERS = 10**14  # sizes within each bound can still multiply to more than exists
 _MOST_EXPERTS = 2**18  # over all layers
 
 NormPosition = Literal["pre", "post", "reordered", "both"]

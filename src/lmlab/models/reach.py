@@ -16,7 +16,7 @@ from torch import Tensor
 from lmlab.models.loss import IGNORE
 from lmlab.models.transformer import Transformer
 
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE = 8192  # of all windows: more take memory for logits, fewer start more passes
 
 
 def label_log_probs(

@@ -14,7 +14,7 @@ from lmlab.errors import UserError
 from lmlab.retrieval.collections.records import Qrels
 from lmlab.retrieval.run_files import Run, ranked
 
-DEFAULT_K = (1, 3, 5, 10, 20, 50, 100)
+DEFAULT_K = (1, 3, 5, 10, 20, 50, 100)  # the ranks at which papers of retrieval and of question answering report
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from lmlab.files import atomic_file, open_binary, parse_json, require_mapping, w
 
 Run = dict[str, dict[str, float]]
 
-_CHUNK = 1 << 20
-_RRF_CONSTANT = 60.0
+_CHUNK = 1 << 20  # bytes read at once; runs of a gigabyte are not held whole
+_RRF_CONSTANT = 60.0  # of Cormack et al. 2009: a higher one lets the first ranks count for less
 
 
 def write_run(run: Mapping[str, Mapping[str, float]], path: str | Path, tag: str = "lmlab") -> None:

@@ -27,7 +27,7 @@ from lmlab.retrieval.locks import alone
 
 StoreType = Literal["float32", "float16"]
 
-_SHARD_ROWS = 2048
+_SHARD_ROWS = 2048  # what a stop can cost; fewer would write many small files
 
 
 @dataclass(frozen=True)

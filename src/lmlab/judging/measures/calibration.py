@@ -18,7 +18,7 @@ from lmlab.files import read_json, write_json
 from lmlab.judging.measures.config import CalibrationKind
 
 Floats = NDArray[np.float64]
-_FOLDS = 5
+_FOLDS = 5  # the usual number: more calibrate on more items each, and measure on fewer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lmlab.judging.rubrics.parser import HALF_POINTS
 from lmlab.stats import Interval, bootstrap
 
 Floats = NDArray[np.float64]
-_WITHIN = 0.5
+_WITHIN = 0.5  # one step of a scale in half points
 _FEWEST = 3  # systems that can be ranked
 
 

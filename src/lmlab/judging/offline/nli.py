@@ -16,7 +16,7 @@ from lmlab.judging.offline.scorers import Range
 from lmlab.judging.offline.sentences import sentences
 
 _LONGEST = 256  # tokens, where the graph takes any length
-_BATCH = 16
+_BATCH = 16  # pairs, padded to the longest: more pad more, fewer start more passes
 _SUPPORT, _CONFLICT = ("entailment", "support", "supported", "entails"), ("contradiction", "conflict", "contradicts")
 
 

@@ -9,7 +9,7 @@ from lmlab.errors import UserError
 from lmlab.judging.rubrics.numbers import Scale
 
 _MOST_LABELS = 10  # digits: a label must be one token
-LOW_MASS = 0.5
+LOW_MASS = 0.5  # less than half of the probability is on grades: the model was about to say something else
 
 
 def expected_grade(choice: Choice, scale: Scale) -> tuple[float | None, float]:

@@ -20,7 +20,7 @@ from lmlab.models.dtypes import sum_dtype
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_PLANS = 2
+_PLANS = 2  # the latest alone: layers of one pass share a plan, and the next pass makes its own
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _OF_TYPE = {
     "longrope": ("short_factor", "long_factor", "attention_factor"),
 }
 _LOCAL_THETA = 10_000.0  # of Gemma 3's sliding layers
-_PHI3_LENGTH = 4096
+_PHI3_LENGTH = 4096  # the default of transformers' Phi3Config
 
 
 def rope_to_settings(config: ModelConfig, family: Family) -> Settings:

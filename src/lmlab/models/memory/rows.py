@@ -19,7 +19,7 @@ from lmlab.models.attention.rope import apply_rotary, rotary_table
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.config import ModelConfig
 
-EMPTY = -1
+EMPTY = -1  # a position that no token has
 
 
 @dataclass(frozen=True, eq=False)

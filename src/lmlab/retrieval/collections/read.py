@@ -29,7 +29,7 @@ REFERENCE_NAMES = (
     *("nq", "nq-train", "msmarco", "hotpotqa", "fiqa", "trec-covid", "nfcorpus", "arguana", "quora", "scidocs"),
     *("fever", "scifact"),
 )
-_SHOWN = 5
+_SHOWN = 5  # names in a message: enough to see what is meant
 _HEADER = ["query-id", "corpus-id", "score"]
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 

@@ -35,7 +35,7 @@ _OLD_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_LONGEST = 1 << 20
+_LONGEST = 1 << 20  # tokens: a table of vectors has no positions that could end
 
 
 class Dense(nn.Module):

@@ -39,7 +39,7 @@ from lmlab.retrieval.search.exact import ROUNDING, SLACK, Hits, tie_order
 
 TokenVectors = list[NDArray[np.float32]]
 
-_TOKENS_AT_ONCE = 2048
+_TOKENS_AT_ONCE = 2048  # padded tokens of a batch, as other encoders take on a CPU
 _QUERY_LENGTH, _DOCUMENT_LENGTH = 32, 180  # where a directory says nothing, as PyLate has them
 
 

@@ -21,8 +21,8 @@ from lmlab.errors import UserError
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-_QUERIES_AT_ONCE = 256
-_ROWS_AT_ONCE = 50_000
+_QUERIES_AT_ONCE = 256  # more share a reading of the vectors, and take memory for candidates
+_ROWS_AT_ONCE = 50_000  # with 256 queries 51 MB of scores; fewer rows make smaller, slower products
 SLACK = 32  # candidates beyond k, so that ties at the border are seen
 ROUNDING = 4e-6  # what fp32 products of unit vectors may differ by; of others, times their lengths
 

@@ -14,7 +14,7 @@ from lmlab.errors import UserError
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 Precision = Literal["int8", "uint8", "binary", "ubinary"]
-_LEVELS = 255
+_LEVELS = 255  # steps between the ends of a range, in 8 bits
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 _ALIGNED = 64  # bytes, a line of the cache
 _FEWEST_BYTES = 1 << 24  # what is smaller stays in the cache
-_LARGE = 1 << 21
+_LARGE = 1 << 21  # 2 MiB, the size of a large page on x86-64, and on arm64 with pages of 4 KiB
 
 
 def into_large_pages(tensors: Iterable[Tensor]) -> bool:
