@@ -22,9 +22,9 @@ from lmlab.progress import progress
 from lmlab.reports import Block, Cell, Facts, Figure, Page, Paragraph, Section, Table, Tokens, bar_chart, format_bytes
 from lmlab.terminal import Terminal, markup, printable
 
-_SHOWN_CHARACTERS = 300
-_SHOWN_TOKENS = 200
-_QUANTILES = (0, 10, 50, 90, 99, 100)
+_SHOWN_CHARACTERS = 300  # of a document: a few lines of a terminal
+_SHOWN_TOKENS = 200  # enough to fill these characters, also where a token is little more than one of them
+_QUANTILES = (0, 10, 50, 90, 99, 100)  # percent: the shortest, the longest, and where most documents lie
 _PRINTED = (0, 1, 2, 3, 6, 7, 9)  # columns for which a terminal has room
 
 

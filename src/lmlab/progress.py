@@ -15,7 +15,7 @@ from lmlab.terminal import Terminal, printable
 console = Terminal(stderr=True)
 
 Advance = Callable[..., None]
-_LINE_INTERVAL_S = 5.0
+_LINE_INTERVAL_S = 5.0  # where no bar can be drawn, such as in a log: more lines would drown the rest
 
 
 @contextmanager

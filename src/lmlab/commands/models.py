@@ -30,6 +30,7 @@ ModelDirectory = Annotated[
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)
 ]
+# Varied enough to be worth reading, short enough to wait for on a CPU; an answer may be longer, and should stray less.
 CONTINUING = {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}
 _ANSWERING = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "draft_tokens", "seed")

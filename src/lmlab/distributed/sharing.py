@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lmlab.distributed.leases import Leases
 
-_POLL_S = 0.2
+_POLL_S = 0.2  # between looks while others work: less asks the file system often, more waits after the last piece
 
 
 def do_pieces(

@@ -16,7 +16,7 @@ from lmlab.runs.many import write_recipes
 
 _TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}(:\d{2})?|\d+")
 _NAME = re.compile(r"[\w.+-]+")
-_SECONDS_TO_STOP = 120
+_SECONDS_TO_STOP = 120  # before the end: for a last step and a checkpoint; more is lost to each job
 
 
 @dataclass(frozen=True)

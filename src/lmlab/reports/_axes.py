@@ -11,10 +11,10 @@ from lmlab.reports._figure_json import escape_label
 from lmlab.reports.formats import format_number
 
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
-MAX_LOG_TICKS = 6
+MAX_LOG_TICKS = 6  # more overlap on a phone
 CLOSEST_LOG_TICKS = 1.2  # ratio of neighbors: closer ones would overlap
 MAX_LABEL = 24  # characters: longer labels would leave no room for the plot on a phone
-MAX_NUMBER_LABELS = 12
+MAX_NUMBER_LABELS = 12  # more overlap on a phone
 
 
 def number_axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any]:

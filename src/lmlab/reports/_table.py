@@ -10,7 +10,7 @@ from lmlab.reports.blocks import Align, Cell, Table
 from lmlab.reports.formats import SIGNIFICANT_DIGITS, format_number
 
 MISSING = "—"
-MAX_DECIMALS = 6
+MAX_DECIMALS = 6  # longer numbers are easier to read in scientific notation
 MAX_SPAN = 4  # orders of magnitude that may share their decimals
 SMALL = 0.01  # a column that stays below and spans too much for decimals is in scientific notation
 SHORT_TEXT = 14  # characters that stay on one line

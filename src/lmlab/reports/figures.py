@@ -14,7 +14,7 @@ from lmlab.reports._palette import REFERENCE_LIGHT, color, dash
 from lmlab.reports._style import house_template
 from lmlab.reports.formats import format_number
 
-BAND_OPACITY = 0.18
+BAND_OPACITY = 0.18  # two or three bands may lie over one another and lines still show through
 FEW_POINTS = 12  # a line with at most this many points shows them
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-SIGNIFICANT_DIGITS = 4
+SIGNIFICANT_DIGITS = 4  # what most measurements here can tell apart, and what a table has room for
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ADAPTERS = "adapters.json"
 """Beside checkpoints that hold adapters alone: where their base is (`base`), and their settings (`lora`)."""
 
-_SHOWN = 5
+_SHOWN = 5  # names in a message: enough to choose one, or to see what they are
 _behind: ContextVar[frozenset[Path]] = ContextVar("behind", default=frozenset())
 """The notes of adapters whose bases are being looked for: one may stand on another, but not on itself."""
 

@@ -17,7 +17,7 @@ from lmlab.train.config import TrainerConfig
 from lmlab.train.optimization.optimizer import is_block_matrix
 from lmlab.train.parallelism.sequence import heads_repeated, way_of
 
-_FP32 = 4
+_FP32 = 4  # bytes a number
 _SAME_INPUT = {"key": "query", "value": "query", "up": "gate"}  # layers that read one tensor
 
 

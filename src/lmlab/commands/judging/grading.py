@@ -13,7 +13,7 @@ from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
 
 EXIT_UNGRADED = 3
-_MOST_UNGRADED = 0.02
+_MOST_UNGRADED = 0.02  # the default of `scores.max_ungraded`: a mean over the rest may then be off by 0.02 of the scale
 
 Items = Annotated[Path, typer.Argument(help="Answers: JSON lines, Parquet or CSV with question, answer, key_points.")]
 

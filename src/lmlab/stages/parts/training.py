@@ -38,7 +38,7 @@ from lmlab.train import (
     whole_tensors,
 )
 
-_TYPICAL_UTILIZATION = 0.35
+_TYPICAL_UTILIZATION = 0.35  # of a GPU's or CPU's peak in matrix products; small models reach less
 _BUSY = 0.25  # of the cores, by others, before a training: its speed is then not what the machine gives
 _LENGTHS = ("trainer.steps", "trainer.tokens", "trainer.epochs")
 _MAY_CHANGE = (*_LENGTHS, "trainer.schedule.", "trainer.precision")

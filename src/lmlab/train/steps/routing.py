@@ -23,7 +23,7 @@ from lmlab.train.steps.step import Evaluation, StepFunction, StepOutput, Wrapped
 _STEPS_UNTIL_DEAD = 100  # steps without a token
 _HIGHEST_LOAD = 8.0  # relative to the mean
 _HIGHEST_LOSS = 2.0  # of load balancing in the convention olmoe
-_FIRST_STEPS = 100
+_FIRST_STEPS = 100  # without warnings: routers that have just been drawn are uneven
 
 
 class RoutedStep(WrappedStep):

@@ -18,7 +18,7 @@ from lmlab.models import Transformer, weights_fingerprint
 from lmlab.progress import progress
 from lmlab.train.tuning.preference import sequence_log_probs
 
-_ROWS_A_FILE = 1024
+_ROWS_A_FILE = 1024  # what a stop can cost; less would write many small files
 
 
 def reference_log_probs(
