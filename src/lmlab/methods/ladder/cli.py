@@ -25,7 +25,7 @@ app = typer.Typer(
 @app.command(
     epilog=example(
         "lmlab ladder plan --sizes 190M,370M,760M,1B",
-        "lmlab ladder plan tiny.yaml --budget 1e13",
+        "lmlab ladder plan recipes/ladder-laptop.yaml --budget 1e14",
         "lmlab ladder plan --output p.yaml",
     )
 )

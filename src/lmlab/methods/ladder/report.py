@@ -14,7 +14,7 @@ import numpy as np
 
 from lmlab.methods.ladder.analysis.backtest import SplitResult, backtest
 from lmlab.methods.ladder.analysis.design import optimal_size
-from lmlab.methods.ladder.analysis.diagnose import name_of, units
+from lmlab.methods.ladder.analysis.diagnose import name_of, outcome_of, units
 from lmlab.methods.ladder.analysis.next_run import next_runs
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
@@ -23,11 +23,11 @@ from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.presenting.cards import cards
 from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parameter_rows
 from lmlab.methods.ladder.presenting.predictions import (
-    PREDICTION_COLUMNS,
     distance_sentence,
     line_sentence,
     measured_accuracy,
     measured_loss,
+    prediction_columns,
     prediction_rows,
     runs_sentence,
 )
@@ -67,7 +67,7 @@ def write_report(
     )
     beside = [output.with_suffix(suffix) for suffix in TABLES_BESIDE]
     for path in beside:
-        tables.write(path, PREDICTION_COLUMNS, rows)
+        tables.write(path, prediction_columns(forecaster), rows)
     return [page.write(output), *beside]
 
 
@@ -93,7 +93,9 @@ def _forecast_section(
             inside = sum(each.lo <= value <= each.hi for each, value in known)
             facts = {"Mean error": f"{error:.2f} points", "Outcomes inside": f"{inside} of {len(known)}", **facts}
         blocks.insert(0, Facts(facts))
-    blocks.append(_forecast_table(rows, level, measured is not None))
+    blocks.append(
+        _forecast_table(outcome_of(forecaster.ensemble.settings.members[0]), rows, level, measured is not None)
+    )
     blocks.append(Paragraph(line_sentence(forecaster, predictions, measured)))
     shares = [
         [title, *(f"{each.parts.get(part, 0):.0%}" for part in ("fit", "run", "curve", "form"))]
@@ -110,17 +112,16 @@ def _forecast_section(
     return Section("Forecast", blocks, f"{distance_sentence(predictions[0])} {runs_sentence(forecaster)}")
 
 
-def _forecast_table(rows: Sequence[Sequence[Any]], level: float, measured: bool) -> Table:
-    """The rows of `PREDICTION_COLUMNS` as narrow as a page: bounds in one cell, the unit beside them, no notes."""
-    columns = ["task", "loss", f"{level:.0%} interval of the loss", "accuracy, %", f"{level:.0%} interval, %"]
+def _forecast_table(name: str, rows: Sequence[Sequence[Any]], level: float, measured: bool) -> Table:
+    """The rows of `prediction_rows` as narrow as a page: bounds in one cell, the unit beside them, no notes."""
+    columns = ["task", "loss", f"{level:.0%} interval of the loss", f"{name}, %", f"{level:.0%} interval, %"]
     found: list[list[Any]] = []
     for task, loss, loss_from, loss_to, unit, accuracy, low, high, actual, error, _ in rows:
         bounds = None if loss_from is None else f"{loss_from:g} to {loss_to:g} {unit}"
         found.append([task, loss, bounds, accuracy, None if low is None else f"{low:.1f} to {high:.1f}"])
         if measured:
             found[-1] += [actual, error]
-    caption = "Accuracies in %; errors in points." if measured else "Accuracies in %."
-    return Table(columns + (["measured, %", "error, points"] if measured else []), found, caption)
+    return Table(columns + (["measured, %", "error, points"] if measured else []), found)
 
 
 def _chains_table(forecaster: Forecaster, predictions: Sequence[Prediction]) -> Table:
@@ -138,9 +139,9 @@ def _chains_table(forecaster: Forecaster, predictions: Sequence[Prediction]) -> 
                 ]
             )
     return Table(
-        ["task", "by way of", "quantity between the steps", "accuracy"],
+        ["task", "by way of", "quantity between the steps", outcome_of(forecaster.ensemble.settings.members[0])],
         rows,
-        "The forecast is the mean of these accuracies' logits.",
+        "The forecast is the mean in logits.",
     )
 
 
@@ -171,7 +172,7 @@ def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], 
         )
     figure.update_layout(
         height=120 + 38 * len(titles),
-        xaxis={"title": "accuracy, %"},
+        xaxis={"title": f"{outcome_of(forecaster.ensemble.settings.members[0])}, %"},
         yaxis={"autorange": "reversed"},
         showlegend=measured is not None,
     )
@@ -234,7 +235,7 @@ def _first_step_figure(
     actual = measured_loss(chain, place, measured)
     if measured is not None and actual is not None:
         series.append(Series("measured", [measured.final_tokens], [actual]))
-    label = units(chain.settings.x) if chain.settings.chained else "accuracy"
+    label = units(chain.settings.x) if chain.settings.chained else outcome_of(chain.settings)
     return line_chart(series, "tokens", f"{name_of(chain.settings)} ({label})", log_x=True)
 
 
@@ -265,7 +266,7 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
     figure = line_chart(
         [Series("curve", (grid * scale).tolist(), curve.tolist(), (low.tolist(), high.tolist()))],
         units(chain.settings.x),
-        "accuracy",
+        outcome_of(chain.settings),
     )
     chosen = np.linspace(0, len(losses) - 1, min(400, len(losses))).astype(int)
     marks = {"size": 4, "opacity": 0.35}

@@ -271,6 +271,11 @@ def units(x: str) -> str:
     return {"bpb": "bits per byte", "taskce": "nats a question"}.get(x, "nats a token")
 
 
+def outcome_of(settings: TwoStepSettings) -> str:
+    """What a chain predicts, as headings call it."""
+    return {"rc": "accuracy", "mc": "accuracy by letters", "soft": "p(right answer)"}[settings.variant]
+
+
 def name_of(settings: TwoStepSettings) -> str:
     """A chain's name for tables."""
     quantity = {"bpb": "task loss", "c4": "C4 loss", "taskce": "TaskCE", "validation": "validation losses"}.get(

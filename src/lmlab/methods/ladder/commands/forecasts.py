@@ -81,9 +81,9 @@ def predict(
     """Predict accuracies at a target with intervals, and set what was measured beside them where the table has it."""
     from lmlab.methods.ladder.fitting.prepare import fitted
     from lmlab.methods.ladder.presenting.predictions import (
-        PREDICTION_COLUMNS,
         distance_sentence,
         line_sentence,
+        prediction_columns,
         prediction_details,
         prediction_rows,
         runs_sentence,
@@ -98,7 +98,7 @@ def predict(
     predictions = forecaster.predict_all(size, tokens, forecast.interval, flops, times)
     rows = prediction_rows(forecaster, predictions, measured)
     show(
-        PREDICTION_COLUMNS,
+        prediction_columns(forecaster),
         rows,
         output,
         f"N = {size:.4g}, D = {tokens:.4g}, {estimator.settings().name}",

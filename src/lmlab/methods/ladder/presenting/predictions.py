@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.methods.ladder.analysis.diagnose import outcome_of
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.presenting.digits import four_digits, percent, rounded
@@ -15,24 +16,18 @@ from lmlab.methods.ladder.tables.table import Run
 from lmlab.methods.ladder.tables.target import figures_of
 from lmlab.methods.ladder.tables.tasks import Task
 
-PREDICTION_COLUMNS = [
-    "task",
-    "loss",
-    "loss from",
-    "loss to",
-    "unit",
-    "accuracy, %",
-    "from, %",
-    "to, %",
-    "measured, %",
-    "error, points",
-    "notes",
-]
 _ANOTHER_UNIT = 1e4  # times the largest run's, or less than its inverse
 
 
+def prediction_columns(forecaster: Forecaster) -> list[str]:
+    """Headings of `prediction_rows`."""
+    loss = ["loss", "loss from", "loss to", "unit"]
+    outcome = outcome_of(forecaster.ensemble.settings.members[0])
+    return ["task", *loss, f"{outcome}, %", "from, %", "to, %", "measured, %", "error, points", "notes"]
+
+
 def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> list[list[Any]]:
-    """Rows for `PREDICTION_COLUMNS`; the last is the mean error where the target was measured."""
+    """Rows for `prediction_columns`; the last is the mean error where the target was measured."""
     rows: list[list[Any]] = []
     errors = []
     for task, each in zip(forecaster.tasks, predictions, strict=True):
