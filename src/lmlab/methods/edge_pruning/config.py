@@ -155,6 +155,7 @@ class EdgePruningConfig(Config):
         return default_price(edges) if self.target >= 1 else _TARGET_COST / max(1.0, (1 - self.target) * edges)
 
 
+# `default_price` has the rule; at a target, all edges of that size cost a twentieth of the distance together.
 _SMALL_GRAPH, _SHARE, _COST, _TARGET_COST = 1000, 0.07, 0.5, 0.05
 
 

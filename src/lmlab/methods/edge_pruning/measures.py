@@ -22,7 +22,7 @@ from lmlab.stats import overlap_test, percentile_interval, standard_error
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""
-_CLOSE, _RESAMPLES = 0.05, 1000
+_CLOSE, _RESAMPLES = 0.05, 1000  # numbers that near count as equal; resamples of an interval
 
 
 def measure_each(task: Counterfactuals, kept_E: Tensor, neurons_WD: Tensor | None = None) -> dict[str, Tensor]:

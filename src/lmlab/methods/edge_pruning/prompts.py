@@ -19,7 +19,7 @@ from lmlab.methods.edge_pruning.masking.metrics import last
 from lmlab.models.internals.taps import Recorder
 from lmlab.reports import Details, Figure, Section, Table, Tokens, heat_map
 
-_HEADS, _TOKENS = 6, 5
+_HEADS, _TOKENS = 6, 5  # that are shown of each prompt: more would make the page long
 
 
 def prompts_section(

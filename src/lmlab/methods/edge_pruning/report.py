@@ -20,7 +20,7 @@ from lmlab.methods.edge_pruning.search.find import ranking
 from lmlab.reports import Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
 
 _KINDS = (("query", "#b8527a", "q"), ("key", "#3f7f93", "k"), ("value", "#4f8a4f", "v"), ("other", "#8a8f98", ""))
-_MOST_EDGES, _MOST_DRAWN = 4000, 20_000
+_MOST_EDGES, _MOST_DRAWN = 4000, 20_000  # more make a page slow; of a larger circuit up to the second number
 _NAMES = {
     "distance": "distance to the model",
     "exact_match": "exact match",

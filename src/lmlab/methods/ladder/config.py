@@ -250,7 +250,7 @@ def preset(name: str) -> EstimatorSettings:
 
 
 _PAPER = TwoStepSettings(starts="paper")
-_ALL: dict[str, Any] = {"pool": True, "runs": "all", "short_weight": 0.0}
+_ALL: dict[str, Any] = {"pool": True, "runs": "all", "short_weight": 0.0}  # repeated runs too, and none below 1xC
 PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     # Chosen by backtests inside the published ladder; docs/methods/ladder.md has the rule and all candidates.
     "recommended": (

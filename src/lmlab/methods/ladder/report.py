@@ -37,7 +37,7 @@ from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section
 from lmlab.stats import percentiles
 
 TABLES_BESIDE = (".csv", ".tex")  # the table of forecasts, beside the page
-_BAND_POINTS = 40
+_BAND_POINTS = 40  # of a curve: enough to look smooth, few enough for a page with many figures
 
 
 def write_report(

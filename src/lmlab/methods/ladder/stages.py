@@ -32,7 +32,7 @@ from lmlab.runs import (
     StageRecord,
 )
 
-_LEVEL = 0.9
+_LEVEL = 0.9  # of the interval that an outcome is later held against
 _TYPICAL_UTILIZATION = 0.2  # of small models
 _SAME = 0.02  # N and D that differ by less than this share are those of the forecast
 

@@ -34,7 +34,7 @@ from lmlab.runs import Model
 
 __all__ = ["EncodeJob", "SummaryStore", "encode", "meta_of", "summaries_of"]
 
-_POLL_S = 0.2
+_POLL_S = 0.2  # between looks at what others hold: less asks the file system often, more waits after the last block
 
 
 @dataclass(frozen=True)

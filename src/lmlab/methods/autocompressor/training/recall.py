@@ -21,9 +21,11 @@ from lmlab.methods.autocompressor.training.step import CompressorStep
 from lmlab.models import IGNORE, ModelConfig, Transformer
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
 
+# Few, so that what is learned is to recall and not to tell words apart; four of the keys stand in a row.
 KEYS = VALUES = 8
 _QUERY, _BEGIN = KEYS + VALUES + 1, KEYS + VALUES + 2
 VOCABULARY = KEYS + VALUES + 3
+# Two of BEGIN and two pairs, and one of four questions.
 SEGMENTS = SegmentsConfig(blocks=1, segments=3, random=False, lengths=(5, 5, 12))
 Kind = Literal["accumulate", "replace", "none"]
 _SHAPE = {

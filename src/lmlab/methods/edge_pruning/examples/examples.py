@@ -22,7 +22,7 @@ from lmlab.methods.edge_pruning.examples.foreign import foreign_rows, is_foreign
 NONE = -1
 """In place of the token of an answer that is not given."""
 _PREDICT = re.compile(r"<predict>(.*?)</predict>", re.DOTALL)
-_MOST_LINES, _MOST_TOKENS = 1_000_000, 8192
+_MOST_LINES, _MOST_TOKENS = 1_000_000, 8192  # of files from outside: all examples are in memory, padded to one length
 
 
 @dataclass(frozen=True)

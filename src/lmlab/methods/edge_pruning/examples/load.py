@@ -24,7 +24,7 @@ from lmlab.models import ModelConfig, Transformer, weights_fingerprint
 from lmlab.runs import Model, Vocabulary
 from lmlab.train import ParallelConfig, parallelize
 
-_LEAST_TO_SPLIT = 10
+_LEAST_TO_SPLIT = 10  # examples; a share of fewer would leave one or two to measure on
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ Row = dict[str, Any]
 Make = Callable[[], Row | None]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-_SHARES = {"train": range(5), "validation": range(5, 7), "test": range(7, 10)}
-_TRIES = 2000
-_STALE = 20_000
+_SHARES = {"train": range(5), "validation": range(5, 7), "test": range(7, 10)}  # of ten values of a hash
+_TRIES = 2000  # draws for each example that is asked for, most of which may be repeats or of another split
+_STALE = 20_000  # draws in a row without a new example: there are hardly any more
 
 
 def generate(

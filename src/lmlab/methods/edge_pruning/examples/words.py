@@ -25,7 +25,7 @@ IOI_TEMPLATES = (
 """Templates of Wang et al. 2023, appendix E; in half of the prompts the first two names are swapped. The last
 two are held out for `test`.
 """
-HELD_OUT_TEMPLATES = 2
+HELD_OUT_TEMPLATES = 2  # `test` then asks for sentences that no search has seen, and most are left to search on
 WOMEN = _words(
     "Mary Anna Laura Emma Sarah Jane Alice Julia Kate Emily Lisa Maria Susan Karen Helen Nancy Linda Ruth Amy",
     "Rose Grace Claire Victoria Diana Rachel Barbara Martha Lucy Sophie Elizabeth",

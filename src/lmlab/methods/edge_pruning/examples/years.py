@@ -9,8 +9,8 @@ from typing import Any
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 
-_CENTURIES = range(11, 21)
-_LEAST_DECADES, _LEAST_YEARS = 20, 50
+_CENTURIES = range(11, 21)  # 1100 to 2099: more centuries make more examples
+_LEAST_DECADES, _LEAST_YEARS = 20, 50  # of 100 and 1,000: with fewer tokens of their own, most questions would be alike
 _START = "The war lasted from the year "
 
 

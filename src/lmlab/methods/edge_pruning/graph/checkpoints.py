@@ -18,7 +18,7 @@ from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.masking.gates import TEMPERATURE, probability_open
 
 _PREFIXES = ("transformer.h.", "model.layers.")
-_SHARPNESS = 0.8
+_SHARPNESS = 0.8  # the factor by which the reference decides its gates
 
 
 def read_checkpoint(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:

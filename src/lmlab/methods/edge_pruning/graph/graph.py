@@ -22,7 +22,7 @@ from lmlab.methods.edge_pruning.config import GraphOptions
 from lmlab.models import ModelConfig
 
 OUTPUT = "resid_post"
-_MANY_EDGES = 5_000_000
+_MANY_EDGES = 5_000_000  # GPT-2 has 32,936; a mask, its gradient and its moments have a number for each
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from lmlab.methods.edge_pruning.masking.activations import Activations, capture,
 from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
 from lmlab.methods.edge_pruning.masking.metrics import require_metric, values
 
-_SAME = 1e-7
-_CACHE_BYTES = 4 * 2**30
+_SAME = 1e-7  # a distance that rounding alone can give
+_CACHE_BYTES = 4 * 2**30  # for what does not depend on the mask; beyond it that is computed again at each step
 
 
 class Counterfactuals:

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-_EDGE = 1e-6
+LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. 2018 stretch the concrete distribution
+_EDGE = 1e-6  # logarithms of 0 and divisions by 0 are avoided; such draws are rare
 _OPEN_AT = TEMPERATURE * math.log(-LOW / HIGH)
 
 

@@ -33,11 +33,16 @@ from lmlab.train import (
     TrainerConfig,
 )
 
-_RUNAWAY = 1e3
-_OFF_TARGET = 0.01
-_RESTARTS = 3
+_RUNAWAY = 1e3  # beside such multipliers the distance no longer counts
+_OFF_TARGET = 0.01  # of all edges: a circuit of another size than was asked for
+_RESTARTS = 3  # trainings, where what is stuck can be told; each costs as much as the first
+# Of the empty circuit's distance: from 0.9 on a circuit is as good as none; with less than 0.001, and three quarters of
+# the edges at most, it is all that the model does, and an edge of it costs next to nothing.
 _COLLAPSED, _EXACT, _EXACT_SHARE, _EXACT_PRICE = 0.9, 1e-3, 0.75, 1e-5
+# Each edge is tried on graphs of up to so many, on as many examples as 8 TFLOP allow; fewer than 32 decide by chance.
 _MOST_EDGES, _MOST_ARITHMETIC, _LEAST_TRIED = 4000, 8e12, 32
+# Of a warm start: the size where none is asked for, how log alpha falls with the logarithm of the rank, and where it
+# ends: such a gate is still open in 8 % of draws, so that it can learn.
 _WARM_SHARE, _WARM_SLOPE, _WARM_LOW = 0.05, 1.5, -4.0
 
 

@@ -24,7 +24,7 @@ from lmlab.methods.edge_pruning.masking.numbers import fit_on_examples
 from lmlab.methods.edge_pruning.measures import Ends
 from lmlab.train import StepOutput
 
-_HALVINGS = 50
+_HALVINGS = 50  # of an interval: as many as the digits of fp64 tell apart
 
 
 class SoftTop(torch.autograd.Function):

@@ -15,7 +15,7 @@ from lmlab.methods.edge_pruning.graph.clean import clean, served, writes_constan
 from lmlab.methods.edge_pruning.graph.graph import Group
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 
-_ROUNDS = 8
+_ROUNDS = 8  # over all edges; what still changes then is not settled, and is said to be so
 
 
 class Trials:

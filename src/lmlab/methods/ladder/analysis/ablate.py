@@ -11,7 +11,7 @@ from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError, score_target
 from lmlab.methods.ladder.tables.tasks import Task
 
-_FEWEST_RUNS = 4
+_FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
 
 
 @dataclass(frozen=True)

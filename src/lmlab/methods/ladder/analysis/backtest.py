@@ -21,7 +21,7 @@ from lmlab.methods.ladder.fitting.points import place_of, target_values
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
-_FEWEST_RUNS = 4
+_FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, Points, levels
 from lmlab.methods.ladder.tables.table import Floats
 
-_FEW_LEVELS = 3
+_FEW_LEVELS = 3  # a curve with a constant has three parameters in each of N and D
 _ENOUGH = 8  # runs, to tell which one strays
 _STRAY, _LEAST_STRAY = 8.0, 0.03  # standard deviations, and as a logarithm
-_DISAGREEMENT = 0.01
-_FLAT = 0.02
+_DISAGREEMENT = 0.01  # of the prediction; what differs less is the same fit, up to where the optimizer stopped
+_FLAT = 0.02  # of accuracy above chance, which a few hundred questions give by luck
 _FAR_EXPONENT = 3.0  # times the median over the tasks, or less than a third of it
-_ILL_CONDITIONED = 1e8
+_ILL_CONDITIONED = 1e8  # one direction of parameters is known 10,000 times worse than another
 _NOT_DETERMINED = 1e300  # a condition number that JSON can hold
 _PLAIN = 10.0  # ratios up to this are told in percent
 

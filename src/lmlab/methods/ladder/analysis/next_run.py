@@ -27,7 +27,7 @@ from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Floats
 from lmlab.methods.ladder.tables.tasks import places_of
 
 _PRIOR = 1e-4  # of the parameters in scaled units, so that undetermined ones stay finite
-_TRUTHS = 64
+_TRUTHS = 64  # more narrow the estimate of what a run would tell, and take time in proportion
 _SIMULATED = 10  # candidates; the others are ruled out by a linear estimate
 _LEAST_GAIN = 0.05  # of the variance: what is less is not worth a run
 _SURE = 2.0  # standard errors of the simulation

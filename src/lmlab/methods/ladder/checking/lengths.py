@@ -11,7 +11,7 @@ from lmlab.methods.ladder.tables.table import DECAYED, FINISHED, TOKENS_PER_PARA
 from lmlab.progress import console
 
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_FEW_LABELS = 3
+_FEW_LABELS = 3  # names, of which a usual share can be told; of fewer the label is taken at its word
 _MOST_AGREE = 0.5  # more than this share of the labels must be right, or they are no lengths
 
 

@@ -16,14 +16,14 @@ from lmlab.methods.ladder.tables.tasks import Task
 _LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
 _OFF = 1e5  # times the runs' median: no ladder spans that, a slip of units does
 _UNLIKE = 300.0  # times the runs' median of tokens a parameter: no plan of a ladder spans that
-_LEAST_N = 1000.0
+_LEAST_N = 1000.0  # no language model has fewer; 1B written as 1 or 190M as 190 does
 _LEAST_FLOPS, _MOST_FLOPS = 0.3, 100.0  # a token, over 6 N: embeddings and attention add to it, experts take from it
 _OTHER_COUNT = 1.25  # times the label's length: beyond that N or D is counted in another way
 _RISE = 0.10  # of its lowest value: a loss that ends higher than that has diverged
 _FEW = 5  # checkpoints, of which nothing can be said
 _NEIGHBORS = 7  # checkpoints, the median of which tells what is usual there
 _BEGINNING = 0.1  # of a run
-_TINY = 1e-6
+_TINY = 1e-6  # a logarithm of zero is avoided
 _JUMP, _STRAY = 0.25, 10.0  # as a logarithm, and times the usual distance from the neighbors' median
 _MOST_TOLD = 3  # columns of a run
 _PLAIN = 10.0  # ratios up to this are told in percent

@@ -17,7 +17,7 @@ from lmlab.progress import console
 
 TASK_LOSSES = ("bpb", "bits_per_byte")
 LOSSES = ("/CrossEntropyLoss", "heldout_loss", *TASK_LOSSES)
-_FEW_COLUMNS = 2
+_FEW_COLUMNS = 2  # where one alone is read, rows without it cannot be told from a fault
 _HIGHEST_LOSS = 1e3  # nats a token, bits per byte: an untrained model has about ten
 
 

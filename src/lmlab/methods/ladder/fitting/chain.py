@@ -26,9 +26,9 @@ from lmlab.methods.ladder.fitting.points import Points, collect_points, thin
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
-_REPLICATE_ITERATIONS = 60
+_REPLICATE_ITERATIONS = 60  # a resampled fit begins at the fit of all runs, and has not far to go
 _LENT_PULL = 1e-3  # as the recommended estimator draws tasks together
-_ACCURACY_RANGE = (1e-6, 1 - 1e-6)
+_ACCURACY_RANGE = (1e-6, 1 - 1e-6)  # logits stay finite
 
 
 @dataclass(frozen=True)

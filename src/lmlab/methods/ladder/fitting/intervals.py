@@ -39,7 +39,7 @@ OWN_PARTS = ("fit", "run", "curve")  # that two ladders do not share
 _ONE_DEVIATION = 0.6826894921370859  # of a normal figure lie within one standard deviation of the median
 _LEAST = 0.01  # logits
 _NO_SIGNAL = 0.5  # logits
-_CHANCE_MARGIN = 0.02
+_CHANCE_MARGIN = 0.02  # of accuracy, which a few hundred questions give by luck
 
 
 @dataclass(frozen=True)

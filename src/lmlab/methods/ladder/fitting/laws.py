@@ -19,7 +19,7 @@ from lmlab.methods.ladder.config import LossForm
 Floats = NDArray[np.float64]
 
 FLOOR = 1e-6  # least value of a law whose logarithm is taken
-_MAX_EXPONENT = 60.0
+_MAX_EXPONENT = 60.0  # exp(60) is beyond any loss, and squares of it still fit a float
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lmlab.methods.ladder.analysis.variance import (
 )
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 
-_PARAMETER_LEVEL = 0.9
+_PARAMETER_LEVEL = 0.9  # as the forecasts' by default
 PARAMETER_COLUMNS = [
     "task",
     "by way of",

@@ -29,8 +29,8 @@ from lmlab.models import ModelConfig
 from lmlab.train import TrainerConfig
 
 _SMALL = 1e7  # parameters below which the rules for rates and batches do not hold
-_HIGHEST_RATE = 6e-3
-_FEWEST_STEPS = 500
+_HIGHEST_RATE = 6e-3  # where the published rule, which is for larger models, would rise without end
+_FEWEST_STEPS = 500  # with fewer, the smallest runs are undertuned and bend the law
 _LEVELS = 3  # of sizes and of lengths, for a law of both
 _MANY = 8  # of which not all choices are tried
 

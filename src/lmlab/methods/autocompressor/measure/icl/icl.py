@@ -27,7 +27,7 @@ from lmlab.progress import progress
 
 RESULTS = "icl.json"
 _SEPARATOR = "\n\n"
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE = 32  # of like length: more take memory for logits, fewer start more passes
 
 
 @dataclass(frozen=True)
