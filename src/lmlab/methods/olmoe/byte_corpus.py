@@ -19,7 +19,7 @@ from torch import Tensor
 from lmlab.data import Document, JsonlSource
 from lmlab.errors import UserError
 
-_TRAIN_SHARE = 0.9
+_TRAIN_SHARE = 0.9  # of each domain's records, the first ones; the rest is never trained on
 Bytes = NDArray[np.uint8]
 
 

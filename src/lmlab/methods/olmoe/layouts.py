@@ -54,7 +54,7 @@ _CORE = {
 }
 
 
-_NORM = 1.0
+_NORM = 1.0  # the order of the norm that weights of experts are divided by: their sum
 _UNSAID = frozenset(
     (
         "d_ff",

@@ -30,7 +30,7 @@ _PUBLISHED_KINDS: dict[Tokens, str] = {
     "predicted": "predicted_output",
     "target": "ground_truth_output",
 }
-_MOST_TOKENS = 8
+_MOST_TOKENS = 8  # of an expert, in a cell of a table
 
 
 def analyze(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = None, groups: int = 20) -> dict[str, Any]:

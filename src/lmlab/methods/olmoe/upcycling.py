@@ -14,7 +14,7 @@ from lmlab.errors import UserError
 from lmlab.methods.olmoe.config import UpcycleConfig
 from lmlab.models import ModelConfig, Transformer
 
-_STD = 0.02
+_STD = 0.02  # as OLMoE draws its matrices (Muennighoff et al. 2024)
 
 
 @torch.no_grad()

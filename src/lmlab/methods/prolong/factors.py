@@ -42,9 +42,9 @@ from lmlab.runs import Model
 
 Factors = tuple[float, ...]
 ROWS, FOUND = "candidates.jsonl", "factors.json"
-_PARENTS = 6
+_PARENTS = 6  # fewer let one candidate take over early, more keep losing ones
 _MUTATION = 0.25  # standard deviation of a change, in logarithms
-_DIGITS = 6
+_DIGITS = 6  # decimals of a factor: candidates that differ by less are one
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from lmlab.reports import (
 )
 
 _DEPTHS = ("0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %")
-_SHORT_COST = 0.01
-_SAMPLES = 3
+_SHORT_COST = 0.01  # one point: less is within the noise of short tasks
+_SAMPLES = 3  # of each task: more make the page long
 
 
 def headline(results: dict[str, Any]) -> str:

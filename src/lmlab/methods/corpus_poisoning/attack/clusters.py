@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
 
-_MINI_BATCH_ABOVE = 200_000
+_MINI_BATCH_ABOVE = 200_000  # queries: Lloyd's algorithm goes through all of them in every round
 _LEAST = 2  # queries of a cluster; smaller ones join their nearest
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
 
 _WORD = re.compile(r"\w+")
-_GRAM = 3
+_GRAM = 3  # words: pairs are shared by unrelated texts, longer runs are lost with each changed word
 _ALL_PAIRS = 20_000  # passages up to which each vector is compared with every other
-_ROWS = 1024
+_ROWS = 1024  # compared at once: more take memory for their similarities
 _NEIGHBORHOODS = 3  # that a vector belongs to: two near ones share one of them, else they are not very near
 _HOLDERS = 32  # passages that a 3-gram is followed to: of a common one there are thousands
 _COMPARED = 4  # passages whose 3-grams are then counted exactly

@@ -15,11 +15,11 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
 from lmlab.retrieval import AnyEncoder
 
-_WINDOW, _STRIDE = 16, 8
-_MOST_TOKENS = 512
+_WINDOW, _STRIDE = 16, 8  # tokens: the mean of a whole passage hides a short stretch that nothing explains
+_MOST_TOKENS = 512  # of a passage: crafted ones are shorter, and time grows with it
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _QUESTION_WORDS = 8  # of a window: what a short question has
-_SMOOTHING = 0.5
+_SMOOTHING = 0.5  # added to each count: more hides what is rare, none forbids what is new
 
 
 def is_uncased(encoder: AnyEncoder) -> bool:

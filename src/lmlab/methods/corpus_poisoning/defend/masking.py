@@ -18,7 +18,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Pass
 from lmlab.retrieval import AnyEncoder
 
 _MASKED = 10  # tokens with the largest gradients
-_LEAST_LIKELY = 5
+_LEAST_LIKELY = 5  # tokens: the mean over all would hide a few that were flipped
 
 
 def token_gradients(encoder: AnyEncoder, ids: list[int], query_H: Tensor) -> tuple[float, Tensor]:

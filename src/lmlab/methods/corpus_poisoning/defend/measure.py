@@ -35,8 +35,8 @@ from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
 from lmlab.retrieval.run_files import ranked
 
-_ESCAPED = 3
-_PARTS = 3
+_ESCAPED = 3  # passages that a report shows of what a defense let through
+_PARTS = 3  # `_thirds`: one document for each at least
 
 STACK = "stack"
 """The name of all detectors of a gate together."""

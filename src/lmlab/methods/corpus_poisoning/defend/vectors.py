@@ -12,8 +12,8 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
 
-_DEPTH = 10
-_MOST_EXCERPTS, _EXCERPT_WORDS = 1500, 9
+_DEPTH = 10  # results that a reader is usually given: what reaches them for many questions is a hub
+_MOST_EXCERPTS, _EXCERPT_WORDS = 1500, 9  # each is compared with every passage; a question has about nine words
 
 
 class Hubness:

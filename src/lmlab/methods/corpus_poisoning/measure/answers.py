@@ -39,9 +39,9 @@ _ASK_KEYWORDS = (
     "Answer the question with a short phrase. Several readers found these keywords: {keywords}.\n\nQuestion:"
     " {question}\nAnswer:"
 )
-_NEW_TOKENS = 24
-_PASSAGE_CHARACTERS = 1200
-_MOST_COUNT, _SHARE = 3, 0.3
+_NEW_TOKENS = 24  # enough for a short answer; what follows it is no part of it
+_PASSAGE_CHARACTERS = 1200  # of each passage: ten are then about 3,000 tokens of English
+_MOST_COUNT, _SHARE = 3, 0.3  # beta and alpha of RobustRAG
 _COMMON_WORDS = "a an the of in on at to and or is are was were be it its by for with as that this from i"
 _COMMON = frozenset(_COMMON_WORDS.split())
 _NUMBERED = re.compile(r"^\[\d+\] .*$", re.MULTILINE)  # the line of a passage in a prompt

@@ -29,7 +29,7 @@ from lmlab.methods.corpus_poisoning.measure.run import held_out
 from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import ExactIndex
 
-_CHUNK = 2048
+_CHUNK = 2048  # entries at once: more take memory for their similarities
 
 
 @dataclass(frozen=True)

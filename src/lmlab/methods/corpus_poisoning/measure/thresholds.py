@@ -20,7 +20,7 @@ from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
 from lmlab.retrieval import ExactIndex, Queries
 
-K_VALUES = (1, 3, 5, 10, 20, 50, 100, 1000)
+K_VALUES = (1, 3, 5, 10, 20, 50, 100, 1000)  # those of the reference
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file, json_value
 
 Ints = NDArray[np.integer[Any]]
-_MOST_BYTES = 2**36
+_MOST_BYTES = 2**36  # 64 GiB: a few bytes of a packed file can claim any size
 
 
 @dataclass(frozen=True)

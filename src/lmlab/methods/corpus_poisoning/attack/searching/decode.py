@@ -31,7 +31,7 @@ from lmlab.retrieval.config import Precision
 _PULL = 2.0  # nats that a word one standard deviation nearer to the queries may be less likely
 _FINE = 0.1  # of the objective, for each nat above the bound
 _WINDOW, _WINDOW_SHARE = 16, 1.5  # the worst stretch may be this much above the bound
-_BEAMS, _FEW = 4, 2
+_BEAMS, _FEW = 4, 2  # with many evaluations, and with few, which more beams would spread thin
 _MANY_EVALUATIONS = 2000  # from which more beams pay
 _TIMES = 3  # that a token may come
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-COVERAGE_TEMPERATURE = 1 / 30
+COVERAGE_TEMPERATURE = 1 / 30  # of cosines: less looks at queries near their threshold alone, more at all alike
 _BETA = 40.0  # of the soft maximum over passages
 
 

@@ -30,7 +30,7 @@ _PATIENCE = 8  # rounds without a gain
 _WIDEST = 4  # times the candidates that a round scores once nothing is gained any more
 _CONFIRMED = 4  # candidates that are then scored in fp32: near the end bf16 ranks by its own rounding
 _JITTER = 0.25  # of the standard deviation of gains, so that the same losers are not tried for ever
-_MOST_TOGETHER = 24
+_MOST_TOGETHER = 24  # a round may change these positions at once; each combination costs an evaluation
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lmlab.methods.corpus_poisoning.attack.vocabulary import places_of
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision
 
-GRADIENT_COST = 3
+GRADIENT_COST = 3  # forward passes: a backward pass takes about two, after one forward
 
 Penalty = Callable[[Sequence[NDArray[np.int64]], NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
 """Of B passages' inner ids, their vectors [B, H] and their objective [B] to what is subtracted from it, [B]."""

@@ -21,9 +21,9 @@ from lmlab.errors import UserError
 from lmlab.hardware.gemm import fast_inference
 from lmlab.retrieval import AnyEncoder
 
-_MOST_DEV = 1000
-_DEV_SHARE = 0.3
-_GOLD_TOKENS = 128
+_MOST_DEV = 1000  # as in the reference
+_DEV_SHARE = 0.3  # as in the reference
+_GOLD_TOKENS = 128  # as in the reference
 
 
 @dataclass(frozen=True)
