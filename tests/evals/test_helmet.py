@@ -141,13 +141,16 @@ def test_the_command_writes_files_of_helmets_names(tmp_path, data, tokenizer, lm
     assert all((tmp_path / "out" / f"{name}.score").is_file() for name in names) and len(names) == 3
     result = json.loads((tmp_path / "out" / names[0]).read_text())
     assert set(result) == {"args", "data", "metrics", "averaged_metrics"} and len(result["data"]) == 2
+    figures = [set(json.loads((tmp_path / "out" / f"{name}.score").read_text())) for name in names]
+    for name, found in zip(("substring_exact_match", "substring_exact_match", "NDCG@10"), figures, strict=True):
+        assert name in found  # what HELMET's collector looks for
     suites = json.loads((tmp_path / "out" / "helmet.json").read_text())
     assert set(suites["tasks"]) == {
         "helmet_json_kv__512",
         "helmet_kilt_nq__900",
         "helmet_msmarco_rerank_psg__700",
     }
-    assert suites["suites"]["helmet_recall__512"] == result["averaged_metrics"]["substring_match"]
+    assert suites["suites"]["helmet_recall__512"] == result["averaged_metrics"]["substring_exact_match"]
 
 
 def test_names_and_suites_are_those_of_olmo_eval():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,14 @@ import pytest
 from lmlab.data import Tokenizer
 from lmlab.evals.long import (
     Asking,
+    Header,
+    HelmetSet,
+    InstanceFile,
     LongSettings,
     Written,
     build_instances,
     header_of,
+    helmet_instances,
     measure_written,
     read_instances,
     run_suite,
@@ -25,6 +31,9 @@ from lmlab.evals.long import (
 from lmlab.evals.long.texts import passages
 from lmlab.evals.tasks import olmes
 from lmlab.files import read_json
+from lmlab.judging.offline.nli import OnnxNli
+from lmlab.methods.prolong.citations import borne_out, most_pairs, statements_of
+from lmlab.methods.prolong.evaluate import reached_by, read_judged
 from lmlab.methods.prolong.judged import judged_score
 
 pytestmark = pytest.mark.skipif(olmes.version() is None, reason=f"the package {olmes.PACKAGE} is not installed")
@@ -130,3 +139,122 @@ def test_the_ceiling_of_the_cost_holds_for_all_parts_together(measured, lmlab, t
     # each part alone costs less than this, and replies, which are set aside at their longest, cost nothing
     short = lmlab("long", "judge", again, *how, "--max-cost-usd", str(0.9 * paid))
     assert short.code != 0 and "max_cost_usd" in short.err, short.err
+
+
+ALCE = [
+    # (what is written, recall, precision): documents 1 and 2 rain together alone, 3 shines, 4 says nothing
+    ("It rains [1][2]. The sun shines [3].", 1.0, 1.0),
+    ("It rains. [1][2] The sun shines.[3]", 1.0, 1.0),  # marks behind the full stop are of the sentence before it
+    ("It rains [1]. The sun shines [3].", 0.5, 0.5),
+    ("The sun shines [3, 4].", 1.0, 0.5),  # the fourth is not needed, and alone bears out nothing
+    ("The sun shines [3][9].", 0.0, 0.0),  # there is no ninth document
+    ("The sun shines.", 0.0, 0.0),
+    ("", 0.0, 0.0),
+]
+DOCUMENTS = {"1": "wet", "2": "falling", "3": "The sun shines.", "4": "moon"}
+
+
+def _decide(pairs):
+    return [
+        claim.strip(" .") in text or ("rains" in claim and {"wet", "falling"} <= set(text.split()))
+        for text, claim in pairs
+    ]
+
+
+@pytest.mark.parametrize(("written", "recall", "precision"), ALCE)
+def test_citations_are_held_against_what_they_cite(written, recall, precision):
+    row = {"name": "alce_asqa", "question": "Question: And?", "read": written}
+    row["cited"] = {n: DOCUMENTS[n] for n in re.findall(r"\d+", written) if n in DOCUMENTS}
+    statements = statements_of(row)
+    asked = []
+
+    def decide(pairs):
+        asked.extend(pairs)
+        return _decide(pairs)
+
+    (found,) = borne_out([statements], decide)
+    assert (found.recall, found.precision) == (recall, precision)
+    assert set(asked) <= set(most_pairs([statements]))  # no more than an estimate says
+
+
+def test_a_decision_that_is_missing_is_no_zero_and_lists_are_read_entry_by_entry():
+    row = {"name": "alce_qampari", "question": "Question: What shines?", "read": "the sun [3], the moon [4, 1]."}
+    statements = statements_of(row | {"cited": DOCUMENTS})
+    assert [each.text for each in statements] == ["What shines? the sun", "What shines? the moon"]
+    assert [len(each.cited) for each in statements] == [1, 2]
+    (found,) = borne_out([statements], lambda pairs: [None] * len(pairs))
+    assert found.recall is None and found.precision is None
+
+
+@pytest.fixture
+def cited(tmp_path):
+    """Results of HELMET's ASQA, as `lmlab long helmet` leaves them."""
+    asking = Asking(Tokenizer.train(["Documents, questions and answers 0123456789. " * 9], 300))
+    documents = [{"title": "t", "text": text} for text in DOCUMENTS.values()]
+    row = {"qa_pairs": [{"short_answers": ["sun"]}], "answer": "The sun.", "docs": documents}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "asqa.json").write_text(json.dumps([row | {"question": f"And {n}?"} for n in range(3)]))
+    found = HelmetSet("alce_asqa_4", 900, 20, "data/asqa.json", "", 0, 100, chat=False)
+    instances = helmet_instances(asking, found, tmp_path / "data")
+
+    class Writer:
+        max_seq_len = None
+
+        def write(self, instances, contexts):
+            texts = ("Answer: The sun shines [3].\nMore [1].", "It rains [1][2].", "The sun [4].")
+            return [Written(texts[each.context_index]) for each in instances]
+
+    out = tmp_path / "alce_asqa_4-900"
+    file = InstanceFile(Header(tokenizer="t"), instances, "f")
+    run_suite(
+        file, lambda g: measure_written(Writer(), g, controls=False), out, model="w", mode="generate", max_seq_len=None
+    )
+    return found, out
+
+
+def test_answers_with_citations_are_judged_by_a_classifier_or_who_is_asked(cited, lmlab, tmp_path, monkeypatch):
+    _, out = cited
+    how = ("--task", "alce_asqa", "--judge")
+    refused = lmlab("long", "judge", out, *how, "coverage")
+    assert refused.code == 2 and "does not tell whether a document bears out" in refused.err
+    script = [
+        {"match": r"(?s)The claim:\W+It rains.*The text:\W+t: wet\n.*falling", "text": "VERDICT: met"},
+        {"match": r"(?s)The claim:\W+The sun.*The text:\W+t: The sun shines", "text": "VERDICT: met"},
+        {"text": "VERDICT: not met"},
+    ]
+    path = tmp_path / "script.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in script))
+    told = lmlab("long", "judge", out, *how, "mock:x", "--replies", path, "--price", "1,1", "--dry-run")
+    # three of all documents, and two alone and two without the other, which are the same
+    assert told.code == 0 and told.out.startswith("5 requests, 0 of them answered already"), told.out + told.err
+    assert "at most $" in told.out and not (out / "judged").exists() and not (out / "judged.json").exists()
+    done = lmlab("long", "judge", out, *how, "mock:x", "--replies", path)
+    assert done.code == 0, done.err
+    cell = read_json(out / "judged.json")["tasks"]["alce_asqa"]["900"]
+    assert cell["recall"] == cell["precision"] == pytest.approx(2 / 3) and cell["graded"] == 3
+    assert cell["score"] == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 3)  # two of three answers name the sun
+
+    class Classifier(OnnxNli):
+        def __init__(self):
+            self.support, self.fingerprint = 0, {}
+
+        def entails(self, pairs):
+            return _decide(pairs)
+
+    monkeypatch.setattr(OnnxNli, "load", lambda place: Classifier())
+    assert lmlab("long", "judge", out, *how, "onnx-nli:x").code == 0
+    by_classifier = read_json(out / "judged.json")["tasks"]["alce_asqa"]["900"]
+    assert (by_classifier["recall"], by_classifier["precision"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_a_figure_of_a_part_of_a_set_is_none_of_the_set(cited, capsys):
+    found, out = cited
+    cell = {"n": 3, "graded": 3, "score": 0.5, "recall": 0.25, "precision": 0.75}
+    whole = replace(found, name="narrativeqa_900")
+    (out / "judged.json").write_text(json.dumps({"tasks": {"answer": {"900": cell}}}))
+    assert reached_by(whole, {"rougeL_f1": 9.0}, read_judged(out)).value == 50
+    assert reached_by(found, {"str_em": 9.0}, read_judged(out)).value == 9
+    (out / "judged.json").write_text(json.dumps({"tasks": {"answer": {"900": cell | {"graded": 2}}}}))
+    assert reached_by(whole, {"rougeL_f1": 9.0}, read_judged(out)).value is None
+    said = capsys.readouterr()
+    assert "2 of 3 answers have a grade" in " ".join((said.out + said.err).split())

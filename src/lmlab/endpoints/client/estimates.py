@@ -34,6 +34,22 @@ class Estimate:
     most_usd: float | None = None
     spent_usd: float = 0.0
 
+    def __add__(self, other: Estimate) -> Estimate:
+        """Of both runs; a cost that is not known for one is not known for both."""
+
+        def both(a: float | None, b: float | None) -> float | None:
+            return None if a is None or b is None else a + b
+
+        return Estimate(
+            self.requests + other.requests,
+            self.cached + other.cached,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            both(self.likely_usd, other.likely_usd),
+            both(self.most_usd, other.most_usd),
+            self.spent_usd + other.spent_usd,
+        )
+
     def __str__(self) -> str:
         """One line for a person."""
         tokens = f"about {self.prompt_tokens:,} tokens of prompts, up to {self.completion_tokens:,} of answers"

@@ -156,11 +156,10 @@ def judge(instance: Instance, output: str) -> Row:
             parsed = word in ("yes", "no")
             figures = {"accuracy": float(word == answers[0])}
         case "summ":
-            found = output.strip()
-            expected = answers[0]
-            figures = {name: rouge("rougeL", part)(found, expected) for name, part in _ROUGE}  # type: ignore[arg-type]
+            text, expected = output.strip(), answers[0]
+            figures = {name: rouge("rougeL", part)(text, expected) for name, part in _ROUGE}  # type: ignore[arg-type]
             if meta.get("facts"):
-                figures["facts"] = metrics.share_of_words(found, meta["facts"])
+                figures["facts"] = metrics.share_of_words(text, meta["facts"])
         case "niah_multivalue":
             figures = {"recall": metrics.share_found(output, meta["values"])}
         case "repo_def":
@@ -181,10 +180,10 @@ def judge(instance: Instance, output: str) -> Row:
             figures = {"exact_match": metrics.right_choice(output, first, answers)}
         case "alce_asqa":
             figures = {"str_em": metrics.share_of_groups(metrics.without_citations(first), meta["answers"])}
-            figures["citations"] = metrics.count_of_citations(first)
+            figures["citations"] = float(len(metrics.citations(first)))
         case "alce_qampari":
             figures = metrics.listed_answers(metrics.without_citations(first), meta["answers"])
-            figures["citations"] = metrics.count_of_citations(first)
+            figures["citations"] = float(len(metrics.citations(first)))
         case "proc":
             figures = {
                 "row_f1": metrics.row_f1(output, answers[0]),
@@ -195,9 +194,12 @@ def judge(instance: Instance, output: str) -> Row:
             if instance.task == "rag":
                 figures["f1"] = metrics.best_f1(first, answers)
     main = next(iter(figures))
-    return {"metric": main, "score": figures[main], "figures": figures, "parsed": parsed} | {
-        "refused": metrics.is_refusal(output)
-    }
+    found: Row = {"metric": main, "score": figures[main], "figures": figures, "parsed": parsed}
+    if instance.task.startswith("alce"):  # for whoever asks whether they bear out what they are cited for
+        shown = meta.get("documents", [])
+        found["read"] = first
+        found["cited"] = {str(n): shown[n - 1] for n in metrics.citations(first) if 1 <= n <= len(shown)}
+    return found | {"refused": metrics.is_refusal(output)}
 
 
 def _behind_prefix(output: str, prefix: str) -> str:

@@ -15,6 +15,7 @@ _REFUSAL = re.compile(
     r"provided|stated)|no information|cannot be (?:found|determined))",
     re.IGNORECASE,
 )
+_MARK = re.compile(r"\s*\[\d+(?:\s*[,;]\s*\d+)*\]")  # of documents, as [1][2] or [1, 2]
 _RANKS = 10  # as HELMET measures rerankers
 _TOP = 5  # answers of QAMPARI of which no more are expected
 
@@ -75,13 +76,13 @@ def listed_answers(output: str, groups: Sequence[Sequence[str]]) -> dict[str, fl
 
 
 def without_citations(output: str) -> str:
-    """An output without its marks [1]."""
-    return re.sub(r"\s*\[\d+\]", "", output)
+    """An output without its marks [1] or [1, 2]."""
+    return _MARK.sub("", output)
 
 
-def count_of_citations(output: str) -> float:
-    """How many marks [1] an output has."""
-    return float(len(re.findall(r"\[\d+\]", output)))
+def citations(output: str) -> list[int]:
+    """The numbers in an output's marks, in order."""
+    return [int(number) for mark in _MARK.findall(output) for number in re.findall(r"\d+", mark)]
 
 
 def parse_ranking(output: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -70,25 +69,7 @@ class PanelJudge:
     def estimate(self, items: Sequence[AnswerItem]) -> Estimate | None:
         """The sum over the judges that ask somebody; a cost that is not known for one is not known for all."""
         parts = [each for judge in self.judges if (each := judge.estimate(items)) is not None]
-        if not parts:
-            return None
-        total = parts[0]
-        for each in parts[1:]:
-            usd = [
-                None if a is None or b is None else a + b
-                for a, b in ((total.likely_usd, each.likely_usd), (total.most_usd, each.most_usd))
-            ]
-            total = replace(
-                total,
-                requests=total.requests + each.requests,
-                cached=total.cached + each.cached,
-                prompt_tokens=total.prompt_tokens + each.prompt_tokens,
-                completion_tokens=total.completion_tokens + each.completion_tokens,
-                likely_usd=usd[0],
-                most_usd=usd[1],
-                spent_usd=total.spent_usd + each.spent_usd,
-            )
-        return total
+        return sum(parts[1:], parts[0]) if parts else None
 
     def _joined(self, said: Sequence[AnswerGrades | None]) -> AnswerGrades:
         grades: dict[str, float | None] = {}

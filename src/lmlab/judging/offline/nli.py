@@ -106,6 +106,16 @@ class OnnxNli:
             found.append(row)
         return found
 
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the most probable label of a text and a claim is support, of all of the text or of one of its
+        sentences: what is longer than the graph's input is cut there.
+        """
+        assert self.support is not None
+        parts = [list(dict.fromkeys([text, *sentences(text)])) for text, _ in pairs]
+        asked = [(part, claim) for each, (_, claim) in zip(parts, pairs, strict=True) for part in each]
+        supported = iter(self._probabilities(asked).argmax(1) == self.support)
+        return [any([bool(next(supported)) for _ in each]) for each in parts]
+
     def _probabilities(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         self.tokenizer.enable_truncation(self.length)
         self.tokenizer.enable_padding(length=self.length if self.fixed else None)

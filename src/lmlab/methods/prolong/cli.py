@@ -9,7 +9,7 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
-from lmlab.commandline.options import ModelPlace, NewRun, example
+from lmlab.commandline.options import ModelPlace, NewRun, OnlyTell, example
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
@@ -214,7 +214,8 @@ def rope(model: ModelPlace, longer: LongerWindow) -> None:
     epilog=example(
         "lmlab long judge runs/long --judge coverage",
         "lmlab long judge helmet/narrativeqa_7892-8192 --task answer -j openai:NAME --base-url https://HOST/v1"
-        " --key-env KEY",
+        " --key-env KEY --price 0.15,0.6 --dry-run",
+        "lmlab long judge helmet/alce_asqa_30-8192 --task alce_asqa --judge onnx-nli:models/nli/model.onnx",
     )
 )
 @options(AnswerJudgeConfig, exclude=("rubric", "calibration"))
@@ -222,11 +223,18 @@ def judge(
     results: Annotated[Path, typer.Argument(help="A directory of `eval`, in the mode generate, or of `helmet`.")],
     settings: AnswerJudgeConfig,
     task: Annotated[list[str], typer.Option(help="Tasks whose answers are judged.")] = ["summ"],  # noqa: B006
+    dry_run: OnlyTell = False,
     new_run: NewRun = False,
 ) -> None:
-    """Let a judge say what summaries and answers are worth: fluency, claims and correctness, as in HELMET."""
-    from lmlab.methods.prolong.judged import judge_results
+    """Let a judge say what summaries and answers are worth: fluency, claims and correctness, as in HELMET; and of
+    answers with citations (alce_asqa, alce_qampari) whether the documents bear out what they are cited for.
+    """
+    from lmlab.methods.prolong.judged import estimate_judgment, judge_results
 
+    if dry_run:
+        cost = estimate_judgment(results, settings, task)
+        print(cost if cost is not None else "No requests: the judge is offline.")
+        return
     found = judge_results(results, settings, task, new_run)
     rows: list[list[object]] = []
     for name, cells in found["tasks"].items():

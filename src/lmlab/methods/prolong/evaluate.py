@@ -175,20 +175,41 @@ def evaluate_helmet(
             device=evaluator.scorer.description,
             how={"weights": weights},
         )
-        rows = read_suite_rows(place)
-        path = write_helmet_results(directory, each, rows, model)
+        judged = read_judged(place)
+        path = write_helmet_results(directory, each, read_suite_rows(place), model, _citation_figures(each, judged))
         found[path.name] = read_mapping(path.with_name(f"{path.name}.score"))
-        reached.append(reached_by(each, found[path.name], place))
+        reached.append(reached_by(each, found[path.name], judged))
     write_json(directory / SUITES, {"tasks": scores(reached), "suites": suites(reached)})
     return found
 
 
-def reached_by(found: HelmetSet, figures: Mapping[str, float], place: Path) -> Reached:
+def read_judged(place: Path) -> dict[str, Any] | None:
+    """What a judge made of a data set of HELMET: `n` and `graded` answers, and means; None where it has not spoken.
+    Where it has graded a part alone, which is pointed out, there is no mean: it would not be one of the set.
+    """
+    judged = read_mapping(place / JUDGED) if (place / JUDGED).exists() else {}
+    cell = next((cell for each in judged.get("tasks", {}).values() for cell in each.values()), None)
+    if cell is None or cell["graded"] == cell["n"]:
+        return cell
+    console.print(
+        f"{place.name}: {cell['graded']:,} of {cell['n']:,} answers have a grade, so that no judged figure is told."
+        " Judge it again to ask for the others.",
+        markup=False,
+    )
+    return {"n": cell["n"], "graded": cell["graded"]}
+
+
+def _citation_figures(found: HelmetSet, judged: Mapping[str, Any] | None) -> dict[str, float]:
+    """Recall and precision of citations, under HELMET's names, where a judge has told them."""
+    if judged is None or FAMILIES[family_of(found.name)].category != "cite" or "recall" not in judged:
+        return {}
+    return {"citation_rec": judged["recall"], "citation_prec": judged["precision"]}
+
+
+def reached_by(found: HelmetSet, figures: Mapping[str, float], judged: Mapping[str, Any] | None) -> Reached:
     """The figure that stands for a data set of HELMET, 0 to 100: a judge's where it needs one."""
     family = FAMILIES[family_of(found.name)]
     if family.judge is None:
         return Reached(found.name, found.length, figures.get(family.metric), False)
-    judged = read_mapping(place / JUDGED) if (place / JUDGED).exists() else {}
-    cells = [cell for each in judged.get("tasks", {}).values() for cell in each.values()]
-    value = cells[0].get(family.judge) if cells else None
+    value = (judged or {}).get(family.judge)
     return Reached(found.name, found.length, None if value is None else 100 * value, True)

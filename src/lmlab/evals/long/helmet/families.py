@@ -21,7 +21,7 @@ class Family:
         judged_as: the task by which its answers are judged.
         key: field that tells its questions apart.
         category: of HELMET.
-        metric: the figure that stands for a set.
+        metric: the figure that stands for a set, by HELMET's name.
         judge: what that figure is where a judge has read the answers; None where none is needed.
     """
 
@@ -138,9 +138,11 @@ def _alce(row: Mapping[str, Any], demos: Rows, name: str) -> dict[str, Any]:
         meta = {"answers": [_answers(each["short_answers"]) for each in row["qa_pairs"]]}
     if not meta["answers"]:
         raise ValueError("no answers")
+    count = int(found[1]) if found else None
+    meta["documents"] = [f"{each.get('title', '')}: {each['text']}" for each in row["docs"][:count]]
     return {
         "instruction": f"{how} by the documents{more}",
-        "context": "\n\n\n".join([*shown, _numbered(row, int(found[1]) if found else None)]),
+        "context": "\n\n\n".join([*shown, _numbered(row, count)]),
         "question": f"Question: {row['question']}",
         "prefix": "Answer:",
         "answer": [_told(row)],
@@ -165,18 +167,18 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 FAMILIES: dict[str, Family] = {
-    "json_kv": Family(_json_kv, "json_kv", "recall", "substring_match"),
-    "kilt": Family(_kilt, "rag", "rag", "substring_match", "id"),
-    "msmarco": Family(_msmarco, "rerank", "rerank", "ndcg10", "qid"),
-    "ruler": Family(_ruler, "niah_multivalue", "recall", "recall"),
-    "narrativeqa": Family(_export, "answer", "longqa", "rougeL", judge="score"),
-    "infbench_qa": Family(_export, "answer", "longqa", "rougeL"),
+    "json_kv": Family(_json_kv, "json_kv", "recall", "substring_exact_match"),
+    "kilt": Family(_kilt, "rag", "rag", "substring_exact_match", "id"),
+    "msmarco": Family(_msmarco, "rerank", "rerank", "NDCG@10", "qid"),
+    "ruler": Family(_ruler, "niah_multivalue", "recall", "ruler_recall"),
+    "narrativeqa": Family(_export, "answer", "longqa", "rougeL_f1", judge="score"),
+    "infbench_qa": Family(_export, "answer", "longqa", "rougeL_f1"),
     "infbench_choice": Family(_export, "choice", "longqa", "exact_match"),
-    "infbench_sum": Family(_export, "summ", "summ", "rougeL", judge="score"),
-    "multi_lexsum": Family(_export, "summ", "summ", "rougeL", judge="score"),
+    "infbench_sum": Family(_export, "summ", "summ", "rougeL_f1", judge="score"),
+    "multi_lexsum": Family(_export, "summ", "summ", "rougeL_f1", judge="score"),
     "icl": Family(_export, "icl", "icl", "exact_match"),
     "alce_asqa": Family(_alce, "alce_asqa", "cite", "str_em"),
-    "alce_qampari": Family(_alce, "alce_qampari", "cite", "rec_top5"),
+    "alce_qampari": Family(_alce, "alce_qampari", "cite", "qampari_rec_top5"),
 }
 """By what the names of the data sets begin with."""
 

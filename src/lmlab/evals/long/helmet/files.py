@@ -24,6 +24,17 @@ from lmlab.files import read_json, read_jsonl, read_yaml, write_json
 _LISTS = ("input_max_length", "datasets", "generation_max_length", "test_files", "demo_files")
 _OTHERS = "use_chat_template max_test_samples shots stop_new_line stop_newline model_name_or_path output_dir tag seed"
 _KNOWN = frozenset((*_LISTS, *_OTHERS.split(), "do_sample", "temperature", "top_p", "save_path"))
+_METRICS = {
+    "substring_match": "substring_exact_match",
+    "ndcg10": "NDCG@10",
+    "rougeL": "rougeL_f1",
+    "rec_top5": "qampari_rec_top5",
+}
+"""Figures that HELMET's collector looks for under other names than ours."""
+_OF_FAMILY = {
+    "ruler": {"recall": "ruler_recall"},
+    "alce_qampari": {"recall": "qampari_rec", "precision": "qampari_prec"},
+}
 _MOST_SAMPLES = 100  # as HELMET's own configurations ask for
 _SEED = 42  # HELMET's
 _CHARACTERS = 6  # that a token has at most, on average, in what is cut first
@@ -190,20 +201,33 @@ def _cut(asking: Asking, instance: Instance, room: int) -> Instance:
     return instance.model_copy(update={"prompt_tokens": tokens})
 
 
-def write_helmet_results(directory: str | Path, found: HelmetSet, rows: Sequence[Row], model: str) -> Path:
-    """Write `NAME.json` and `NAME.json.score`, as HELMET names and lays them out; returns the first."""
+def write_helmet_results(
+    directory: str | Path,
+    found: HelmetSet,
+    rows: Sequence[Row],
+    model: str,
+    more: Mapping[str, float] | None = None,
+) -> Path:
+    """Write `NAME.json` and `NAME.json.score`, as HELMET names and lays them out, figures by its names from 0 to 100;
+    returns the first.
+
+    Arguments:
+        more: figures that stand for the whole set, 0 to 1.
+    """
     directory = Path(directory)
     test = Path(found.test_file).stem or found.name
     name = (
         f"{found.name}_eval_{test}_in{found.length}_size{found.samples}_shots{found.shots}_sampFalsemax{found.budget}"
     )
     name += f"min0t0.0p1.0_chat{found.chat}_42.json"
+    names = _METRICS | _OF_FAMILY.get(family_of(found.name), {})
     metrics = sorted({figure for row in rows for figure in row["figures"]})
     values = {
-        metric: [100 * row["figures"][metric] for row in rows if row["figures"].get(metric) is not None]
+        names.get(metric, metric): [100 * row["figures"][metric] for row in rows if metric in row["figures"]]
         for metric in metrics
     }
-    averaged = {metric: sum(each) / len(each) for metric, each in values.items() if each}
+    averaged = {metric: sum(each) / len(each) for metric, each in values.items()}
+    averaged |= {metric: 100 * value for metric, value in (more or {}).items()}
     path = directory / name
     write_json(
         path,
@@ -211,6 +235,7 @@ def write_helmet_results(directory: str | Path, found: HelmetSet, rows: Sequence
             "args": {"model_name_or_path": model, "datasets": found.name, "input_max_length": found.length},
             "data": [
                 {"id": row["id"], "output": row["output"], "answer": row["answer"], "depth": row["depth"]}
+                | {names.get(metric, metric): value for metric, value in row["figures"].items()}
                 for row in rows
             ],
             "metrics": values,
