@@ -35,7 +35,7 @@ from lmlab.reports import (
 )
 from lmlab.reports.blocks import NoteKind
 
-_BIASED = 0.1
+_BIASED = 0.1  # a judge that prefers one place by that much; asking in both orders takes it out of the mean
 
 
 def judgment_sections(figures: dict[str, Any]) -> list[Section]:

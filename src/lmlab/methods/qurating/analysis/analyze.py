@@ -22,8 +22,8 @@ from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 
 _AVERAGE = "_average"
-_BINS = 41
-_TEXT_CHARACTERS = 4000
+_BINS = 41  # edges of 40 bars, between the outer thousandths
+_TEXT_CHARACTERS = 4000  # of each text in memory: what a page can show
 
 
 @dataclass

@@ -20,7 +20,7 @@ from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, a
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 WRITE, JOIN = "lmlab quality attributes", "lmlab quality join"
-_ROWS = 2**14
+_ROWS = 2**14  # written at once: more take memory for the scores of their spans
 
 
 def write_attributes(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_CHARACTERS = 600
+_CHARACTERS = 600  # of each text: enough to see what was rated, few enough to read many
 
 
 @dataclass(frozen=True)

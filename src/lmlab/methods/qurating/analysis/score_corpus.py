@@ -29,7 +29,7 @@ from lmlab.methods.qurating.selecting.tables.table import RatedTable, as_texts
 
 KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
 _COMMAND = "lmlab quality score"
-_SAMPLE = 20_000
+_SAMPLE = 20_000  # texts that a scorer learns the corpus from: more take memory, fewer leave rare words out
 
 
 def score_corpus(

@@ -21,10 +21,10 @@ from lmlab.errors import UserError
 from lmlab.files import read_mapping, sha256_json, write_json
 
 Floats = NDArray[np.float64]
-BUCKETS = 10_000
+BUCKETS = 10_000  # as DSIR has (Xie et al. 2023)
 TIERS = ("low", "medium-low", "medium", "medium-high", "high")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_PERCENTILES = 20
+_PERCENTILES = 20  # as Nemotron-CC has
 _AT_ONCE = 1024  # texts whose words are in memory
 
 

@@ -22,7 +22,7 @@ from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 BLOCK = 1024  # texts that are scored at once, and by a model lost when it is killed
-_POLL_S = 0.5
+_POLL_S = 0.5  # between looks while others score: less asks the file system often, more waits after the last block
 
 
 class Scores(Protocol):

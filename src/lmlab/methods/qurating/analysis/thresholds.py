@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
+SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)  # of tokens that are kept, from hardly filtered to a tenth
 _LENGTHS = ("short", "medium", "long")
-_CHARACTERS = 500
+_CHARACTERS = 500  # of each text: enough to see what was rated
 
 
 def what_thresholds_keep(

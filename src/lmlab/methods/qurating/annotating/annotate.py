@@ -45,7 +45,7 @@ from lmlab.methods.qurating.rating.rater import annotation
 from lmlab.methods.qurating.selecting.tables.writing import join_tables
 
 _log = logging.getLogger(__name__)
-_POLL_S = 0.5
+_POLL_S = 0.5  # between looks at what others do: less asks the file system often, more waits after it
 _COMMAND = "lmlab quality annotate"
 _OUTPUTS = "[0-9]*.parquet"
 _NOTES = ("annotation.json", "rejects.jsonl")

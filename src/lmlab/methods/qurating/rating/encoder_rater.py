@@ -20,7 +20,7 @@ from lmlab.files import content_digest, read_mapping, sha256_json
 from lmlab.hardware import select_device, select_dtype
 from lmlab.methods.qurating.rating.rater import Ids, Rater, Scores
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}  # padded, of a pass: more take memory, fewer leave a processor waiting
 _FILES = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "*.model", "special_tokens_map.json")
 _ENCODERS = re.compile(
     r"bert|electra|mpnet|xlnet|deberta|roberta|albert|nystromformer|big_bird|longformer|funnel|esm", re.IGNORECASE

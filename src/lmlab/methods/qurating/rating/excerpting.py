@@ -11,7 +11,7 @@ from hashlib import blake2b
 from lmlab.data import Document, Tokenizer
 from lmlab.methods.qurating.config import ExcerptConfig
 
-_CHARACTERS_A_TOKEN = 40
+_CHARACTERS_A_TOKEN = 40  # hardly any text has longer tokens, so that the excerpt still fills up
 
 
 @dataclass(frozen=True)

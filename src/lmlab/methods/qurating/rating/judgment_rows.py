@@ -17,8 +17,8 @@ from lmlab.errors import UserError
 from lmlab.judging import MISSING, Judgment
 from lmlab.methods.qurating.rating.problems import NoConfidentPairs
 
-_SLACK = 1e-9
-_BINS = 10
+_SLACK = 1e-9  # rounding must not decide at the boundary
+_BINS = 10  # of confidence, each 0.1 wide
 
 
 @dataclass(frozen=True)

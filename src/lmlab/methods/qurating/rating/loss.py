@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmlab.judging import MISSING
 
-_SLACK = 1e-9
+_SLACK = 1e-9  # rounding must not decide at the boundary
 
 
 def kept_labels(labels: Tensor, confidence: float = 0.5) -> Tensor:

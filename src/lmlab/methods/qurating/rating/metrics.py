@@ -12,8 +12,8 @@ from lmlab.judging import MISSING
 from lmlab.stats import calibration_error
 
 Floats = NDArray[np.float64]
-THRESHOLDS = (0.0, 0.5, 0.8)
-_SLACK = 1e-9
+THRESHOLDS = (0.0, 0.5, 0.8)  # all pairs, those that are learned from by default, and those that are hardly in doubt
+_SLACK = 1e-9  # rounding must not decide at the boundary
 
 
 def pair_metrics(difference_PC: Floats, labels_PC: Floats, criteria: Sequence[str], votes: int = 0) -> dict[str, Any]:

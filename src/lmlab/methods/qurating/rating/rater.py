@@ -28,7 +28,7 @@ from lmlab.models import Transformer, from_pretrained, read_settings, save_pretr
 from lmlab.runs import Artifact
 
 _log = logging.getLogger(__name__)
-_BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}  # padded, of a pass: more take memory, fewer leave a processor waiting
 
 Scores = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.int32]

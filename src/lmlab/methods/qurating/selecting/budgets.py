@@ -13,7 +13,7 @@ from lmlab.errors import UserError, did_you_mean
 from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
-_OVERSHOOT = 0.01
+_OVERSHOOT = 0.01  # of the whole budget, that need not be mended
 
 
 def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: SelectionConfig) -> list[int]:

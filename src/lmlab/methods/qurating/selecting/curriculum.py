@@ -21,8 +21,8 @@ from lmlab.methods.qurating.selecting.tables.ids import ranks
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter, promote
 
-_BUCKET_ROWS = 2**17
-_MOST_BUCKETS = 256
+_BUCKET_ROWS = 2**17  # rows that are sorted in memory, with their texts
+_MOST_BUCKETS = 256  # files open at once; systems allow 1,024 by default
 _RANK = "\0rank"
 
 

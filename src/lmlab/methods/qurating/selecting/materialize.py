@@ -17,7 +17,7 @@ from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, a
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 FILTER = "lmlab quality filter"
-SHARD_TOKENS = 500_000_000
+SHARD_TOKENS = 500_000_000  # about 2 GB of text: files that can be moved, and few of them for a large corpus
 Place = Callable[[str], Path]
 
 

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 
-_LOW_BITS = 26
-_MANTISSA_BITS = 53
+_LOW_BITS = 26  # the lower half of a mantissa; the upper one has 27
+_MANTISSA_BITS = 53  # of float64
 _PIECE = 2**20  # so many summands of 27 bits are added in float64 without rounding
 
 

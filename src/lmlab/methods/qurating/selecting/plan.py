@@ -25,10 +25,10 @@ from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.tables.scan import Measure, Scan, scan
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular
 
-_BINS = 4096
+_BINS = 4096  # of ratings, each counted as its mean: fewer blur a threshold, more take memory
 _CELLS = 2**22  # of all domains
-_DECILES = 10
-TAUS = (0.0, 0.25, 0.5, 1.0, 2.0, math.inf)
+_DECILES = 10  # of `decile_shares`
+TAUS = (0.0, 0.25, 0.5, 1.0, 2.0, math.inf)  # from the best alone to all alike
 
 Floats = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from lmlab.methods.qurating.selecting.drawing.temperature import check_temperatu
 from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus, NonFiniteRating
 
 Floats = NDArray[np.float64]
-_LARGEST_EXACT = 9
+_LARGEST_EXACT = 9  # of 9 rows there are 362,880 orders, of 10 ten times as many
 _SHARP = 1e12  # beyond it float64 cannot tell the times of rows apart, and chances are 0 and 1
 
 

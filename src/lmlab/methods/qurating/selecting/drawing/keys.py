@@ -18,7 +18,7 @@ from lmlab.errors import UserError
 
 U64 = NDArray[np.uint64]
 Floats = NDArray[np.float64]
-_MASK = 2**64 - 1
+_MASK = 2**64 - 1  # of 64 bits
 
 
 def mix(x: U64) -> U64:

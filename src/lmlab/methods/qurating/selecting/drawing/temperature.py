@@ -6,7 +6,7 @@ import math
 
 from lmlab.methods.qurating.selecting.problems import BadTemperature
 
-_SMALLEST = 1e-200
+_SMALLEST = 1e-200  # below it noise times the temperature is lost beside any rating
 
 
 def is_zero(tau: float) -> bool:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINS = 2**20  # over all domains
-_LEAST_BINS = 16
-_CANDIDATES = 2**20
-_LEVELS = 12
+_LEAST_BINS = 16  # of a domain, however many there are; fewer take more passes
+_CANDIDATES = 2**20  # rows near the thresholds that are sorted in memory
+_LEVELS = 12  # passes at most: each divides what is open by the bins, so that a few are enough
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -29,10 +29,10 @@ from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
 
 _log = logging.getLogger(__name__)
-_ROWS = 2**20
-_SHOWN = 5
+_ROWS = 2**20  # read at once from the disk
+_SHOWN = 5  # ids in a message
 _ROW_IDS = "or take the rows' numbers with --row-ids (row_ids: true)"
-UNLABELED = np.uint64(2**64 - 1)
+UNLABELED = np.uint64(2**64 - 1)  # a hash that no label has but by one chance in 2**64
 _NO_LABEL = ("", "-1", "-1.0")
 _SORTED_AT_ONCE = 2**25  # ids, 256 MB
 NO_DOMAIN = ""

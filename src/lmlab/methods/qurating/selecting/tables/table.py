@@ -19,7 +19,7 @@ from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.files import open_raw
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of
 
-_ROWS = 2**18
+_ROWS = 2**18  # read at once, of few columns
 Tabular = (
     str | Path | Sequence[str | Path] | Mapping[str, Any] | Any
 )  # the last is a table of Arrow, which has no types
