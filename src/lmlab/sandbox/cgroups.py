@@ -19,8 +19,8 @@ from lmlab.sandbox.limits import MIB, Limits
 
 _ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")  # the last one only counts, and is part of cpu in version 2
-_PERIOD_US = 100_000
-_NEW_S = 10.0
+_PERIOD_US = 100_000  # Linux's own default
+_NEW_S = 10.0  # a group this new may be about to get its first process
 
 
 @dataclass

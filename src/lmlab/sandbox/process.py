@@ -17,9 +17,9 @@ from typing import BinaryIO, Literal
 from lmlab.sandbox.limits import SandboxFailure
 
 Stop = Literal["time", "memory", "disk"]
-_PIECE = 1 << 16
-_POLL_S = 0.1
-_GRACE_S = 5.0
+_PIECE = 1 << 16  # bytes: what a pipe holds by default
+_POLL_S = 0.1  # what a process can overrun a limit by before it is seen
+_GRACE_S = 5.0  # for what dead processes still have in the pipe
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import struct
 
-_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_* of linux/audit.h
 # From 424 on Linux numbers its system calls alike on all architectures
 _DENIED_EVERYWHERE = {
     "io_uring_setup": 425,
@@ -84,10 +84,10 @@ _DENIED = {
         **_DENIED_EVERYWHERE,
     },
 }
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of linux/bpf_common.h: ld [k], jeq, jge, ret
 _ALLOW, _KILL, _EPERM, _EAFNOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050061
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the lower half of the argument
-_SOCKET = {"x86_64": 41, "aarch64": 198}
+_SOCKET = {"x86_64": 41, "aarch64": 198}  # numbers of socket(2)
 # Unix, IPv4, IPv6, netlink. Others reach past the network's namespace: vsock to the machine that this one runs in
 _FAMILIES = (1, 2, 10, 16)
 _X32 = 0x40000000  # calls of the x32 interface have other numbers for the same things

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _OWN_RULE = "forged: the answer compares by a rule of its own"
+# What a model's code prints or yields may be endless. Longer numbers are sent as text, which no reader rounds.
 _MOST_PRINTED, _MOST_ITEMS, _SHORT = 1 << 20, 100_000, 1 << 62
 _DICT_VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {

@@ -31,7 +31,7 @@ from lmlab.runs import Artifact, ModelInput, Results, Stage, StageContext, Vocab
 from lmlab.runs.stage import InputMarker
 
 _RUN = "run"
-_SHOWN = 5
+_SHOWN = 5  # in a message: enough to see what failed
 
 
 PatchesInput = Annotated[str, InputMarker(Patches)]

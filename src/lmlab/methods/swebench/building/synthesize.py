@@ -18,7 +18,7 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.answers import diff_of
 from lmlab.methods.swebench.patches.split import is_test, runnable_tests
 
-_MOST_OF_A_FUNCTION = 5
+_MOST_OF_A_FUNCTION = 5  # instances, so that one long function does not make them all
 _FAILURE = re.compile(r"^E   +(.*)$", re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ from lmlab.errors import LmlabError
 from lmlab.files import read_mapping, sha256_json, write_json
 
 _READY = "ready.json"
-_TIMEOUT_S = 900
+_TIMEOUT_S = 900  # of one command: packages that are compiled take minutes, what hangs is never done
 
 
 class EnvironmentSpec(Config):

@@ -27,7 +27,7 @@ from lmlab.progress import progress
 from lmlab.stats import wilson
 
 _RESULT = "result.json"
-_POLL_S = 0.2
+_POLL_S = 0.2  # between looks at what others hold: less asks the file system often, more waits after the last one
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lmlab.methods.swebench.instances.predictions import Prediction
 from lmlab.methods.swebench.patches.repair import LEVELS, RepairLevel, repair_patch
 from lmlab.sandbox.box import get_file
 
-_MOST_BYTES = 4 << 20
+_MOST_BYTES = 4 << 20  # of a file that is searched for where a patch belongs
 
 
 def reader_of(tree: Path) -> Callable[[str], str | None]:

@@ -21,7 +21,7 @@ from lmlab.sandbox.box import get_file
 
 PYTEST = ("python", "-m", "pytest", "-rA", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts=")
 _RESULTS, _JUNIT, _LIST = "/results", "junit.xml", "arguments"
-_MOST_XML = 64 << 20
+_MOST_XML = 64 << 20  # bytes: the code under test writes it, and could fill memory
 _MOST_ARGUMENTS = 100_000  # bytes of file names on a command line; more are read from a file
 _OF_A_FILE = "import sys, pytest; sys.exit(pytest.main(open(sys.argv[1]).read().split('\\0')))"
 

@@ -16,7 +16,7 @@ from lmlab.methods.swebench.patches.diff import read_diff
 
 Source = Literal["bm25", "oracle", "oracle-collapsed", "none"]
 K1, B = 0.9, 0.4  # of Pyserini, with which the original ranks
-HITS = 20
+HITS = 20  # as the original retrieves; more than fit a prompt
 _TEST_WORDS = {"test", "tests", "testing"}
 _AROUND = 15  # lines that are shown before and after an edit
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")

@@ -14,7 +14,7 @@ _REFERENCE = re.compile(r"(?<![\w&/])#\d+\b|\b(?:issue|pull request|PR)\s+#?\d+\
 _MESSAGE = re.compile(
     r"pytest\.(?:raises|warns|deprecated_call)\([^\n]*match|self\.assert(?:Output|Raises)|checks\.Error"
 )
-_FEWEST_WORDS, _MOST_HUNKS = 40, 3
+_FEWEST_WORDS, _MOST_HUNKS = 40, 3  # the rules of SWE-bench Lite
 
 
 def lite_criteria(instance: Instance) -> list[str]:

@@ -17,7 +17,7 @@ from lmlab.methods.swebench.grading.parsers.status import (
 
 _COUNT = re.compile(r"\[\d+\]")
 _OPTION = re.compile(r"(.*?)\[(.*)\]")
-_CONTROL = {code: None for code in range(1, 32) if code != 10}
+_CONTROL = {code: None for code in range(1, 32) if code != 10}  # all but the line feed, which are taken out
 _COLOR = re.compile(r"\[\d+m")
 
 

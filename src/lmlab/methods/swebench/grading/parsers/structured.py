@@ -17,7 +17,7 @@ from lmlab.methods.swebench.grading.parsers.status import (
     StatusMap,
 )
 
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 64 << 20  # the code under test writes it, and could fill memory
 
 
 class _Refused(Exception):

@@ -33,7 +33,7 @@ if git apply --check --reverse "$1" 2>/dev/null; then echo "applied: already"; e
 clean
 exit 71
 """
-_NOT_APPLIED = 71
+_NOT_APPLIED = 71  # the script's own, which no command in it exits with
 _NO_SPACE = "No space left on device"
 
 

@@ -20,7 +20,7 @@ from lmlab.files import atomic_file
 from lmlab.methods.swebench.harness.workspaces.git import git, run_git
 
 DOT_GIT = ".git"
-MOST_FILES, MOST_BYTES = 200_000, 4 << 30
+MOST_FILES, MOST_BYTES = 200_000, 4 << 30  # of an archive from outside, which may claim any number
 
 
 def tree_files(folder: Path) -> Iterator[str]:
