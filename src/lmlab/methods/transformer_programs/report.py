@@ -10,7 +10,7 @@ from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.reports import Block, Code, Figure, Note, Section, Series, Table, line_chart
 from lmlab.reports.blocks import NoteKind
 
-_SHOWN_LINES = 400
+_SHOWN_LINES = 400  # more make the page long; the file beside it has all
 
 _SAYS: dict[bool, tuple[NoteKind, str]] = {True: ("good", "agree"), False: ("bad", "DIFFER")}
 

@@ -9,7 +9,7 @@ from lmlab.evals.rows import Row
 from lmlab.methods.tutor.scoring.compare import verdict
 from lmlab.reports import Block, Details, Facts, Figure, Note, Paragraph, Sample, Section, Table, bar_chart
 
-_SAMPLES = 4
+_SAMPLES = 4  # half of them the best answers, half the worst
 _CHARACTERS = 1500  # of an answer on the page
 
 

@@ -28,7 +28,7 @@ from lmlab.methods.transformer_programs.tasks.dataset import Dataset
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, UNK, Example
 
 MANIFEST, PYTHON = "manifest.json", "program.py"
-_RANDOM = 2000
+_RANDOM = 2000  # sequences beside the data, which may not reach what a program has rules for
 
 
 def export_program(

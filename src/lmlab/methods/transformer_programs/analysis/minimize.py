@@ -24,11 +24,11 @@ from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program,
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
 
-_MOST_EXAMPLES = 3000
-_ITERATIONS = 60
+_MOST_EXAMPLES = 3000  # each step is measured on all of them, and there are many steps
+_ITERATIONS = 60  # of L-BFGS: the search fits again after each step, and has not far to go
 _FITTED = 1000  # examples that a step of the search fits to; all that it uses measure it
 _STEPS_BACK = 6  # of the search that the check on all examples may undo
-_PENALTY = 1e-5
+_PENALTY = 1e-5  # what examples leave open then stays near 0, and what they tell is hardly moved
 
 
 @dataclass(frozen=True)

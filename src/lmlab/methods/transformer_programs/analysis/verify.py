@@ -18,8 +18,8 @@ from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
 from lmlab.methods.transformer_programs.program.ir import Program, spelled
 
-TOLERANCE = 1e-4
-_AT_ONCE = 4096
+TOLERANCE = 1e-4  # of logits: sums in fp32 of another order differ by less, another rule by much more
+_AT_ONCE = 4096  # sequences: more take memory, fewer start more passes
 
 Oracle = Callable[[Sequence[str]], Sequence[Any] | str]
 """The right labels of a sequence; `<pad>` or None where there is none."""

@@ -25,7 +25,7 @@ from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Class
 CATEGORIES = "Emb{i}.V{j:02d}"
 DISCRETE = Sampler("argmax", 1.0)
 _PAD = "<pad>"
-_AT_ONCE = 4096
+_AT_ONCE = 4096  # inputs: more take memory, fewer start more passes
 
 
 @dataclass

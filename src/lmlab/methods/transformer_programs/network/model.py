@@ -24,7 +24,7 @@ from lmlab.methods.transformer_programs.network.sampling import HARD, NOISY, Sam
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 
 _NO_MATCH = 1e-20  # log of it is the score of a place that does not match; float32 only
-_NEVER = -1e30
+_NEVER = -1e30  # its softmax is exactly 0; infinity would give NaN where nothing is left
 _SHARP = 1e-10  # of the default to the first place, as in the reference
 
 

@@ -26,7 +26,7 @@ many places away as there are matches.
 
 UNKNOWN, PADDING = "<unk>", "<pad>"
 _MOST_CELLS = 1 << 22  # of the matrix of places by places of all sequences that run at once
-_DENSE = 1 << 20
+_DENSE = 1 << 20  # cells of a table that is looked up by place (8 MiB); larger ones by search
 _NEVER = np.iinfo(np.int32).max
 
 

@@ -20,7 +20,7 @@ from lmlab.methods.transformer_programs.tasks.rasp import BOS, EOS, PAD, UNK, Ex
 from lmlab.progress import console
 
 _RESERVED = (PAD, BOS, EOS)
-_MOST_UNFIT = 0.5
+_MOST_UNFIT = 0.5  # of the lines: more is another kind of file
 
 
 def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:

@@ -13,9 +13,9 @@ from lmlab.methods.transformer_programs.network.convert import DISCRETE, one_see
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.tasks.dataset import Split
 
-_ITERATIONS = 100
-_PENALTY = 1e-6
-_ROWS = 512
+_ITERATIONS = 100  # of L-BFGS, from where training left off
+_PENALTY = 1e-6  # on the way from there: what examples leave open stays as it was trained
+_ROWS = 512  # sequences in a pass: more take memory, fewer start more passes
 
 
 def polish(model: ProgramTransformer, place: int, split: Split) -> None:

@@ -24,7 +24,7 @@ from lmlab.runs import Artifact
 from lmlab.train import load_weights
 
 NETWORK, WEIGHTS = "network.json", "network.safetensors"
-_NEAR_BEST = 0.01
+_NEAR_BEST = 0.01  # of accuracy: such seeds have found the same program or one as good
 _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is left, has learned something
 
 

@@ -11,7 +11,7 @@ from lmlab.methods.tutor.answering.prompts import Asking, user_message
 from lmlab.methods.tutor.config import Overflow
 from lmlab.methods.tutor.items.item import Book, TutorItem
 
-_SHOWN = 5
+_SHOWN = 5  # ids in a message: enough to see what is too long
 _CUT = "\n\n[...]\n\n"
 
 

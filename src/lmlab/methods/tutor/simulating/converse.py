@@ -23,7 +23,7 @@ from lmlab.progress import progress
 RUBRIC = Path(__file__).with_name("dialogue-v1.yaml")
 ROWS, REPLIES = "conversations.jsonl", "replies.sqlite"
 DONE = "[UNDERSTOOD]"
-_AT_ONCE = 32
+_AT_ONCE = 32  # conversations side by side; each is written when its block ends, so that a stop costs no more
 _LEAK = 0.7  # share of a key point's content words in one turn that gives it away
 _SYSTEM = (
     "You play a {level} student who talks with a tutor{about}. You want to understand this: {goal} You have"

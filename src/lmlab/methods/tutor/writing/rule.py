@@ -25,7 +25,7 @@ _VAGUE = re.compile(
     r"|problem|question|answer|number|value|example))\b",
     re.IGNORECASE,
 )
-_FEWEST_WORDS, _MOST_WORDS = 7, 70
+_FEWEST_WORDS, _MOST_WORDS = 7, 70  # fewer define nothing; more hold several thoughts, of which one would be asked
 _ASKED = ("What is {term}?", "Can you tell me what {term} is?", "I do not understand {term} yet. What is it?",
           "How would you explain {term}?", "What does the text say about {term}?")  # fmt: skip
 _GO_ON = ("Thank you. And what about {term}?", "I see. What is {term} then?", "What does it say about {term}?",
