@@ -29,7 +29,7 @@ _HEADS, _HEAD_DIM = 4, 64
 _TOKENS = {"short": (8, 128), "medium": (4, 512), "long": (1, 4096)}  # rows and tokens of a text, by class
 _PACKED = 4  # texts in a row
 _WEIGHTS = 24  # of 1536 x 576: 85 MB in fp32, more than the caches of most processors hold
-_MOST_ROUNDS, _FEWEST_ROUNDS = 30, 3
+_MOST_ROUNDS, _FEWEST_ROUNDS = 30, 3  # the best of few rounds may be chance, and more than the first say little
 
 
 @dataclass(frozen=True)

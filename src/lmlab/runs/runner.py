@@ -35,7 +35,7 @@ from lmlab.runs.record import Results, StageRecord
 from lmlab.runs.stage import StageContext
 from lmlab.terminal import markup
 
-_NAMED_FILES, _SHOWN_FILES = 5000, 3
+_NAMED_FILES, _SHOWN_FILES = 5000, 3  # of a configuration that are watched for changes, and of changes that are told
 
 
 @dataclass(frozen=True)

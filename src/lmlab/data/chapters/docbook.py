@@ -17,7 +17,7 @@ _DOCTYPE = re.compile(r"<!DOCTYPE[^\[<>]*(?:\[(.*?)\]\s*)?>", re.DOTALL)
 _ENTITY = re.compile(r"<!ENTITY\s+([\w.-]+)\s+(?:\"([^\"]*)\"|'([^']*)')\s*>")
 _REFERENCE = re.compile(r"&([A-Za-z][\w.-]*);")
 _OF_XML = ("amp", "lt", "gt", "quot", "apos")
-_MOST_EXPANSIONS, _LONGEST_ENTITY = 4, 10_000
+_MOST_EXPANSIONS, _LONGEST_ENTITY = 4, 10_000  # one in another, and characters: a few lines can spell gigabytes
 _XML_DECLARATION = re.compile(r"<\?xml[^<>]*\?>")
 
 _CHAPTERS = {"chapter", "appendix", "preface", "article", "refentry"}

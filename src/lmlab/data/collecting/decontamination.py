@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lmlab.data.collecting.words import run_factor, units
 
-RUN_WORDS, SHORTEST = 13, 8
+RUN_WORDS, SHORTEST = 13, 8  # words: runs of 13 as Brown et al. 2020 look for; shorter texts are common phrases
 _WORD = re.compile(r"[^\W_]+")
 _BASE = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: odd, so that no number is lost, with bits that spread well
 

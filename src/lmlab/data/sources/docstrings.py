@@ -13,7 +13,7 @@ from typing import Any
 from lmlab.data.documents import Reject
 from lmlab.data.sources.python_library import PythonLibrarySource
 
-_MIN_CHARACTERS, _MAX_CHARACTERS = 20, 400
+_MIN_CHARACTERS, _MAX_CHARACTERS = 20, 400  # of an answer: shorter ones say nothing, longer ones are manuals
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from lmlab.retrieval.search.quantize import Ranges, quantize
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 
 _OVERSAMPLE = 4  # candidates for each result, as is usual with one-bit codes
+# Of HNSW: links of a node, and candidates while it is linked and searched; more find more and take longer.
 _LINKS, _BREADTH_BUILD, _BREADTH = 32, 200, 200
 
 
