@@ -60,7 +60,7 @@ def measure(model: str, text: str, size: int, new: int, runs: int, precision: st
     config = AnswerConfig(max_new_tokens=new, overflow="truncate_middle", window=size + new, precision=precision)
     config = config.model_copy(update={"device": "cpu"})
     items = [TutorItem(str(n), question, text, path_to_chapter="c") for n, question in enumerate(QUESTIONS)]
-    tutor = LocalTutor(model, config)
+    tutor = LocalTutor.load(model, config)
     # one chapter for all questions, so that they share it as they would without a cut
     shortest = min(prompts_for(tutor.asking, items, "open", size + new, new, "truncate_middle"), key=lambda p: -p.cut)
     kept = tutor.asking.tokenizer.encode(text, "as_text")[

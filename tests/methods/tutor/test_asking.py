@@ -111,7 +111,7 @@ def test_batches_and_shared_chapters_give_the_tokens_of_one_by_one(tutor, questi
     items = load_items(questions)
     found = {}
     for name, settings in {"one": {"share": False, "batch_tokens": 1}, "batch": {"share": False}, "share": {}}.items():
-        made = LocalTutor(str(tutor), config(**settings))
+        made = LocalTutor.load(str(tutor), config(**settings))
         prompts = prompts_for(made.asking, items, "open", made.limit, 12, "error")
         found[name] = {prompt.item.id: done.output for prompt, done in made.answer(prompts)}
     assert found["one"] == found["batch"] == found["share"]
@@ -134,9 +134,10 @@ def test_a_run_goes_on_where_it_was_cut_off_and_refuses_another_model(tutor, que
 
 def test_a_window_beyond_the_model_needs_to_be_said_how(tutor):
     with pytest.raises(UserError, match="more than the model's 1024"):
-        LocalTutor(str(tutor), config(window=4096))
-    made = LocalTutor(str(tutor), config(window=4096, rope_theta="keep"))
+        LocalTutor.load(str(tutor), config(window=4096))
+    made = LocalTutor.load(str(tutor), config(window=4096, rope_theta="keep"))
     assert (
-        made.limit == 4096 and made.model.config.rope_theta == LocalTutor(str(tutor), config()).model.config.rope_theta
+        made.limit == 4096
+        and made.model.config.rope_theta == LocalTutor.load(str(tutor), config()).model.config.rope_theta
     )
-    assert LocalTutor(str(tutor), config(rope_theta="1000000")).model.config.rope_theta == 1e6
+    assert LocalTutor.load(str(tutor), config(rope_theta="1000000")).model.config.rope_theta == 1e6

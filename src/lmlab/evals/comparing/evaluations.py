@@ -47,9 +47,10 @@ def _compare(name: str, first: _Answers, second: _Answers) -> list[Comparison]:
         raise UserError(f"Task '{name}' was measured in two ways.", "The task has changed; evaluate both again.")
     task, (a, b) = first.task, pair_rows(first.rows, second.rows)
     left_out = len(first.rows) - len(a), len(second.rows) - len(b)
+    clusters = [row["cluster"] for row in a] if all("cluster" in row for row in a) else None
     return [
         replace(
-            compare_values(each, task.values(a, each), task.values(b, each)),
+            compare_values(each, task.values(a, each), task.values(b, each), clusters=clusters),
             left_out=left_out,
             lower_is_better=metric_of(task.kind, each).lower_is_better,
         )

@@ -4,7 +4,7 @@ question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,27 @@ def pair_rows(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], l
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def compare_values(metric: str, first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
+def compare_values(
+    metric: str,
+    first: Sequence[float],
+    second: Sequence[float],
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Comparison:
     """Compare the values of both on the same questions.
 
     The bootstrap resamples questions. Where all values are 0 or 1, the p-value is that of McNemar's exact test, which
     looks at the questions that only one got right.
+
+    Arguments:
+        clusters: what questions depend on each other by; whole ones are resampled, and McNemar's test, which supposes
+            independence, is not used.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
-    difference, p_value = stats.paired_bootstrap(a, b, seed=seed)
+    difference, p_value = stats.paired_bootstrap(a, b, seed=seed, clusters=clusters)
     only_first = only_second = None
     if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         only_first, only_second = int((b < a).sum()), int((b > a).sum())
-        p_value = stats.mcnemar(only_first, only_second)
+        p_value = p_value if clusters is not None else stats.mcnemar(only_first, only_second)
     means = float(a.mean()), float(b.mean())
     return Comparison(metric, len(a), *means, difference, p_value, only_first, only_second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -88,24 +89,28 @@ def known_groups() -> dict[str, Sequence[str]]:
 
 
 def find_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks by name, group or YAML file, each once, in order.
+    """Tasks by name, group, YAML file, or KIND:REQUESTS, each once, in order.
 
     Raises:
         UserError: a name is unknown.
     """
     found: dict[str, Task] = {}
     waiting = list(names)[::-1]
-    named = any(not _is_file(name) for name in names)
+    named = any(not _is_file(name) and _of_kind(name) is None for name in names)
     known, groups = (known_tasks(), known_groups()) if named else ({}, {})
     while waiting:
         name = waiting.pop()
-        if _is_file(name):
+        if (made := _of_kind(name)) is not None:
+            task = made
+        elif _is_file(name):
             task = read_task(Path(name))
         elif name in groups:
             waiting += groups[name][::-1]
             continue
         elif name in known:
             task = known[name]
+        elif name in plugins.known("tasks"):
+            raise UserError(f"'{name}' is a kind of task, and needs a file.", f"Name it, as {name}:questions.jsonl.")
         else:
             if olmes.version() is None:
                 raise olmes.missing()
@@ -123,6 +128,16 @@ def metric_of(kind: str, name: str) -> Metric:
     """What a figure of a kind of tasks is called and how it is shown; one that it does not declare is a number."""
     known = find_kind(kind).metrics if kind in plugins.places("tasks") else {}
     return known.get(name, Metric(name.replace("_", " "), is_share=False))
+
+
+def _of_kind(name: str) -> Task | None:
+    """The task of `KIND:REQUESTS` with its kind's defaults, named after both; None for anything else."""
+    kind, colon, requests = name.partition(":")
+    if not colon or not requests or kind not in plugins.known("tasks"):
+        return None
+    path = Path(requests)
+    called = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{kind}-{path.stem}")
+    return make_task({"kind": kind, "name": called, "requests": requests}, f"'{name}'").located(".")
 
 
 def _is_file(name: str) -> bool:

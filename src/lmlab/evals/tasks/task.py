@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import Field, field_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, influences
 from lmlab.errors import UserError
 from lmlab.evals.config import TooLong
 from lmlab.evals.measurement import Measurement
@@ -205,7 +205,8 @@ class Task(Config):
     def fingerprint(self) -> str:
         """Changes when the requests do, or what is done with them."""
         told = {"requests", "title", "split", "shots", "chance", "license"}
-        return sha256_json([self.source(), self.model_dump(mode="json", exclude=told)])
+        fields = {name: value for name, value in influences(self).items() if name not in told}
+        return sha256_json([self.source(), fields])
 
     @field_validator("metric")
     @classmethod

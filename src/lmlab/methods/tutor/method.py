@@ -19,4 +19,8 @@ METHOD = Method(
         "tutor_dialogues": "lmlab.methods.tutor.stages:TutorDialogues",
         "tutor_mix": "lmlab.methods.tutor.stages:TutorMix",
     },
+    tasks={
+        "tutoreval": "lmlab.methods.tutor.task:TutorEval",
+        "tutoreval_closedbook": "lmlab.methods.tutor.task:TutorEvalClosedBook",
+    },
 )

@@ -39,13 +39,15 @@ class Answer:
 class LocalTutor:
     """A transformer of lmlab as a tutor.
 
+    Arguments:
+        evaluator: the loaded model.
+        place: where it came from, for messages.
+
     Raises:
         UserError: the architecture is not one of lmlab's, or there is no chat template where one is asked for.
     """
 
-    def __init__(self, place: str, config: AnswerConfig) -> None:
-        found = Model.find(place)
-        evaluator = Evaluator.load(found, config.device, config.precision)
+    def __init__(self, evaluator: Evaluator, config: AnswerConfig, place: str) -> None:
         if evaluator.model is None:
             raise UserError(f"'{place}' is not an architecture of lmlab, and cannot write here.")
         self.config, self.place = config, place
@@ -54,8 +56,17 @@ class LocalTutor:
         if window is not None:  # positions are computed from the configuration at each pass
             self.model.config = with_window(self.model.config, window)
         self.asking = Asking(evaluator.tokenizer, config.format)
-        self.ends = tuple(dict.fromkeys((evaluator.tokenizer.eos_id, *found.end_token_ids())))
+        self.ends = evaluator.end_ids
         self.limit = min(config.window or self.model.config.max_seq_len, self.model.config.max_seq_len)
+
+    @classmethod
+    def load(cls, place: str, config: AnswerConfig) -> LocalTutor:
+        """From wherever `Model.find` finds one.
+
+        Raises:
+            UserError: as the class, or there is no model.
+        """
+        return cls(Evaluator.load(Model.find(place), config.device, config.precision), config, place)
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, Answer]]:
         """Greedy answers, batch by batch; a batch has the questions of one chapter, or several chapters of one or few

@@ -34,16 +34,11 @@ def answer_locally(place: str, items: Sequence[TutorItem], config: AnswerConfig,
         ContextOverflow: before any answer.
     """
     directory = Path(directory)
-    tutor = LocalTutor(place, config)
+    tutor = LocalTutor.load(place, config)
     identity = weights_fingerprint(tutor.model)
     prompts = prompts_for(tutor.asking, items, config.book, tutor.limit, config.max_new_tokens, config.overflow)
     begin_run(directory, place, identity, tutor.asking.prompt_hash, config, items)
-    about = {
-        "model": place,
-        "revision": identity[:16],
-        "format": config.format,
-        "prompt_hash": tutor.asking.prompt_hash,
-    }
+    about = told_of(tutor, identity)
     rows = RowFile(directory / ANSWERS, part=world().rank)
     done = _done(rows)
     chapters = list(dict.fromkeys(item.cluster for item in items))
@@ -55,10 +50,10 @@ def answer_locally(place: str, items: Sequence[TutorItem], config: AnswerConfig,
     with progress("answer", len(left), "questions") as advance:
         for prompt in left:
             if not prompt.ids:
-                rows.append(_row(prompt.item, about, None, "skipped"))
+                rows.append(answer_row(prompt.item, about, None, "skipped"))
                 advance(1)
         for prompt, found in tutor.answer(left):
-            rows.append(_row(prompt.item, about, found, "ok", prompt.cut))
+            rows.append(answer_row(prompt.item, about, found, "ok", prompt.cut))
             advance(1)
     return _finished(rows, items)
 
@@ -166,7 +161,22 @@ def _done(rows: RowFile) -> dict[str, Row]:
     return {id: row for id, row in rows.done().items() if row["answer_status"] != "endpoint_error"}
 
 
-def _row(item: TutorItem, about: dict[str, Any], found: Answer | None, status: str, cut: int = 0) -> Row:
+def told_of(tutor: LocalTutor, identity: str) -> dict[str, Any]:
+    """What each row of an answer says of who wrote it.
+
+    Arguments:
+        identity: stands for its weights.
+    """
+    return {
+        "model": tutor.place,
+        "revision": identity[:16],
+        "format": tutor.config.format,
+        "prompt_hash": tutor.asking.prompt_hash,
+    }
+
+
+def answer_row(item: TutorItem, about: dict[str, Any], found: Answer | None, status: str, cut: int = 0) -> Row:
+    """The row of an answer: the question's columns, `tutor` and `answer_status`."""
     tutor = {**about, "output": "" if found is None else found.output}
     if found is not None:
         tutor |= {
@@ -181,11 +191,11 @@ def _row(item: TutorItem, about: dict[str, Any], found: Answer | None, status: s
 
 def _reply_row(item: TutorItem, about: dict[str, Any], reply: Reply) -> Row:
     if reply.status != "ok" or reply.text is None:
-        row = _row(item, about, None, STATUSES.get(reply.status, "endpoint_error"))
+        row = answer_row(item, about, None, STATUSES.get(reply.status, "endpoint_error"))
         row["tutor"]["error"] = reply.error
         return row
     usage = reply.usage
-    row = _row(
+    row = answer_row(
         item,
         about,
         Answer(reply.text, str(reply.choices[0].finish_reason), usage.prompt, usage.completion, reply.seconds),

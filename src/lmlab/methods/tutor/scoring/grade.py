@@ -91,18 +91,36 @@ def grade_run(
     shown = [row for row in left if row["answer_status"] == "ok"]
     with progress("grade", len(shown), "answers") as advance:
         for start in range(0, len(shown), _AT_ONCE):
-            block = shown[start : start + _AT_ONCE]
-            found = judge_answers(judge, [_item(row, items[row["id"]], closed) for row in block], advance)
-            for row, grades in zip(block, found, strict=True):
-                rows.append(
-                    _graded(row, judge, grades.grades, grades.status, (*grades.flags, *own))
-                    | {"judged": kept_of(grades)}
-                )
+            for graded in judge_block(shown[start : start + _AT_ONCE], items, judge, closed, own, advance):
+                rows.append(graded)
     if only is not None:
         rows.close()
         known = rows.done()
         return [known[id] for id in dict.fromkeys(only) if id in known], rows.path
     return rows.finish([row["id"] for row in answers]), rows.path
+
+
+def judge_block(
+    block: Sequence[Row],
+    items: Mapping[str, TutorItem],
+    judge: AnswerJudge,
+    closed: bool,
+    flags: Sequence[str] = (),
+    advance: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Grade rows of answers together: each with `judge`, `grades`, `status`, `flags` and `judged`.
+
+    Arguments:
+        items: the questions by id.
+        closed: they were asked without their chapters.
+        flags: of every row.
+        advance: gets the number of answers that are done.
+    """
+    found = judge_answers(judge, [_item(row, items[row["id"]], closed) for row in block], advance)
+    return [
+        _graded(row, judge, grades.grades, grades.status, (*grades.flags, *flags)) | {"judged": kept_of(grades)}
+        for row, grades in zip(block, found, strict=True)
+    ]
 
 
 def estimate_grading(directory: Path, judge: AnswerJudge) -> str:

@@ -48,7 +48,7 @@ def score(rows: Sequence[Row], config: ScoreConfig = _DEFAULTS) -> dict[str, Any
         "judge": {"name": judge["name"], "prompt_hash": judge["prompt_hash"]},
         "tokens": _tokens(rows),
         "cost_usd": _cost(rows),
-        "breakdowns": _breakdowns(graded, main, top, config),
+        "breakdowns": breakdowns(graded, config),
         "warnings": _warnings(rows, graded, config),
     }
     return found
@@ -89,8 +89,12 @@ def mean_figure(values: Sequence[float], clusters: Sequence[Hashable], config: S
     return found | {"low": round(float(low), 10), "high": round(float(high), 10)}
 
 
-def _breakdowns(rows: Sequence[Row], main: str, top: float, config: ScoreConfig) -> dict[str, dict[str, Any]]:
-    """Figures of the headline for each value of each column."""
+def breakdowns(rows: Sequence[Row], config: ScoreConfig = _DEFAULTS) -> dict[str, dict[str, Any]]:
+    """Figures of the headline for each value of each column, of rows with a grade."""
+    if not rows:
+        return {}
+    judge = rows[0]["judge"]
+    main, top = judge["headline"], float(judge["maximum"])
     columns: dict[str, Callable[[Row], str]] = {
         "domain": lambda row: row.get("domain") or "",
         "difficulty": lambda row: row.get("difficulty") or "",
