@@ -108,6 +108,7 @@ def test_collect_writes_one_table_that_all_commands_read(lmlab, config, folder, 
         rows = list(csv.DictReader(file))
     assert {row["run"] for row in rows} == {f"190M-{m}xC" for m in ("0.5", "1", "2", "5", "10")}
     assert {float(row["n"]) for row in rows} == {190354176}
+    assert {float(row["flops_per_token"]) for row in rows} == {1903391232}  # by what the exports count
 
 
 def test_fit_prints_the_formula_with_units_and_a_worked_number(lmlab, config, folder):

@@ -250,6 +250,10 @@ def test_a_copy_of_a_run_under_another_name_is_told(ladder):
     copied = RunTable((*table.runs, replace(run, name="again")))
     (said,) = [each for each in oddities(copied) if "copy" in each]
     assert run.name in said and "'again'" in said
+    thrice = RunTable((*copied.runs, replace(run, name="more")))
+    assert [each for each in oddities(thrice) if "copies" in each] == [
+        f"'again' and 'more' hold the figures of '{run.name}': are they copies, which are no repeats of a run?"
+    ]
     other = {key: values * 1.001 for key, values in run.metrics.items()}
     assert not [
         each for each in oddities(RunTable((*table.runs, replace(run, name="b", metrics=other)))) if "copy" in each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,13 +104,17 @@ def oddities(table: RunTable, tasks: Sequence[Task] = ()) -> list[str]:
 
 def _copies(table: RunTable) -> list[str]:
     """Runs that hold the figures of another one: as repeats they would speak of noise that is not there."""
-    first: dict[tuple[float, bytes, tuple[tuple[str, bytes], ...]], str] = {}
-    found = []
+    alike: defaultdict[tuple[float, bytes, tuple[tuple[str, bytes], ...]], list[str]] = defaultdict(list)
     for run in table.ladder:
         figures = tuple(sorted((key, values.tobytes()) for key, values in run.metrics.items()))
-        other = first.setdefault((run.n, run.tokens.tobytes(), figures), run.name)
-        if other != run.name:
-            found.append(f"'{run.name}' holds the figures of '{other}': is it a copy, which is no repeat of a run?")
+        alike[run.n, run.tokens.tobytes(), figures].append(f"'{run.name}'")
+    found = []
+    for first, *others in alike.values():
+        if len(others) == 1:
+            found.append(f"{others[0]} holds the figures of {first}: is it a copy, which is no repeat of a run?")
+        elif others:
+            listed = f"{', '.join(others[:-1])} and {others[-1]}"
+            found.append(f"{listed} hold the figures of {first}: are they copies, which are no repeats of a run?")
     return found
 
 

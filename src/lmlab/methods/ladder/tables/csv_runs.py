@@ -18,6 +18,7 @@ from lmlab.progress import console
 
 TOKENS, STEP, BATCH = "throughput/total_tokens", "_step", "batch_size_in_tokens"
 RATE = "optim/learning_rate_group0"
+GFLOPS = "throughput/total_training_Gflops"  # since the beginning
 
 
 def read_csv_run(
@@ -55,7 +56,7 @@ def run_of_columns(
     run = Run(
         name=name or path.stem,
         n=n,
-        flops_per_token=flops_per_token,
+        flops_per_token=_flops_per_token(columns, tokens) if flops_per_token is None else flops_per_token,
         tokens=tokens,
         metrics=metrics,
         mode=mode,
@@ -73,6 +74,15 @@ def highest(values: Floats | None) -> float | None:
     """The highest of the rates that are known, as a peak; None where none is."""
     known = np.zeros(0) if values is None else values[np.isfinite(values)]
     return float(known.max()) if len(known) and known.max() > 0 else None
+
+
+def _flops_per_token(columns: Mapping[str, Floats], tokens: Floats) -> float | None:
+    """By the last row that says what was computed until then."""
+    if GFLOPS not in columns:
+        return None
+    each = 1e9 * columns[GFLOPS] / np.where(tokens > 0, tokens, np.nan)
+    known = each[np.isfinite(each) & (each > 0)]
+    return float(round(known[-1])) if len(known) else None  # whole, but for the division
 
 
 def _tokens(columns: Mapping[str, Floats], path: Path) -> Floats:
