@@ -257,6 +257,7 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
     if chain.settings.pool:  # to the split that is predicted, as the curve is
         accuracies = inverse_logit(logit(accuracies) + points.offset_T[place])
     scale = float(np.exp(points.loss_offset_T[place]))
+    # beyond the best run, and without the first checkpoints
     grid = np.linspace(losses.min() * 0.75, np.quantile(losses, 0.98), _BAND_POINTS)
     loss_STK = np.broadcast_to(grid, (1, len(chain.tasks), len(grid)))
     curve = chain.accuracy_of(loss_STK)[0, place]
@@ -268,7 +269,7 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
         units(chain.settings.x),
         outcome_of(chain.settings),
     )
-    chosen = np.linspace(0, len(losses) - 1, min(400, len(losses))).astype(int)
+    chosen = np.linspace(0, len(losses) - 1, min(400, len(losses))).astype(int)  # dots; more make the page heavy
     marks = {"size": 4, "opacity": 0.35}
     figure.add_scatter(
         x=(losses[chosen] * scale).tolist(),

@@ -39,7 +39,7 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
     """
     needed = len(FORMS[settings.law].names)
     count = points.x_3R.shape[1]
-    if count < (5 if settings.law == "nd" else needed):
+    if count < needed:
         remedy = "Add runs, or take the law of compute alone: --law flops." if settings.law != "flops" else "Add runs."
         raise UserError(
             f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy
@@ -149,7 +149,7 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
         flags.append("E is at its bound 0: the loss has no floor")
     for row, number in enumerate(exponents_of(settings.law)):
         name = FORMS[settings.law].names[number]
-        if p[number] <= 1e-3 or p[number] >= 2.99:
+        if p[number] <= 1e-3 or p[number] >= 2.99:  # the search's own bounds are 1e-3 and 3
             flags.append(f"{name} is at a bound")
         elif (
             medians is not None
@@ -183,9 +183,9 @@ def _second_flags(second: dict[str, float], measured: Floats, chance: float) -> 
         return flags  # the probability of the right answer has its anchors by itself
     if abs(second["a"]) < _FLAT or float(np.quantile(measured, 0.95)) < chance + _FLAT:
         flags.append("no signal: accuracy stays at chance")
-    if second.get("b", 1.0) < 0.97:
+    if second.get("b", 1.0) < 0.97:  # a small model's curve may well end a little below 1
         flags.append(f"the curve ends at {second['b']:.2f} < 1")
-    if second["a"] <= -0.9999:
+    if second["a"] <= -0.9999:  # here and below: at a bound, as far as an optimizer comes
         flags.append("a is at its bound -1")
     if second["k"] <= 1e-6 or second["x0"] <= 1e-9:
         flags.append("k or x0 is at its bound 0")
@@ -235,7 +235,7 @@ def distance(points: Points, x_3: Floats) -> dict[str, Any]:
     largest, smallest = points.x_3R.max(1), points.x_3R.min(1)
     ratio = points.x_3R[1] - points.x_3R[0]
     wanted = x_3[1] - x_3[0]
-    if wanted < ratio.min() - 0.02:
+    if wanted < ratio.min() - 0.02:  # here and below: N and D that differ by less than 2 % are the same
         kind = "outside the ladder's tokens a parameter"
     elif (x_3[:2] <= largest[:2] + 0.02).all() and (x_3[:2] >= smallest[:2] - 0.02).all():
         kind = "interpolation"

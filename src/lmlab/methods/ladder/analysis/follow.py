@@ -204,6 +204,7 @@ def without_run(table: RunTable, name: str) -> RunTable:
     would not be there yet.
     """
     run = table[name]
+    # lengths that differ by less are the same
     later = [each.name for each in table if each.n == run.n and each.final_tokens >= 0.98 * run.final_tokens]
     return table.where(without=[name, *later])
 
@@ -235,7 +236,7 @@ def own_curve(run: Run, values: Floats, d: float) -> float | None:
     """
     from scipy.optimize import least_squares
 
-    keep = run.tokens > 0.05 * d
+    keep = run.tokens > 0.05 * d  # before, the loss falls by other rules: warmup, and what is learned first
     y, x = values[keep], run.tokens[keep] / d
     if len(y) < 6 or not (np.isfinite(y) & (y > 0)).all():
         return None
@@ -248,8 +249,8 @@ def own_curve(run: Run, values: Floats, d: float) -> float | None:
     most = 1.0 if known else 1e-12
     found = least_squares(
         lambda p: np.log(law(p, x, rate)) - np.log(y),
-        [0.7 * y[-1], math.log(0.2 * y[-1]), 0.3, min(0.02, most / 2)],
-        bounds=([0.0, -12.0, 0.02, 0.0], [np.inf, 12.0, 1.5, most]),
+        [0.7 * y[-1], math.log(0.2 * y[-1]), 0.3, min(0.02, most / 2)],  # floor, B, beta, F: of usual curves
+        bounds=([0.0, -12.0, 0.02, 0.0], [np.inf, 12.0, 1.5, most]),  # what a training can have, with room
     )
     return float(law(found.x, np.ones(1), np.full(1, 0.1 if known else 1.0))[0])
 
@@ -328,7 +329,7 @@ def _measured(ensemble: Ensemble, member: int, run: Run, read: Callable[[Floats]
     if settings.chained:
         return np.log(np.array([read(run.intermediate(task, settings.x)) for task in ensemble.tasks]))
     values = np.array([read(run.accuracy(task, settings.variant)) for task in ensemble.tasks])
-    return logit(np.clip(values, 1e-4, 1 - 1e-4))
+    return logit(np.clip(values, 1e-4, 1 - 1e-4))  # the logit of 0 or 1 is infinite
 
 
 def _excess(ensemble: Ensemble, member: int, run: Run, seen: float, end: float) -> Floats:

@@ -87,7 +87,7 @@ def _noise(tables: Sequence[RunTable], tasks: Sequence[Task], last: int) -> Floa
         tails = [run.accuracy(task)[-last:] for table in tables for run in table.ladder]
         noise = float(np.mean([tail.std() / tail.mean() for tail in tails if tail.mean() > 0] or [1.0]))
         if task.n_instances and max(map(len, tails)) == 1:  # measured once, they vary at least as their questions do
-            share = float(np.clip(np.mean(tails), 0.01, 0.99))
+            share = float(np.clip(np.mean(tails), 0.01, 0.99))  # none or all right of few questions is no certainty
             noise = max(noise, float(np.sqrt((1 - share) / share / task.n_instances)))
         found.append(max(noise, 1e-6))
     return np.array(found)

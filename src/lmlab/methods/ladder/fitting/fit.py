@@ -120,15 +120,16 @@ def _free_bounds(form: LossForm) -> tuple[Floats, Floats]:
     """Bounds in centered coordinates: coefficients are free, exponents and E as the form says."""
     lower, upper = np.array(FORMS[form].lower), np.minimum(np.array(FORMS[form].upper), 1e3)
     for coefficient, exponent, _ in FORMS[form].units:
-        lower[coefficient], upper[coefficient] = -25.0, 10.0
+        lower[coefficient], upper[coefficient] = -25.0, 10.0  # logarithms: from nothing to far above any loss
         least = 1e-3 if form in (*CHAINED, "direct") else max(lower[exponent], 0.0)
-        lower[exponent], upper[exponent] = least, 3.0
+        lower[exponent], upper[exponent] = least, 3.0  # exponents of losses lie near 0.3; at 3 a law is a step
     return np.maximum(lower, -1e3), upper
 
 
 def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
     """Starts in centered coordinates, [S, P]."""
     low = float(y_R.min())
+    # here and below: flat, usual and steep; and shares of the lowest loss that may be its floor
     exponents = (0.1, 0.3, 0.8)
     match form:
         case "flops":
@@ -216,6 +217,7 @@ def _paper_first_step(form: LossForm, x_3R: Floats, y_BR: Floats, delta: float, 
             jac=True,
             method="L-BFGS-B",
             bounds=limits,
+            # as the reference has them
             options={"ftol": 0.0, "gtol": 1e-10, "maxiter": 1_000_000, "maxfun": 1_000_000},
         )
         parameters.append(result.x)
@@ -281,7 +283,7 @@ def _curve_starts(form: AccuracyForm, x_K: Floats, y_K: Floats, chance: float) -
     inner = x_K[x_K > 0]
     spread = max(float(np.ptp(inner)), 1e-3)
     middles = np.quantile(inner, (0.0, 0.5))
-    slopes = (2.0 / spread, 6.0 / spread)
+    slopes = (2.0 / spread, 6.0 / spread)  # a curve over the whole spread, and one over a third of it
     if form == "soft":
         return np.array([(1.0, 0.0)])
     if form == "log_sigmoid":
@@ -331,6 +333,7 @@ def _best(parameters: Floats, cost: Floats, converged: NDArray[np.bool_], count:
     rows = np.arange(count)
     best = order[:, 0]
     others = shaped[rows[:, None], order[:, : min(tries, 8)]].copy()
+    # a cost of 0 has no share
     near = costs[rows[:, None], order[:, : min(tries, 8)]] <= costs[rows, best][:, None] * (1 + _AGREEMENT) + 1e-15
     others = np.where(near[:, :, None], others, others[:, :1])
     return StepFit(shaped[rows, best], costs[rows, best], converged.reshape(count, tries)[rows, best], others)

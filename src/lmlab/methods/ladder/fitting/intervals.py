@@ -224,6 +224,7 @@ def other_forms(table: RunTable, settings: EstimatorSettings) -> list[TwoStepSet
     own: dict[str, Any] = {}
     if first.variant != "rc":
         own = {"accuracy_law": first.accuracy_law, "anchor": first.anchor, "x": first.x}
+    # in logarithms: a run that lies off by more than 1 % counts linearly
     forms = [TwoStepSettings(delta=1e-2, **same, **own), TwoStepSettings(delta=1e-2, law="flops", **same, **own)]
     # Letters are read off a large run's curve, of the task loss.
     if first.variant != "mc" and all(C4 in run.metrics for run in table.ladder):

@@ -102,7 +102,7 @@ def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
 
 def levels(log_x: Floats) -> int:
     """How many values are there that differ by more than 2 %."""
-    return 1 + int((np.diff(np.sort(log_x)) > 0.02).sum())
+    return 1 + int((np.diff(np.sort(log_x)) > 0.02).sum())  # of one size counted in two ways, or one length rounded
 
 
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:

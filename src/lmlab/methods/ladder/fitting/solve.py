@@ -94,7 +94,7 @@ def _solve(
     parameters = np.clip(start_BP, lower_P, upper_P)
     r, j = residuals(parameters, numbers)
     cost = (weights_BK * huber(r, delta)).sum(1)
-    damping = np.full(len(parameters), 1e-3)
+    damping = np.full(len(parameters), 1e-3)  # as Marquardt begins: nearly a Gauss-Newton step
     stalled = np.zeros(len(parameters), dtype=int)
     active = np.arange(len(parameters))
     for _ in range(max_iterations):
@@ -107,6 +107,7 @@ def _solve(
         better = trial_cost < cost[active]
         gain = cost[active] - trial_cost
         small = better & (gain <= tolerance * cost[active])
+        # lowered slowly and raised fast, so that few steps are in vain
         damping[active] = np.where(better, damping[active] / 4, damping[active] * 8).clip(1e-12, 1e12)
         stalled[active] = np.where(better & ~small, 0, stalled[active] + 1)
         chosen = active[better]
@@ -116,7 +117,7 @@ def _solve(
             trial_j[better],
             trial_cost[better],
         )
-        active = active[(stalled[active] < 5) & (damping[active] < 1e11)]
+        active = active[(stalled[active] < 5) & (damping[active] < 1e11)]  # steps so short that no digit moves
         if not len(active):
             break
     converged = np.isfinite(cost)

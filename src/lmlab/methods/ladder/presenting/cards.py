@@ -47,6 +47,7 @@ def cards(forecaster: Forecaster) -> list[Card]:
     reports = forecaster.step_reports()[0]
     found = []
     for task, each, report in zip(forecaster.tasks, noise, reports, strict=True):
+        # as many of the last checkpoints as the ladder averages by default
         finals = [run.final_value(run.accuracy(task, variant), 5) for run in table.ladder]
         signal = 100 * (max(finals) - min(finals))
         # A probability of the right answer has less than the binomial noise of right and wrong ones.
@@ -75,7 +76,7 @@ def cards(forecaster: Forecaster) -> list[Card]:
 
 
 def _advice(signal: float, noise: float, parts: dict[str, float], flags: Sequence[str], above_chance: float) -> str:
-    if above_chance < 0.03:
+    if above_chance < 0.03:  # of accuracy, which a few hundred questions give by luck
         return "at chance: follow the loss, not the accuracy"
     if parts and signal < _LITTLE_SIGNAL * noise:
         worst = max(parts, key=lambda name: parts[name])

@@ -45,6 +45,7 @@ def olmo_size(name: str) -> ModelConfig:
         raise UserError(f"There is no size '{name}' in the published ladder. {did_you_mean(name, OLMO_SIZES)}")
     d_model, num_heads, num_layers, d_ff = OLMO_SIZES[name]
     shape = {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": d_ff}
+    # of OLMo 2's tokenizer
     padded = {"vocab_size": 100_278, "vocab_multiple": 128, "init": "truncated_normal", "output_init": "same"}
     return ModelConfig.model_validate({"preset": "OLMo-2-1B", **padded, **shape})
 
@@ -136,12 +137,13 @@ def stage_of(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
         trainer["optimizer"] = {
             "betas": [0.9, 0.95],
             "eps": 1e-8,
-            "weight_decay": 0.1,
+            "weight_decay": 0.1,  # here and below: as the published ladder was trained
             **trainer.get("optimizer", {}),
             "learning_rate": rung.learning_rate,
         }
         trainer.setdefault(
             "schedule",
+            # as many as the model has parameters, where that leaves time
             {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))},
         )
     trainer |= {
