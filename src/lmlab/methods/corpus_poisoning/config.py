@@ -103,6 +103,7 @@ class CraftConfig(ChosenConfig):
     @property
     def budget(self) -> int:
         """Passage forwards for each passage."""
+        # one alone may cost what five of several do
         return self.evaluations or (6500 if self.k == 1 and not self.each_query else 1300)
 
 

@@ -280,6 +280,7 @@ def minimality(task: Counterfactuals, kept_E: Tensor, most: int = 200) -> dict[s
         without_E = kept_E.clone()
         without_E[number] = False
         effects[number] = task.mean_distance(without_E) - whole
+    # an edge that adds less could as well be left out
     small = [rise < 1e-3 * task.empty_distance for rise in effects.values()]
     return {"effects": effects, "superfluous": float(np.mean(small)) if small else 0.0}
 

@@ -307,7 +307,7 @@ def _parts(circuit: Circuit) -> Section:
         Counter(node_of(reader, circuit.graph)[0] for _, reader in circuit.edges),
         Counter(writer for writer, _ in circuit.edges),
     )
-    busiest = sorted({*into, *out}, key=lambda name: -(into[name] + out[name]))[:25]
+    busiest = sorted({*into, *out}, key=lambda name: -(into[name] + out[name]))[:25]  # more make the table long
     rows: list[list[Any]] = [[name, into[name], out[name]] for name in busiest]
     return Section(
         "Parts with most edges", [Table(["part", "edges in", "edges out"], rows) if rows else Paragraph("None.")]

@@ -253,7 +253,7 @@ def _child(chance: np.random.Generator, parents: Sequence[Factors], most: float)
     """Between two parents, and changed over a stretch of pairs; rising, and never below 1."""
     a, b = (np.log(parents[int(number)]) for number in chance.integers(len(parents), size=2))
     logs = a + chance.random() * (b - a)
-    if chance.random() < 0.75 or not (a - b).any():
+    if chance.random() < 0.75 or not (a - b).any():  # the rest lies between its parents alone
         start, stop = sorted(chance.integers(len(logs) + 1, size=2))
         logs[start : stop + 1] += chance.normal(0, _MUTATION)
     return _rounded(np.exp(np.maximum.accumulate(logs)).clip(1, most))

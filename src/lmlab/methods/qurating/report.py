@@ -206,7 +206,7 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
                 "warning",
             )
         )
-    elif moved > 0.01:
+    elif moved > 0.01:  # whole documents move shares by less, unless there are few
         blocks.append(Note(f"The share of a domain has moved by {moved:.1%} of the tokens.", "warning"))
     return [*blocks, Note(CAUTION, "info")]
 

@@ -115,6 +115,7 @@ def _again(model: Transformer, memory: Memory, ids: Iterable[int]) -> np.ndarray
     ids_1T = torch.tensor([list(ids)], device=model.embedding.weight.device)
     hidden_TD = model(ids_1T, memory=memory, logits="none").hidden_BTD[0, :-1]
     found = []
+    # logits over the vocabulary take the most memory
     for part, targets in zip(hidden_TD.split(128), ids_1T[0, 1:].split(128), strict=True):
         log_probs = model.logits_of(part).float().log_softmax(-1)
         found.append(-log_probs.gather(1, targets[:, None])[:, 0])

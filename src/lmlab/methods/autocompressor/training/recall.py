@@ -107,7 +107,7 @@ def recall_trainer(kind: Kind, seed: int, steps: int, directory: str, **settings
 @torch.no_grad()
 def recall_accuracy(compressor: AutoCompressor, count: int = 512) -> dict[str, float]:
     """The share of values that the model finds most probable, on rows that no training has."""
-    rows = RecallRows(count, 987_654_321)
+    rows = RecallRows(count, 987_654_321)  # a seed that no training has
     chosen = [rows[number] for number in range(count)]
     batch: Batch = {name: torch.from_numpy(np.stack([row[name] for row in chosen])) for name in chosen[0]}
     out = compressor(batch["input_ids"], segment_lengths=list(SEGMENTS.lengths or ()), summary_length=None, logits=True)

@@ -65,6 +65,7 @@ def nearest_cosine(vectors_NH: NDArray[np.float32], all_pairs: int = _ALL_PAIRS)
     if len(unit) <= all_pairs:
         _compare(unit, np.arange(len(unit)), found)
         return found
+    # pivots: to find them, and to compare within them, then takes about as long
     pivots = unit[np.sort(np.random.default_rng(0).choice(len(unit), int(4 * np.sqrt(len(unit))), replace=False))]
     own = np.concatenate(
         [

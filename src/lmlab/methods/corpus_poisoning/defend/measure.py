@@ -264,7 +264,7 @@ def _run_ndcg(run: Mapping[str, Mapping[str, float]], qrels: Qrels) -> float:
 def sweep(detector: Detector, clean: Passages, crafted: Passages, points: int = 21) -> list[dict[str, float]]:
     """Refused shares of clean and crafted passages over thresholds, for a curve."""
     own, other = detector.score(clean), detector.score(crafted)
-    rates = np.linspace(0, 0.2, points)
+    rates = np.linspace(0, 0.2, points)  # a gate that refuses more than a fifth of what is clean is of no use
     found = []
     for rate in rates:
         bound = Threshold.at(own, float(rate))

@@ -232,7 +232,7 @@ def _boolean(tokenizer: Tokenizer, draws: random.Random, split: str, shots: int)
             found = form.format(*(draws.choice(("True", "False")) for _ in range(form.count("{}"))))
             if side_of(found) == split and value in (None, value_of(found)):
                 return found
-            if like and draws.random() < 0.02:
+            if like and draws.random() < 0.02:  # after 50 draws on average; a form may have no such value in this split
                 return ""
         raise AssertionError("every split has expressions")
 
@@ -340,6 +340,7 @@ def _arithmetic(sign: int) -> Callable[[Tokenizer, random.Random, str, int], Mak
                 (tail, digits)
                 for tail, digits in (("", 2), (" ", 2), (" ", 1), ("", 1))
                 if all(
+                    # any two numbers, to see how what follows is cut
                     continuation(tokenizer, f"The {words.format(57, 38)} is{tail}", text) is not None
                     for text in ([f"{' ' * (not tail)}{n}" for n in (range(10, 100) if digits == 2 else range(1, 10))])
                 )

@@ -107,6 +107,7 @@ class PruningStep:
         progress = (gates.num_steps.to(wide) / (config.sparsity_warmup * config.steps)).clamp(max=1.0)
         if config.price is not None:
             penalty = (
+                # the price is whole after 30 % of the steps
                 ((progress * config.sparsity_warmup / 0.3).clamp(max=1.0) * config.price).to(open_.dtype)
                 * open_
                 * self.task.masked.graph.num_edges
@@ -328,6 +329,7 @@ def decide(
         warnings.append(
             "The search ended while single edges still improved the price; try more steps, or another seed."
         )
+    # a few times worse, and by more than a small distance varies
     if settled is None and decided > 3 * soft + 0.05 * max(1.0, empty):
         warnings.append(
             f"Decided, the circuit is much worse than its gates were (distance {decided:.3g} against {soft:.3g});"
@@ -383,7 +385,7 @@ def _worth(found: Refined, price: float, empty: float, costs_E: Tensor | None = 
 def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[list[str], bool]:
     warnings = []
     scores = gates.scores()
-    if float(scores.max() - scores.min()) < 1e-3:
+    if float(scores.max() - scores.min()) < 1e-3:  # of log alpha, which a single step moves by more
         warnings.append("All gates are equal: nothing was learned. Raise the learning rate or the number of steps.")
     if float(gates.edge_constraint.multipliers.detach().abs().max()) > _RUNAWAY:
         warnings.append(

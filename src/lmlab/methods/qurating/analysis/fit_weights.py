@@ -142,11 +142,12 @@ def _regressions(seed: int) -> dict[str, Callable[[], Any]]:
         from sklearn.preprocessing import PolynomialFeatures
     except ImportError:
         raise missing_extra("sklearn", "Fitting weights") from None
-    strengths = np.logspace(-6, 2, 17)
+    strengths = np.logspace(-6, 2, 17)  # from hardly any pull to hardly any fit; runs that are left out choose
     return {
         "mean": DummyRegressor,
         "linear": lambda: RidgeCV(strengths),
         "quadratic": lambda: make_pipeline(PolynomialFeatures(2, include_bias=False), RidgeCV(strengths)),
+        # shallow and slow: there are tens of runs, and each is left out in turn
         "boosted trees": lambda: GradientBoostingRegressor(
             max_depth=3, learning_rate=0.05, n_estimators=150, subsample=0.8, random_state=seed
         ),

@@ -110,6 +110,7 @@ class LinearClassifier:
             raise UserError("A classifier needs good texts and others.")
         features = _normalized(hashed_counts([*good, *other], buckets))
         labels = np.r_[np.ones(len(good)), np.zeros(len(other))]
+        # vectors have length 1, so that weights must be large to tell
         model = LogisticRegression(C=100.0, max_iter=200).fit(features, labels)
         return cls(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
 

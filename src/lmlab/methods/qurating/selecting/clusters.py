@@ -44,8 +44,8 @@ def cluster_texts(
         tokenizer=_terms,
         token_pattern=None,
         stop_words="english",
-        max_features=50_000,
-        min_df=2 if len(texts) > 50 else 1,
+        max_features=50_000,  # terms: rarer ones tell few texts apart, and take memory
+        min_df=2 if len(texts) > 50 else 1,  # a term of one text groups nothing
     )
     try:
         vectors = vectorizer.fit_transform(texts)

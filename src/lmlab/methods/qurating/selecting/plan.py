@@ -67,7 +67,7 @@ class SelectionPlan:
     def _law(self) -> tuple[Floats, Floats]:
         from scipy.special import ndtri
 
-        z = ndtri((np.arange(10_000) + 0.5) / 10_000)
+        z = ndtri((np.arange(10_000) + 0.5) / 10_000)  # quantiles: 1,000 of each decile
         return z, inclusion_probability(z, np.ones(len(z)), self.budget * len(z), self.tau)
 
 

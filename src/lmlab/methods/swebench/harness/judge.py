@@ -239,6 +239,7 @@ class _Trial:
             (self.keep / "test_output.txt").write_text(text, encoding="utf-8")
         if (cause := _exhausted(result)) is not None:
             self._blame(cause, f"the run used up its {_LIMITS[cause]}")
+        # 126 and 127: a command could not be run; above 128 a signal ended it
         if not self.statuses or run.structured == {} or (result.exit_code or 0) > 125:
             said = run.output.strip().splitlines()
             self._blame("invalid", f"no test was run: {said[-1][:300] if said else 'no output'}")

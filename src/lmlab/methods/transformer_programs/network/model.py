@@ -323,6 +323,7 @@ class ProgramTransformer(nn.Module):
         else:
             exact = torch.eye(spec.d_var, device=tokens.device, dtype=self.unembed.dtype)
             table = (
+                # logits of 10 and -10: the right word in nearly every draw
                 sample((20 * exact - 10).expand(seeds, -1, -1)) if spec.sampled_tokens else exact.expand(seeds, -1, -1)
             )
             first = table[:, tokens][:, None]

@@ -47,6 +47,7 @@ class Noise:
     """
 
     def __init__(self, seeds: Sequence[int], step: int, device: torch.device) -> None:
+        # a prime beyond any number of steps: no two share their noise
         self.generators = [torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63) for seed in seeds]
 
     def of(self, places: Sequence[int]) -> Noise:

@@ -75,5 +75,5 @@ def fingerprint(choices: list[Tensor]) -> int:
     """A number that changes when one of the choices does."""
     found = 0
     for number in torch.cat([each.flatten() for each in choices]).tolist() if choices else ():
-        found = (found * 1_000_003 + number + 1) % (2**61 - 1)
+        found = (found * 1_000_003 + number + 1) % (2**61 - 1)  # a polynomial modulo a prime
     return found

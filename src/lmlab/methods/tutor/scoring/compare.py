@@ -39,6 +39,7 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], config: ScoreConfi
         raise UserError("The tutors share no question that both have a grade for.", "Ask both the same questions.")
     values = np.array([[100 * a["grades"][main] / top, 100 * b["grades"][main] / top] for a, b in pairs])
     clusters = [a["cluster"] for a, _ in pairs]
+    # a p-value of 0.05 is known to within 0.005 from 2,000 draws
     found, p = paired_bootstrap(
         values[:, 0], values[:, 1], config.level, max(config.resamples, 2000), config.seed, clusters
     )

@@ -104,7 +104,7 @@ def _is_foreign(words: Sequence[str], chapter: str) -> bool:
     """Whether the chapter's commonest words are rare in a text."""
     own = [word.lower() for word in _WORD.findall(chapter)]
     common = {word for word, _ in Counter(own).most_common(_COMMON)}
-    if len(own) < 100 or len(words) < 20:
+    if len(own) < 100 or len(words) < 20:  # shares of so few words tell nothing
         return False
     share = sum(word in common for word in words) / len(words)
     return share < _FOREIGN * sum(word in common for word in own) / len(own)

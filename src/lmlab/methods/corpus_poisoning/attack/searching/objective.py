@@ -140,6 +140,7 @@ class NormCapped:
         """The objective less the weighed excess of length, in shares of the cap and of the objective's size."""
         value_B = self.objective(vectors_BH)
         excess_B = (vectors_BH.norm(dim=-1) / self.cap - 1).clamp(min=0)
+        # a value near 0 would set the price of length to nothing
         return value_B - self.weight * excess_B * value_B.detach().abs().clamp(min=1e-3)
 
 

@@ -225,6 +225,7 @@ def gcg(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates
     while problem.budget.left >= GRADIENT_COST + candidates + 1:
         gains = problem.first_order(problem.gradient(ids_L[None]), ids_L)
         free = problem.free_positions
+        # 256 as in GCG (Zou et al. 2023)
         columns = np.argpartition(-gains[free], min(256, gains.shape[1]) - 1, axis=1)[:, :256]
         rows = generator.integers(0, len(free), candidates)
         tokens = problem.allowed_V[columns[rows, generator.integers(0, columns.shape[1], candidates)]]
@@ -242,7 +243,7 @@ def gaslite(
 ) -> Found:
     """A smoothed gradient serves 20 positions, which are then settled in turn, each by the best of its candidates."""
     best = Found(ids_L, problem.score(ids_L), "budget")
-    copies, positions = 50, 20
+    copies, positions = 50, 20  # as published, with half of 128 candidates from the top and half drawn below it
     half = max(1, min(64, candidates // 2))
     while problem.budget.left >= GRADIENT_COST * copies + 2 * half + 1:
         around = np.tile(ids_L, (copies, 1))

@@ -69,8 +69,8 @@ def _of_the_best(z_N: Floats, length_N: Floats, budget: float) -> Floats:
 
 def _log_time(logit_N: Floats, length_N: Floats, budget: float) -> float:
     """The logarithm of t, by bisection: the expected tokens rise with t."""
-    low, high = -float(logit_N.max()) - 60.0, -float(logit_N.min()) + 60.0
-    for _ in range(200):
+    low, high = -float(logit_N.max()) - 60.0, -float(logit_N.min()) + 60.0  # exp(-60) chooses nothing, and exp(60) all
+    for _ in range(200):  # halvings: more than fp64 can tell apart from any interval
         middle = (low + high) / 2
         expected = float((length_N * -np.expm1(-np.exp(np.minimum(middle + logit_N, 700.0)))).sum())
         low, high = (middle, high) if expected < budget else (low, middle)

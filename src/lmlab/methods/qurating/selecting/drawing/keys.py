@@ -24,7 +24,7 @@ _MASK = 2**64 - 1  # of 64 bits
 def mix(x: U64) -> U64:
     """Splitmix64 of each element."""
     with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = x + np.uint64(0x9E3779B97F4A7C15)  # constants of Steele, Lea and Flood 2014
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -45,6 +45,7 @@ def unwrapped(log: str) -> str:
         return log
     lines = log.split("\n")
     width = max(map(len, lines))
+    # no terminal is so narrow
     if width < 20 or not any(_cut(lines, place, width) for place in range(len(lines) - 1)):
         return log
     joined = [""]
