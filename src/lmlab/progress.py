@@ -107,6 +107,7 @@ class Pace:
         """Seconds that the rest will take; None if nobody can tell yet."""
         if not total or self.rate <= 0 or self._pieces < 2:
             return None
+        # of fewer pieces or seconds the rate jumps, and an estimate would mislead
         sure = (self._pieces > 3 and self._spent >= 5) or self.done - self._start >= (total - self._start) / 10
         return max(total - self.done, 0) / self.rate if sure else None
 

@@ -99,9 +99,10 @@ class ModelScorer:
 
     def _budget(self, prefix: int) -> int:
         """Tokens of a batch: scores of attention and the widest layer must fit a share of the memory."""
-        most = self.batch_tokens or _MAX_TOKENS.get(self.device.type, 8192)
+        most = self.batch_tokens or _MAX_TOKENS.get(self.device.type, 8192)  # another kind of device, between the two
         free = torch.cuda.mem_get_info(self.device)[0] * 4 if self.device.type == "cuda" else memory_bytes() or 8 << 30
         config = self.model.config
+        # fp32; a window of a usual question beside its prefix
         token = 4 * (4 * config.num_heads * (prefix + 256) + 8 * config.d_model + 4 * config.d_ff)
         return max(1, min(most, int(free * _SHARE_OF_MEMORY) // token))
 

@@ -45,9 +45,9 @@ def format_bytes(size: int) -> str:
     scaled = float(size)
     for unit in _BINARY_UNITS:
         scaled /= 1024
-        if scaled < 1023.5 or unit == _BINARY_UNITS[-1]:
+        if scaled < 1023.5 or unit == _BINARY_UNITS[-1]:  # rounded, it would be written as 1024
             break
-    decimals = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    decimals = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2  # three digits after rounding
     text = f"{scaled:,.{decimals}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
 
@@ -62,7 +62,7 @@ def format_duration(seconds: float) -> str:
         raise ValueError(f"A duration is a finite number of seconds, zero or more: {seconds}.")
     if seconds == 0:
         return "0 s"
-    if seconds < 0.9995e-3:
+    if seconds < 0.9995e-3:  # here and below: what rounds up to the next unit is written in it
         return f"{format_number(float(f'{seconds * 1e6:.3g}'))} µs"
     if seconds < 0.9995:
         return f"{format_number(float(f'{seconds * 1e3:.3g}'))} ms"

@@ -133,7 +133,7 @@ class _Session:
             options = _memory_file(b"".join(each.encode() + b"\0" for each in arguments))
             held.append(options)
             joined = " ".join(map(str, group.procs))
-            blocks = str(max(limits.disk_mib, limits.tmp_mib) * MIB // 512)
+            blocks = str(max(limits.disk_mib, limits.tmp_mib) * MIB // 512)  # ulimit -f counts blocks of 512 bytes
             start = ["/bin/sh", "-c", _START, "lmlab", joined, blocks, str(limits.open_files)]
             ended = run_process(
                 [*start, str(shutil.which("bwrap")), "--args", str(options), "--", *argv],

@@ -144,7 +144,7 @@ def run_process(
                     if not open_output:
                         selector.unregister(output)
                 else:
-                    time.sleep(min(pause, 0.005))
+                    time.sleep(min(pause, 0.005))  # output is closed, so that the end is near
                 status = _reaped(process.pid)
             _kill(process.pid, kill)
             if status is None:

@@ -85,6 +85,7 @@ _DENIED = {
     },
 }
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of linux/bpf_common.h: ld [k], jeq, jge, ret
+# Of linux/seccomp.h; an error carries its number.
 _ALLOW, _KILL, _EPERM, _EAFNOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050061
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the lower half of the argument
 _SOCKET = {"x86_64": 41, "aarch64": 198}  # numbers of socket(2)

@@ -126,6 +126,7 @@ def _hash_rows(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """A 64-bit hash of each row, [n]: a polynomial with an odd base, mixed."""
     hashes = np.zeros(len(rows), np.uint64)
     for column in rows.T:
+        # 2**64 over the golden ratio, and a shift that brings high bits down
         hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(29)
     return hashes

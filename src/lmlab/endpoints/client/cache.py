@@ -110,4 +110,4 @@ def _write_ahead(database: sqlite3.Connection, patience_s: float = 60.0) -> None
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
+            time.sleep(0.02)  # others hold the lock for one transaction

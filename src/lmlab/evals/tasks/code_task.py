@@ -144,6 +144,7 @@ class CodeTask(Task):
                 "Set too_long to skip, or lower max_new_tokens; the beginning of a program is never cut.",
             )
         greedy = self.samples == 1
+        # as pass@k is usually sampled (Chen et al. 2021): more variety for a larger k
         temperature = self.temperature if self.temperature is not None else (0.0 if greedy else 0.8)
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,

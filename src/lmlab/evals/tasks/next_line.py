@@ -84,7 +84,7 @@ def _distractors(
     gold: str, id: str, pool: Sequence[tuple[str, str]], count: int, generator: random.Random
 ) -> list[str] | None:
     chosen: list[str] = []
-    for other_id, line in generator.sample(pool, min(len(pool), 200)):
+    for other_id, line in generator.sample(pool, min(len(pool), 200)):  # looked at; of these enough are about as long
         similar = len(gold) / _LENGTH_RATIO <= len(line) <= len(gold) * _LENGTH_RATIO
         if other_id != id and similar and line != gold and line not in chosen:
             chosen.append(line)

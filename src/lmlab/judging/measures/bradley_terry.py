@@ -47,6 +47,7 @@ def fit_bradley_terry(wins: ArrayLike, ridge: float = 0.0, tolerance: float = 1e
             np.diag(curvature.sum(1) + ridge) - curvature + (0 if ridge else 1 / count)
         )  # the constant direction is free without a prior
         step = np.linalg.solve(hessian, gradient)
+        # logits: from far away a full Newton step can overshoot
         u = u + step * min(1.0, 4.0 / max(1e-300, float(np.abs(step).max())))
         u -= u.mean()
         if np.abs(step).max() < tolerance * max(1.0, float(np.abs(u).max())):

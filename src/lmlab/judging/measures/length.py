@@ -139,6 +139,7 @@ def _logistic(x: Floats, y: Floats) -> Floats:
         gradient = x.T @ (y - p) - prior @ w
         hessian = (x * (p * (1 - p))[:, None]).T @ x + prior
         step = np.linalg.solve(hessian, gradient)
+        # from far away a full Newton step can overshoot
         w = w + step * min(1.0, 4.0 / max(1e-300, float(np.abs(step).max())))
         if np.abs(step).max() < 1e-10:
             break

@@ -62,6 +62,7 @@ def _decoded(text: str, place: int) -> tuple[Any, int, int]:
         # A string without an end is told of at its beginning, but was read to the end of the text; and the place of an
         # error is told in lines, which are counted from the beginning.
         read = (len(text) if error.msg.startswith("Unterminated") else error.pos) - place
+        # lines are counted faster than text is decoded, and a try costs by itself
         return None, -1, read + place // 16 + 50
     except (RecursionError, ValueError):
         return None, -1, _DEEP

@@ -12,7 +12,7 @@ from lmlab.judging.rubrics.numbers import Scale, Written, labeled, last_grade
 from lmlab.judging.rubrics.objects import grade_in, last_object
 from lmlab.judging.rubrics.sections import sections
 
-HALF_POINTS = Scale(0.0, 3.0, 0.5)
+HALF_POINTS = Scale(0.0, 3.0, 0.5)  # as TutorEval grades: 0 to 3
 TWO_CRITERIA = ("presentation", "correctness")
 _WORST_FIRST = ("wrong_scale", "out_of_range")
 

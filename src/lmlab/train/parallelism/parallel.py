@@ -89,7 +89,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
         by_mesh.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
     norms = [nn.utils.get_total_norm(each) for each in by_mesh.values()]
     total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
-    factor = (largest / (total + 1e-6)).clamp(max=1.0)
+    factor = (largest / (total + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], factor)
     return total
 

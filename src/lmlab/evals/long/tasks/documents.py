@@ -68,6 +68,7 @@ def repo_def(draw: Draw) -> Plan:
     name, text = choices[(draw.seed + draw.context_index) % len(choices)]
     # contexts of one package begin at files of their own, where there is something to ask
     starts = [match.start() for match in re.finditer(rf"^# {name}/\S+\.py$", text, re.MULTILINE)]
+    # characters: more than so many tokens of code have
     parts = [text[start : start + 12 * draw.length] for start in chance.sample(starts, min(_STARTS, len(starts)))]
     text = max(parts, key=lambda part: sum(_asks(*found) for found in _DEFINITION.findall(part[: 3 * draw.length])))
 

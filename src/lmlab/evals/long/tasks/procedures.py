@@ -16,6 +16,7 @@ def proc(draw: Draw) -> Plan:
     """`table`: records that stand in prose are to be written as tab-separated rows, in order. `path`: connections
     between stations are to be followed. The answer has 64 to 512 tokens, a quarter of the length at most.
     """
+    # each token of an answer costs a pass of its own
     rows = max(3, min(512, draw.length // 4) // _TOKENS_A_ROW)
     return _table(draw, rows) if draw.variant == "table" else _path(draw, rows)
 
@@ -25,6 +26,7 @@ def _table(draw: Draw, rows: int) -> Plan:
     people = [f"{chance.choice(NAMES)} {word.capitalize()}" for word in chance.sample(words(), rows)]
     records = [(person, chance.choice(_CITIES), str(chance.randrange(1950, 2010))) for person in people]
     told = [f"{person} was born in {city} in the year {year}." for person, city, year in records]
+    # a context can be no longer than these
     texts = [passage.text for passage in chance.sample(passages(), min(400, len(passages())))]
 
     def make(count: int) -> list[Draft]:
@@ -45,7 +47,7 @@ def _table(draw: Draw, rows: int) -> Plan:
 
 def _path(draw: Draw, steps: int) -> Plan:
     chance = draw.random
-    stations = [word.capitalize() for word in chance.sample(words(), 3000)]
+    stations = [word.capitalize() for word in chance.sample(words(), 3000)]  # half as many lines; each name once
     route = stations[: steps + 1]
     edges = [f"From {a} the line goes to {b}." for a, b in pairwise(route)]
     rest = stations[steps + 1 :]

@@ -57,7 +57,7 @@ def json_kv(draw: Draw) -> Plan:
         ]
 
     instruction = "Extract the value corresponding to the specified key in the JSON object below."
-    budget = 48 if kind == "uuid" else 12
+    budget = 48 if kind == "uuid" else 12  # tokens: a UUID has about 24 in the usual vocabularies, and none is cut
     return Plan(
         make, 3, len(keys) - draw.questions, instruction, budget, filler=_filler(chance) if kind == "uuid" else None
     )

@@ -30,7 +30,7 @@ def _read_gemma(settings: Settings, data: Settings, problems: list[str]) -> None
 def _read_gemma2(settings: Settings, data: Settings, problems: list[str]) -> None:
     _read_gemma(settings, data, problems)
     read_layer_types(settings, data, problems)
-    scalar = settings.get("query_pre_attn_scalar", 256)
+    scalar = settings.get("query_pre_attn_scalar", 256)  # here and below: defaults of transformers' Gemma2Config
     if not isinstance(scalar, int | float) or scalar <= 0:
         problems.append(f"query_pre_attn_scalar = {scalar}")
     else:

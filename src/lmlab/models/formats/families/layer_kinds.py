@@ -41,6 +41,7 @@ def windows_of_qwen(settings: Settings, data: Settings, problems: list[str]) -> 
 def _read_window_of_qwen(
     settings: Settings, data: Settings, problems: list[str], has_window: Callable[[int, int], bool]
 ) -> None:
+    # here and below: defaults of transformers
     window = settings.get("sliding_window", 4096) if settings.get("use_sliding_window") else None
     first, count = settings.get("max_window_layers", 28), data.get("num_layers")
     listed = settings.get("layer_types")
@@ -69,7 +70,7 @@ def read_layer_types(settings: Settings, data: Settings, problems: list[str]) ->
 def read_layers_without_positions(settings: Settings, data: Settings, problems: list[str]) -> None:
     """Reads SmolLM3's `no_rope_layers`, in which 1 is a layer with positions, and its windows."""
     count, rotates = data.get("num_layers"), settings.get("no_rope_layers")
-    if not isinstance(count, int) or count > 4096:
+    if not isinstance(count, int) or count > 4096:  # the most layers that a configuration may have
         return
     if rotates is None:
         every = settings.get("no_rope_layer_interval", 4)
@@ -105,7 +106,7 @@ def read_sparse_layers(settings: Settings, data: Settings, problems: list[str]) 
 def read_sparse_layers_of_qwen2(settings: Settings, data: Settings, problems: list[str]) -> None:
     """Reads which layers of a Qwen 2 mixture have experts, its windows, and that its shared expert has no width."""
     _read_layers_with_experts(settings, data, problems)
-    if (shared := settings.get("shared_expert_intermediate_size", 5632)) != 0:
+    if (shared := settings.get("shared_expert_intermediate_size", 5632)) != 0:  # transformers' default
         problems.append(f"a shared expert with a gate of its own (shared_expert_intermediate_size = {shared})")
     # where nothing lists the layers, every second of the first ones has a window
     _read_window_of_qwen(settings, data, problems, lambda layer, first: layer % 2 == 0 and layer < first)

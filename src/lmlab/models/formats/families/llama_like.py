@@ -29,6 +29,7 @@ KEYS = {
     "tie_embeddings": "tie_word_embeddings",
     "init_std": "initializer_range",
 }
+# Those of transformers' LlamaConfig, which files may leave out.
 DEFAULTS: Settings = {"norm_eps": 1e-6, "tie_embeddings": False, "max_seq_len": 2048}
 NO_BIAS: Settings = {"qkv_bias": False, "attention_output_bias": False, "ffn_bias": False}
 ATTENTION_BIAS = {"qkv_bias": "attention_bias", "attention_output_bias": "attention_bias"}
