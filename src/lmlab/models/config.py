@@ -205,6 +205,7 @@ class ModelConfig(Config):
         if data.get("d_ff") is None and data.get("ffn") == "moe" and isinstance(data.get("moe"), dict):
             data["d_ff"] = data["moe"].get("expert_hidden_size")
         if isinstance(width, int) and data.get("d_ff") is None:
+            # as many weights with a gate as 4 * width without (Shazeer 2020), in whole tiles
             data["d_ff"] = -(-8 * width // 3 // 64) * 64 if data.get("gated", True) else 4 * width
         return data
 

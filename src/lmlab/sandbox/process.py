@@ -179,7 +179,7 @@ def _reaped(pid: int) -> tuple[int, int, os.struct_rusage] | None:  # type: igno
 
 def _drain(output: int, sink: CappedSink) -> bool:
     """Take what is there; False at the end. A writer without pause gets no more than a turn, for the clock's sake."""
-    for _ in range(64):
+    for _ in range(64):  # 4 MiB
         try:
             data = os.read(output, _PIECE)
         except BlockingIOError:

@@ -85,6 +85,7 @@ def _parse(text: str) -> ElementTree.Element:
 
     for _ in range(_MOST_EXPANSIONS):
         expanded = _REFERENCE.sub(known, text)
+        # growth of prose with names is far less, of a bomb far more
         if expanded == text or len(expanded) > 4 * len(text) + _LONGEST_ENTITY:
             break
         text = expanded

@@ -254,7 +254,7 @@ def _check_method(text: str, name: str, values: Sequence[Any]) -> None:
         items = values[0] if isinstance(values[0], list | tuple | str) else []
         _check_size(len(text) * len(items) + sum(map(_size, items)))
     elif name in ("expandtabs", "indent"):
-        _check_size(len(text) * (1 + max(numbers, default=8)))
+        _check_size(len(text) * (1 + max(numbers, default=8)))  # the width of a tab
     elif name == "translate":
         _check_size(len(text) * max((_size(value) for table in values for value in dict(table).values()), default=1))
 

@@ -182,7 +182,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._prefixes = Prefixes(self.max_slots // 8)
+        self._prefixes = Prefixes(self.max_slots // 8)  # tokens; the rest is for answers under way
         self._decoding, self._running = self._new_batch(), list[_Running]()
         self._reading: list[Job] = []  # whose prompts are being read, with what has been read of a single one
         self._begun: KVCache | None = None

@@ -223,7 +223,7 @@ def measure_forced(scorer: Scorer, asking: Asking, group: Sequence[Instance], co
     for instance in group:
         if instance.task == "ppl_gain":
             ids = asking.ids(instance)[: instance.length]
-            part = len(ids) // 4
+            part = len(ids) // 4  # the last quarter, behind all of the text and behind the quarter before it
             # a text that lacks the begin mark is strange to some models, wherever it was cut
             near = [*asking.tokenizer.begin_ids, *ids[-2 * part :]]
             wanted.append((instance, {"all": add(ids, part), "near": add(near, part)}))

@@ -31,6 +31,7 @@ def parse_verdict(reply: str | None) -> str | None:
 
 
 def _word(text: str) -> str | None:
+    # a longer answer is no verdict by itself
     word = re.sub(r"[\s_-]+", " ", text.strip(" \t\n\"'.()[]").casefold()) if len(text) < 100 else ""
     return word if word in VERDICTS else None
 

@@ -105,7 +105,7 @@ def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, An
     ids_BT, domains_B = corpus.validation_windows(length)
     labels_BT = torch.cat((ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], -100)), 1)
     losses, counts = [], []
-    for ids, labels in zip(ids_BT.split(16), labels_BT.split(16), strict=True):
+    for ids, labels in zip(ids_BT.split(16), labels_BT.split(16), strict=True):  # windows: more take memory for logits
         output = model(ids, logits="none")
         losses.append(-model.log_probs_of(output.hidden_BTD, labels).sum(1) / (length - 1))
         counts.append([each.tokens_per_expert_E for each in output.routers])

@@ -125,7 +125,7 @@ def _faiss(vectors: Floats, kind: str) -> Any:
         lists = max(1, int(np.sqrt(len(vectors))))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
-        index.nprobe = max(1, lists // 8)
+        index.nprobe = max(1, lists // 8)  # of the lists: more find more and take longer
     index.add(vectors)
     return lambda queries, count: list(index.search(np.ascontiguousarray(queries, np.float32), count)[1])
 

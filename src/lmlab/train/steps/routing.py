@@ -138,7 +138,7 @@ class RoutedStep(WrappedStep):
     def _check_size(self, losses: RouterLosses) -> None:
         moe = self.config.moe
         assert moe is not None
-        few = float(losses.num_tokens) * moe.top_k < 4 * moe.num_experts
+        few = float(losses.num_tokens) * moe.top_k < 4 * moe.num_experts  # loads below four on average are chance
         if (
             few
             and moe.load_balancing_loss is not None

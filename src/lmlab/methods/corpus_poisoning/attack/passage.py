@@ -171,6 +171,7 @@ def _as_text(
         ids = np.array(tokenizer.inner([document_text("", _text(problem, current.ids_L, payload, free, config))])[0])
         ids = _fitted(ids, current.ids_L, free, problem.allowed_V)
         again = _only_allowed(ids, free, problem.allowed_V)
+        # little is lost, and it may not survive either
         problem.budget = Budget(max(config.budget // 4, 2 * config.candidates))
         current = optimize(problem, again, _by_ids(config), config.candidates, config.seed)
         budget.spent += problem.budget.spent

@@ -91,7 +91,7 @@ def measure_defenses(
         stack: detectors of the gate that is measured as `stack`, at `stack_rate`.
     """
     documents = Passages(target.data.corpus.texts, target.documents)
-    hits = target.hits(2 * max(k_values) + 100)
+    hits = target.hits(2 * max(k_values) + 100)  # refused clean documents move others up
     queries = target.queries()
     rows = []
     for name in names:

@@ -79,6 +79,7 @@ def plan(
         cache=cache if cache <= cache_bytes else 0,
         flops=tokens
         * (
+            # forward, backward for inputs and for gates; weights, below, have no gradient
             (4 if recompute else 3) * reads
             + (3 if recompute else 2) * 2 * config.num_parameters(active=True, embedding=False)
         ),

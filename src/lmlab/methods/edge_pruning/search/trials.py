@@ -173,6 +173,7 @@ def widen(
     """
     for level in (0.0, 0.5):
         gains_E = slopes(trials.task, best.kept_E, level).masked_fill(best.kept_E, -torch.inf)
+        # of a small circuit a share may be one edge, and a path has several
         count = min(max(8, round(share * int(best.kept_E.sum()))), int((~best.kept_E).sum()))
         wider_E = best.kept_E.clone()
         wider_E[gains_E.argsort(descending=True, stable=True)[:count]] = True

@@ -155,6 +155,7 @@ def _outliers(run: Run, tasks: Sequence[Task]) -> list[str]:
         middle = np.median(size[near], axis=1)
         away = np.abs(np.log(np.maximum(size, _TINY) / np.maximum(middle, _TINY)))
         away[: math.ceil(_BEGINNING * count)] = 0.0  # there a run falls fast
+        # the standard deviation, were they normal
         usual = 1.4826 * float(np.median(away[away > 0])) if (away > 0).any() else 0.0
         worst = int(away.argmax())
         if away[worst] > max(_JUMP, _STRAY * usual):

@@ -224,6 +224,7 @@ def _candidate(
 
 
 def _version_texts(tree: Path) -> dict[str, str]:
+    # deeper files are those of parts and of vendored packages
     names = [path for path in tree_files(tree) if _VERSION_FILES.search(path) and path.count("/") < 4]
     return {path: (tree / path).read_text("utf-8", "replace") for path in names if (tree / path).is_file()}
 

@@ -73,7 +73,7 @@ def _from_files(config: DataConfig, rejects: Path | None) -> Dataset:
         console.print(f"{unfit.unfit:,} sequences are set aside; the first is {first}.", style="yellow")
     if valid is None:
         order = np.random.RandomState(0).permutation(len(train)).tolist()
-        held = max(1, len(train) // 10)
+        held = max(1, len(train) // 10)  # as the tasks of the paper have it
         train, valid = [train[place] for place in order[held:]], [train[place] for place in order[:held]]
     if not train or not valid:
         raise UserError(f"'{config.data}' has too few sequences that can be used.", "Give more data.")

@@ -217,7 +217,7 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
 
 def _deal(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     order = np.random.RandomState(seed).permutation(len(examples)).tolist()
-    held = -(-len(examples) // 10)
+    held = -(-len(examples) // 10)  # as the reference splits
     return [examples[place] for place in order[held:]], [examples[place] for place in order[:held]]
 
 

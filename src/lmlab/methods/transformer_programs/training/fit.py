@@ -75,7 +75,7 @@ class Batches:
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            if len(self._orders) > 4:
+            if len(self._orders) > 4:  # a batch may lie across several epochs of a small split; more would fill memory
                 self._orders.clear()
             self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         return self._orders[epoch]

@@ -250,6 +250,7 @@ class _Speakers:
         options: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p, "seed": _seed(config, job)}
         if config.scheme == "one_llm":
             text = one_request(job.kind, job.character, config.num_turns, job.chapter.text)
+            # all turns come in one answer
             return ChatRequest(({"role": "user", "content": text},), max_tokens=4 * config.max_tokens, **options)
         sees = config.student_sees_chapter if config.student_sees_chapter is not None else job.kind == "openbook"
         if job.teacher_speaks:
