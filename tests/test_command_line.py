@@ -168,6 +168,25 @@ def test_help_of_options_is_what_the_docstring_says():
     assert "--no-whole" in said and "--no-quiet" not in said
 
 
+def test_values_in_a_help_text_are_spelled_as_they_are_typed():
+    from every_command import commands
+
+    spelled = []
+    for path, command in commands():
+        for each in command.params:
+            first = (getattr(each, "help", None) or "").split(" ")[0].rstrip(",")
+            if first[:1].isupper() and first.lower() in (
+                "edge-pruning",
+                "multiflip",
+                "auto",
+                "bubblewrap",
+                "bm25",
+                "hf",
+            ):
+                spelled.append((path, each.name, first))
+    assert not spelled
+
+
 def test_wrong_options_are_one_sentence():
     assert run("x")[0] == 2  # size is required
     assert run("x", "--size", "0")[0] == 2  # below its bound

@@ -124,7 +124,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("Interrupted.", "Run the same command again to go on.") from None
+            raise Interrupted("Interrupted.", "Run the same command again; it goes on from what was kept.") from None
 
 
 def _with_paths(command: Any) -> Any:

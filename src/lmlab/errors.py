@@ -219,7 +219,7 @@ def from_os_error(error: OSError) -> LmlabError:
         case errno.ENOSPC | errno.EDQUOT:
             return LmlabError(
                 f"The disk is full while writing {place}.",
-                "Free some space and run the same command again: it goes on from here.",
+                "Free some space and run the same command again: it goes on from what was kept.",
             )
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return UserError(

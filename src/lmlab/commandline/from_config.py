@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
@@ -162,7 +163,7 @@ def _parameter(
     help = f"{(info.description or '').strip()} {note}".strip()
     option = typer.Option(
         *names,
-        help=help[:1].upper() + help[1:],
+        help=help if _begins_with_values(help, info.annotation) else help[:1].upper() + help[1:],
         metavar=_spelling(config_type, name) if is_mapping else _in_one_word(info.annotation),
         show_default=_shown_default(default) if repeated and not is_mapping else default is not None and not required,
         **{key: value for key, value in bounds.items() if value is not None},
@@ -172,6 +173,22 @@ def _parameter(
     items = [f"{key}={value}" for key, value in default.items()] if is_mapping and default else default
     shown = inspect.Parameter.empty if required else None if empty else list(items) if repeated else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
+
+
+def _begins_with_values(help: str, annotation: Any) -> bool:
+    """Whether the first word is a value, which is to be typed as it is written: one of the annotation, or the first
+    of a list.
+    """
+    words = re.match(r"([a-z0-9_-]+)(, [a-z0-9_-]+,|,? or )?", help)
+    return words is not None and (bool(words[2]) or words[1] in _choices(annotation))
+
+
+def _choices(annotation: Any) -> set[Any]:
+    """The values that an annotation lists, at any depth."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return set(arguments)
+    return {value for each in arguments for value in _choices(each)}
 
 
 def _shown_default(default: Any) -> str | bool:
