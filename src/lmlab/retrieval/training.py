@@ -30,7 +30,7 @@ def train_encoder(
     steps: int = 200,
     batch_size: int = 16,
     learning_rate: float = 2e-5,
-    temperature: float = 0.05,
+    temperature: float = 0.05,  # as sentence-transformers has it (a scale of 20)
     seed: int = 0,
     **trainer: Any,
 ) -> tuple[TextEncoder, dict[str, Any]]:

@@ -38,7 +38,7 @@ def length_controlled(
     other_lengths: ArrayLike,
     difficulty: ArrayLike | None = None,
     clusters: Sequence[Hashable] | None = None,
-    resamples: int = 500,
+    resamples: int = 500,  # each is a fit, which a mean is not
     seed: int = 0,
 ) -> LengthControlled:
     """The share of wins at equal length (Dubois et al. 2024): a logistic model with a constant, tanh of the

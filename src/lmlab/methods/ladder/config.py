@@ -121,7 +121,7 @@ class LadderConfig(Config):
     limit: PositiveInt = 300
     evaluations: PositiveInt = 4
     heldout_rows: PositiveInt = 64
-    max_epochs: float = 4.0
+    max_epochs: float = 4.0  # up to there repeated text is nearly as good as new (Muennighoff et al. 2023)
     trainer: dict[str, Any]
     target: LadderTarget
     workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None

@@ -78,7 +78,7 @@ def evaluate(
     controls: bool = True,
     share: bool = True,
     short_tasks: Sequence[str] = (),
-    short_limit: int | None = 200,
+    short_limit: int | None = 200,  # questions of a task: more narrow its interval, and take time in proportion
 ) -> dict[str, Any]:
     """Measure a model on a file of instances, and on short tasks; `long.json` and `short.json` in `directory`.
 

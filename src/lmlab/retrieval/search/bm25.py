@@ -45,7 +45,7 @@ class BM25:
         self,
         ids: Sequence[str],
         texts: Sequence[str],
-        k1: float = 1.2,
+        k1: float = 1.2,  # Lucene's, as b is
         b: float = 0.75,
         method: Method = "lucene",
         stop_words: frozenset[str] = frozenset(),

@@ -45,7 +45,7 @@ class SimPOConfig(Config):
 class KTOConfig(Config):
     """Learning from single answers that are wanted or not; the weights balance the two kinds when one is rarer."""
 
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = 0.1  # as Ethayarajh et al. 2024 have it
     desirable_weight: PositiveFloat = 1.0
     undesirable_weight: PositiveFloat = 1.0
 

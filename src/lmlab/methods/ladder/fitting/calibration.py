@@ -89,7 +89,7 @@ def calibrate(
     table: RunTable,
     tasks: Sequence[Task],
     settings: EstimatorSettings,
-    replicates: int = 60,
+    replicates: int = 60,  # of each split, of which there are many; forecasts have 200
     seed: int = 0,
     chosen: Sequence[Split] | None = None,
 ) -> Calibration:

@@ -42,7 +42,7 @@ def fit_first_step(
     x_3R: Floats,
     y_BR: Floats,
     weights_BR: Floats | None = None,
-    delta: float | None = 1e-3,
+    delta: float | None = 1e-3,  # as Hoffmann et al. 2022: what lies off by more than 0.1 % counts linearly
     starts: str | Floats = "grid",
     chance_B: Floats | None = None,
     shrink: float = 0.0,

@@ -53,9 +53,9 @@ def run_agent(
     judge: Judge,
     ask: Ask,
     model: str,
-    most_steps: int = 30,
+    most_steps: int = 30,  # each reads all before it, so that cost grows with the square
     most_cost_usd: float | None = None,
-    command_timeout_s: float = 60.0,
+    command_timeout_s: float = 60.0,  # time for some tests; what hangs costs no more
     keep: Path | None = None,
 ) -> tuple[Prediction, Trajectory]:
     """Let a model work on an issue.

@@ -17,7 +17,7 @@ def sft_records(
     workspaces: Workspaces,
     mix: Mapping[Source, float],
     budget: int,
-    max_tokens: int = 30_000,
+    max_tokens: int = 30_000,  # so that question and answer fit a window of 32K
     count: Count = approximate_tokens,
     seed: int = 0,
 ) -> Iterator[dict[str, object]]:

@@ -129,7 +129,7 @@ class NormCapped:
 
     objective: Objective
     cap: float
-    weight: float = 10.0
+    weight: float = 10.0  # one percent too long costs a tenth of the value
 
     @property
     def bound(self) -> float | None:
@@ -153,7 +153,7 @@ class HubCapped:
     objective: Objective
     sentinels_nH: Tensor
     cap: float
-    weight: float = 4.0
+    weight: float = 4.0  # 0.01 above the cap costs 0.04 of the objective
 
     @property
     def bound(self) -> float | None:
