@@ -186,6 +186,7 @@ _SHOWN = 40  # names in a sentence: more are no help
 def did_you_mean(word: object, known: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word, or the list of known words when nothing is near."""
     word, candidates = str(word), sorted(map(str, known))
+    # difflib's own: a slip or two, not another word
     nearest = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if nearest:
         return f"Did you mean '{nearest[0]}'?"
