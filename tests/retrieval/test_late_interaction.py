@@ -152,3 +152,16 @@ def test_the_objective_of_late_interaction_is_its_mean_score_and_can_be_attacked
     own = MaxSim(torch.from_numpy(queries[0])[None])
     expected = maxsim(queries[0], encoder.encode_text(["sea . ship"])[0])  # marks do not count
     assert float(own(encoder.encode_ids(ids))[0]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "length"), [("query_length", 3), ("query_length", 1), ("document_length", 2)])
+def test_a_length_without_room_for_a_word_is_refused(name, length, tmp_path):
+    place = write_late(tmp_path / "encoder")
+    path = place / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: length}))
+    kind = name.partition("_")[0]
+    with pytest.raises(UserError, match=f"a {kind} of {length} tokens leaves no room beside the 3 that stand around"):
+        load_late_encoder(place)
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: 4}))
+    (found,) = load_late_encoder(place).encode_text(["sea ship star"], kind)  # one word is left
+    assert len(found) == 4

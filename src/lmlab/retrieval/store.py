@@ -101,6 +101,7 @@ class EmbeddingStore:
             and _read(f"{place}/ids.txt") == listed
         ):
             return store  # nothing is written, so that readers and other builds of the same are not disturbed
+        _remove_drafts(place)
         _write(f"{place}/meta.json", json.dumps({**store.meta, "complete": False}, indent=2).encode())
         _write(f"{place}/ids.txt", listed)
         with progress("encode", len(texts), "texts") as advance:
@@ -248,6 +249,12 @@ def _write(location: str, data: bytes) -> None:
     system, path = file_system(location)
     system.makedirs(path.rpartition("/")[0], exist_ok=True)
     system.pipe_file(path, data)
+
+
+def _remove_drafts(location: str) -> None:
+    """Remove what a builder that was killed was writing; who builds is alone here."""
+    for path in [] if is_url(location) else Path(location).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _remove_others(location: str, kept: set[str]) -> None:

@@ -176,6 +176,7 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     code, text, _ = run("detect", "score", "--passages", attack, "--gate", gate, *common, "--data", small)
     found = json.loads(text)
     assert found["refused"] == sum(refused) and found["auroc"]["similarity"] > 0.8
+    assert (found["clean"], found["clean_left_out"]) == (60, 60)  # those that detectors were fitted on tell nothing
     code, text, _ = run("detect", "sweep", "--data", small, *common, "--passages", attack, *both)
     curves = json.loads(text)
     assert all(point["fpr"] <= point["rate"] + 1e-9 for point in curves["hubness"])

@@ -73,10 +73,23 @@ def test_pieces_of_words_that_do_not_survive_are_replaced(target):
     config = CraftConfig(k=1, length=6, evaluations=30, candidates=20, precision="fp32")
     objective = MeanSimilarity.of(torch.from_numpy(target.queries()))
     passage = craft_passage(encoder, objective, start, config, "run", "0")
-    assert "Pieces of words were replaced" in passage.note
+    assert "Pieces of words were replaced" in passage.note and passage.evaluations <= config.budget
     assert tokenizer.inner([passage.text])[0] == list(passage.token_ids)
     score = float(objective(torch.from_numpy(encoder.encode_text([passage.text])))[0])
     assert passage.objective_text == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["multiflip", "hotflip", "gcg", "gaslite", "arca", "none"])
+@pytest.mark.parametrize("budget", [1, 25, 60, 400])
+def test_repairs_are_within_the_budget(optimizer, budget, target):
+    encoder = target.retriever.encoder
+    start = np.full(6, encoder.tokenizer.mask_id)  # a start that no text has
+    config = CraftConfig(k=1, length=6, evaluations=budget, candidates=20, optimizer=optimizer, precision="fp32")
+    told: list[int] = []
+    objective = MeanSimilarity.of(torch.from_numpy(target.queries()))
+    passage = craft_passage(encoder, objective, start, config, "run", "0", told=told.append)
+    assert passage.evaluations <= budget and sum(told) == passage.evaluations
+    assert encoder.tokenizer.inner([passage.text])[0] == list(passage.token_ids)
 
 
 def test_a_concept_a_question_and_a_passage_for_each_question(target, small, tmp_path):

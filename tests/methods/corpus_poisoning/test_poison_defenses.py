@@ -23,7 +23,15 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
-from lmlab.methods.corpus_poisoning.defend.measure import _thirds, measure_fusion
+from lmlab.methods.corpus_poisoning.defend.measure import (
+    _change,
+    _thirds,
+    clean_ndcg,
+    measure_defenses,
+    measure_fusion,
+    without,
+)
+from lmlab.methods.corpus_poisoning.defend.run import score_passages
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.retrieval import ExactIndex, fuse_rrf, load_encoder
 from tiny_retriever import TOPICS, wordpiece, write_retriever
@@ -69,6 +77,46 @@ def test_thresholds_and_figures_of_detection_are_those_by_hand():
         assert roc_auc(clean, crafted) == pytest.approx(roc_auc_score(labels, values))
         fine = generator.normal(size=39)  # without ties, where both say the same
         assert average_precision(fine[:30], fine[30:]) == pytest.approx(average_precision_score(labels, fine))
+
+
+def test_how_well_a_gate_parts_is_told_on_documents_that_it_was_not_fitted_on(context, clean, crafted, tmp_path):
+    gate = AdmissionGate.fit(["similarity"], context, clean.part(range(40)), clean.part(range(40, 100)), 0.05)
+    gate.save(tmp_path)
+    for found in (gate, AdmissionGate.load(tmp_path, context)):
+        assert found.unseen(clean) == list(range(40, 120))
+        told = score_passages(found, crafted.texts, clean)
+        own = make_detector("similarity", context)
+        expected = roc_auc(own.score(clean.part(range(40, 120))), own.score(crafted))
+        assert (told["clean"], told["clean_left_out"]) == (80, 40)
+        assert told["auroc"]["similarity"] == pytest.approx(expected)
+        with pytest.raises(UserError, match="was fitted on all 40 documents"):
+            score_passages(found, crafted.texts, clean.part(range(40)))
+    gate.fitted = None  # as of a file that does not say
+    with pytest.raises(UserError, match="does not say which documents it was fitted on"):
+        score_passages(gate, crafted.texts, clean)
+    assert "auroc" not in score_passages(gate, crafted.texts, None)
+
+
+def test_the_cost_of_a_defense_is_told_from_a_sample_too(context, target, crafted):
+    hits = target.hits(140)
+    whole = clean_ndcg(hits, target.data.queries.ids, target.data.qrels)
+    generator, count = np.random.default_rng(0), len(target.data.corpus)
+    refused = np.sort(generator.choice(count, 6, replace=False))
+
+    def lost(*rows: int) -> float:
+        kept = without(hits, np.array(rows))
+        return clean_ndcg(kept, target.data.queries.ids, target.data.qrels) - whole
+
+    assert _change(hits, refused, target, count) == pytest.approx(lost(*refused))
+    added = sum(lost(row) for row in refused)
+    told = []  # over halves of the documents the estimates are right on average
+    for seed in range(200):
+        half = set(np.random.default_rng(seed).permutation(count)[: count // 2].tolist())
+        seen = np.array([row for row in refused if row in half], np.int64)
+        told.append(_change(hits, seen, target, count // 2))
+    assert np.mean(told) == pytest.approx(added, rel=0.2) and added != 0
+    (row,) = measure_defenses(["norm"], context, target, {"crafted": crafted}, sample=60)
+    assert row.ndcg_change is not None and row.ndcg_change <= 0.05
 
 
 def test_hubness_counts_the_questions_a_passage_would_be_seen_by(context, clean, crafted):

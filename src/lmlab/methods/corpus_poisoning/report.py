@@ -138,7 +138,8 @@ def _defenses(rows: Sequence[dict[str, Any]]) -> Section:
             Table(
                 columns,
                 table,
-                "Detectors are fitted on a third of the clean documents, thresholds set on another.",
+                "Detectors are fitted on a third of the clean documents, thresholds set on another. Of detectors that"
+                " run a network for each passage all this is on a sample, from which the change of nDCG is scaled up.",
             )
         ],
         "An attacker who knows a defense works around it: compare rows of adaptive attacks, where there are some.",

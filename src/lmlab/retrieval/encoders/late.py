@@ -68,6 +68,15 @@ class LateEncoder:
     device: str = "cpu"
     similarity: str = "maxsim"
 
+    def __post_init__(self) -> None:
+        for kind, length in self.lengths.items():
+            if length <= (around := len(self.wrap([], kind))):
+                raise UserError(
+                    f"'{self.name}': a {kind} of {length} tokens leaves no room beside the {around} that stand around"
+                    " each text.",
+                    f"Correct the encoder's {kind} length.",
+                )
+
     @property
     def max_length(self) -> int:
         """Of documents."""

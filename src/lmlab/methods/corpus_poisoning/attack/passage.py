@@ -27,6 +27,10 @@ from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.collections.records import document_text
 
 
+_REPAIR_SHARE = 4  # a quarter of the budget
+_REPAIRS = 3
+
+
 def seed_of(seed: int, cluster: int) -> int:
     """A seed of its own for each cluster."""
     return int(np.random.SeedSequence([seed, cluster]).generate_state(1)[0])
@@ -74,7 +78,9 @@ def craft_passage(
     ids = fixed.copy()
     ids[free] = free_ids[: int(free.sum())]
     note = ""
-    budget = Budget(config.budget, told=told)
+    # a start that is no text (mask tokens) may leave ids that no text has, whose repair is to be paid too
+    kept_back = 0 if reads_back(encoder.tokenizer, ids) else config.budget // _REPAIR_SHARE
+    budget = Budget(config.budget - kept_back, told=told)
     problem = Problem(encoder, objective, allowed, free, budget, config.precision, penalty, network=network)
     try:
         found = optimize(problem, ids, _by_ids(config), config.candidates, seed, stop)
@@ -86,6 +92,7 @@ def craft_passage(
         except NotFiniteError:
             note = f"{error.message} Not finite in fp32 either: the start is kept."
             found = Found(ids, float("nan"), "not finite")
+    budget.limit = config.budget
     text, final, repaired = _as_text(problem, found, payload, free, config)
     long = _too_long(problem, final.ids_L, config.norm_cap)
     return Passage(
@@ -159,27 +166,24 @@ def _as_text(
     problem: Problem, found: Found, payload: str, free: NDArray[np.bool_], config: CraftConfig
 ) -> tuple[str, Found, str]:
     """The text, its ids as an indexer reads them, and their objective. Ids that do not survive (pieces of words from
-    the start) are replaced by what the text becomes, and optimized once more from there.
+    the start) are replaced by what the text becomes, and optimized once more from there, with what the budget has left.
     """
     tokenizer = problem.encoder.tokenizer
     text = _text(problem, found.ids_L, payload, free, config)
     if reads_back(tokenizer, found.ids_L, document_text("", text)):
         return text, found, ""
     best: tuple[str, Found] | None = None
-    current, budget = found, problem.budget
-    for _ in range(3):
+    current, tries = found, 0
+    while problem.budget.left and tries < _REPAIRS:
+        tries += 1
         ids = np.array(tokenizer.inner([document_text("", _text(problem, current.ids_L, payload, free, config))])[0])
         ids = _fitted(ids, current.ids_L, free, problem.allowed_V)
         again = _only_allowed(ids, free, problem.allowed_V)
-        # little is lost, and it may not survive either
-        problem.budget = Budget(max(config.budget // 4, 2 * config.candidates))
         current = optimize(problem, again, _by_ids(config), config.candidates, config.seed)
-        budget.spent += problem.budget.spent
         text = _text(problem, current.ids_L, payload, free, config)
         if reads_back(tokenizer, current.ids_L, document_text("", text)):
             best = (text, current)
             break
-    problem.budget = budget
     if best is None:
         ids = np.array(tokenizer.inner([document_text("", text)])[0], np.int64)
         return (

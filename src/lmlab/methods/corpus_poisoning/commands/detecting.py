@@ -57,7 +57,9 @@ def detect_score(
     which: EncoderConfig,
     gate: Gate = Path("gate"),
 ) -> None:
-    """Score passages by a gate's detectors, and part them from a clean collection if --data names one; JSON."""
+    """Score passages by a gate's detectors, and part them from documents of a clean collection that the gate was not
+    fitted on, if --data names one; JSON.
+    """
     from lmlab.methods.corpus_poisoning.defend.detector import Passages as Texts
     from lmlab.methods.corpus_poisoning.defend.run import dump, open_gate, read_texts, score_passages
 

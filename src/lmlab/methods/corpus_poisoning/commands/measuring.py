@@ -165,6 +165,7 @@ def answers(
     as_json: AsJson = False,
 ) -> None:
     """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by three readers."""
+    import torch
     from rich.table import Table
 
     from lmlab.files import write_json
@@ -177,7 +178,10 @@ def answers(
     target = target_of(which, collection)
     found = Model.find(language_model)
     opened = None if gate is None else open_gate(target.retriever, gate)
-    read = answer_rows(target, asked, found.load(which.device), found.tokenizer(), k, opened, each=each)
+    model = found.load(which.device)
+    if which.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    read = answer_rows(target, asked, model, found.tokenizer(), k, opened, each=each)
     rows = [row.row() for row in read]
     if out is not None:
         write_json(out, rows)

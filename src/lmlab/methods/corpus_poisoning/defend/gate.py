@@ -6,6 +6,7 @@ detector finds it. The threshold is set on other clean passages than those that 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 )
 from lmlab.retrieval import AnyEncoder
 
+_FITTED = "fitted"  # beside the arrays of detectors, whose names hold a slash
 _TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
 
 
@@ -51,6 +53,7 @@ class AdmissionGate:
 
     Attributes:
         rate: the share of clean passages that it refuses.
+        fitted: digests of the passages that its detectors were fitted on, sorted; None where it does not say.
     """
 
     def __init__(self, encoder: AnyEncoder, detectors: dict[str, Detector]) -> None:
@@ -58,6 +61,7 @@ class AdmissionGate:
             raise UserError("A gate needs at least one detector.")
         self.encoder, self.detectors = encoder, detectors
         self.rate = 0.0
+        self.fitted: NDArray[np.uint64] | None = None
         self._clean: dict[str, Scores] = {}
         self.threshold = Threshold(np.inf, 0.0)
 
@@ -88,7 +92,27 @@ class AdmissionGate:
             gate._clean[name] = np.sort(detector.score(fitting))
         gate.threshold = Threshold.at(gate.suspicion(calibration), rate)
         gate.rate = rate
+        gate.fitted = np.unique(_digests(fitting.texts))
         return gate
+
+    def unseen(self, passages: Passages) -> list[int]:
+        """The numbers of passages that its detectors were not fitted on: those alone tell how well it parts.
+
+        Raises:
+            UserError: the gate does not say what it was fitted on, or it was fitted on all of them.
+        """
+        if self.fitted is None:
+            raise UserError(
+                "The gate does not say which documents it was fitted on, and how well it parts cannot be told on those.",
+                "Fit it again: lmlab poison detect fit",
+            )
+        found: list[int] = np.flatnonzero(~np.isin(_digests(passages.texts), self.fitted)).tolist()
+        if not found:
+            raise UserError(
+                f"The gate was fitted on all {len(passages):,} documents, which look clean to it for that reason.",
+                "Give --data with others.",
+            )
+        return found
 
     def scores(self, passages: Passages) -> dict[str, Scores]:
         """Each detector's scores."""
@@ -141,7 +165,7 @@ class AdmissionGate:
     def save(self, directory: str | Path) -> None:
         """Write it: JSON and arrays, no pickle."""
         directory = Path(directory)
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, NDArray[Any]] = {} if self.fitted is None else {_FITTED: self.fitted}
         states: dict[str, dict[str, Any]] = {}
         for name, detector in self.detectors.items():
             states[name] = {}
@@ -179,6 +203,7 @@ class AdmissionGate:
             raise UserError(f"The gate '{directory}' is for another encoder: {', '.join(differing)} differ.")
         with np.load(directory / "gate.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+        fitted = arrays.pop(_FITTED, None)
         detectors: dict[str, Detector] = {}
         clean = {}
         for name, state in about["detectors"].items():
@@ -194,9 +219,15 @@ class AdmissionGate:
             detectors[name] = make_detector(name, context)
             detectors[name].restore({**state, **own})
         gate = cls(context.encoder, detectors)
-        gate._clean, gate.rate = clean, float(about["rate"])
+        gate._clean, gate.rate, gate.fitted = clean, float(about["rate"]), fitted
         gate.threshold = Threshold(float(about["threshold"]), gate.rate)
         return gate
+
+
+def _digests(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Eight bytes of a hash of each text: enough to know it again among millions."""
+    found = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(found), np.uint64)
 
 
 def _share_below(clean: Scores, values: Scores) -> Scores:

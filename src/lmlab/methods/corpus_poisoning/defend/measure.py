@@ -53,8 +53,8 @@ class DefenseRow:
         asr: k -> success that is left at the first rate.
         fpr: share of other clean documents that are refused at the first rate.
         escaped: the first few passages that are not refused at the first rate.
-        ndcg_change: of clean nDCG@10 when what is refused at the first rate is not in the corpus; None where only a
-            sample was scored.
+        ndcg_change: of clean nDCG@10 when what is refused at the first rate is not in the corpus; an estimate where
+            only a sample was scored (`clean_scored`).
     """
 
     defense: str
@@ -104,7 +104,9 @@ def measure_defenses(
         scores = detector.score(clean)
         bounds = [Threshold.at(scores[calibration], rate) for rate in rates]
         fpr = float((scores[rest] > bounds[0].value).mean())
-        refused = np.flatnonzero(scores > bounds[0].value) if step == 1 else None
+        refused = places[scores > bounds[0].value]
+        change = _change(hits, refused, target, len(places))
+        left = without(hits, refused) if step == 1 else hits
         for attack, passages in attacks.items():
             found = detector.score(passages)
             rows.append(
@@ -115,8 +117,8 @@ def measure_defenses(
                     found,
                     bounds,
                     fpr,
-                    refused,
-                    hits,
+                    change,
+                    left,
                     queries,
                     passages,
                     target,
@@ -160,9 +162,10 @@ def _stack(
     bound = gate.threshold
     fpr = float((scores[rest] > bound.value).mean())
     refused = np.flatnonzero(scores > bound.value)
+    change, left = _change(hits, refused, target, len(documents)), without(hits, refused)
     unseen = scores[calibration + rest]
     return [
-        _row(STACK, name, unseen, gate.suspicion(each), [bound], fpr, refused, hits, queries, each, target, k_values)
+        _row(STACK, name, unseen, gate.suspicion(each), [bound], fpr, change, left, queries, each, target, k_values)
         for name, each in attacks.items()
     ]
 
@@ -174,21 +177,16 @@ def _row(
     crafted: Scores,
     bounds: Sequence[Threshold],
     fpr: float,
-    refused: NDArray[np.int64] | None,
-    hits: CleanHits,
+    change: float,
+    left: CleanHits,
     queries: NDArray[np.float32],
     passages: Passages,
     target: Target,
     k_values: Sequence[int],
 ) -> DefenseRow:
     kept = np.flatnonzero(crafted <= bounds[0].value)
-    left = hits if refused is None else without(hits, refused)
     similar = passage_scores(queries, passages.vectors[kept])
     report = evaluate_attack(similar, left, len(target.data.corpus), k_values)
-    change = None
-    if refused is not None:
-        before, after = (clean_ndcg(each, target.data.queries.ids, target.data.qrels) for each in (hits, left))
-        change = after - before
     return DefenseRow(
         defense,
         attack,
@@ -201,6 +199,18 @@ def _row(
         len(clean),
         tuple(passages.texts[row] for row in kept[:_ESCAPED]),
     )
+
+
+def _change(hits: CleanHits, refused: NDArray[np.int64], target: Target, scored: int) -> float:
+    """Of clean nDCG@10 without the refused documents. Of a sample each refused one stands for as many as were not
+    scored: its own loss, times documents a scored one (the refused are few, so that losses add up).
+    """
+    ids, qrels, total = target.data.queries.ids, target.data.qrels, len(target.data.corpus)
+    before = clean_ndcg(hits, ids, qrels)
+    if scored == total:
+        return clean_ndcg(without(hits, refused), ids, qrels) - before
+    losses = [clean_ndcg(without(hits, np.array([row])), ids, qrels) - before for row in refused.tolist()]
+    return float(np.sum(losses)) * total / scored
 
 
 def without(hits: CleanHits, refused: NDArray[np.int64]) -> CleanHits:

@@ -117,7 +117,13 @@ def open_gate(retriever: Retriever, directory: Path, language_model: str | None 
 
 
 def score_passages(gate: AdmissionGate, texts: Sequence[str], clean: Passages | None) -> dict[str, Any]:
-    """Scores of passages by each detector, and how well they part from clean documents, if there are some."""
+    """Scores of passages by each detector, and how well they part from clean documents, if there are some: from those
+    that no detector was fitted on (`clean`; `clean_left_out` are the others).
+
+    Raises:
+        UserError: there are none, or the gate does not say which they are.
+    """
+    unseen = None if clean is None else clean.part(gate.unseen(clean))
     passages = Passages.of(list(texts), gate.encoder)
     scores = gate.scores(passages)
     verdicts = gate.check_all(passages)
@@ -126,8 +132,9 @@ def score_passages(gate: AdmissionGate, texts: Sequence[str], clean: Passages | 
         "refused": sum(not verdict.admit for verdict in verdicts),
         "mean": {name: float(values.mean()) for name, values in scores.items()},
     }
-    if clean is not None:
-        own = gate.scores(clean)
+    if clean is not None and unseen is not None:
+        own = gate.scores(unseen)
+        found |= {"clean": len(unseen), "clean_left_out": len(clean) - len(unseen)}
         found["auroc"] = {name: roc_auc(own[name], values) for name, values in scores.items()}
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -178,6 +178,7 @@ class _Reader:
     def __init__(self, model: Any, tokenizer: Any, ends: tuple[int, ...]) -> None:
         self._model, self._tokenizer = model, tokenizer
         self.alone: list[list[str]] = []
+        self._known: dict[tuple[str, str], str] = {}  # what poison does not change is not asked again
         self._ends = tuple(dict.fromkeys([*ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))
         names = sorted((tokenizer.backend.id_to_token(id) or "" for id in tokenizer.special_ids), key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(name) for name in names if name) or r"(?!)")
@@ -189,6 +190,14 @@ class _Reader:
     def apart(self, question: str, texts: Sequence[str]) -> str:
         """The prompt with all passages, in which each passage sees what stands before all of them and itself alone."""
         prompt = self._prompt(question, texts)
+        return self._once("apart", prompt, self._ask_apart)
+
+    def _once(self, how: str, prompt: str, ask: Callable[[str], str]) -> str:
+        if (how, prompt) not in self._known:
+            self._known[how, prompt] = ask(prompt)
+        return self._known[how, prompt]
+
+    def _ask_apart(self, prompt: str) -> str:
         ids, owners = self._owned(prompt)
         self._fits(ids)
         rows = torch.tensor([ids], device=self._model.embedding.weight.device)
@@ -244,6 +253,9 @@ class _Reader:
         return " ".join(text.split())
 
     def _ask(self, prompt: str) -> str:
+        return self._once("whole", prompt, self._ask_model)
+
+    def _ask_model(self, prompt: str) -> str:
         tokenizer = self._tokenizer
         if tokenizer.chat_template is None:
             ids = [tokenizer.bos_id, *tokenizer.encode(prompt, "as_text")]
