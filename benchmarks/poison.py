@@ -236,13 +236,15 @@ def defenses(
     names: list[str],
     fusion: bool,
     stack: list[str],
+    sample: int,
+    language_model: str | None,
 ) -> None:
     """Detectors with the vectors of 500 sentinel questions and the texts of all."""
     encoder = test.retriever.encoder
     picked = np.random.default_rng(0).permutation(len(texts))[:500]
-    sample = [texts[row] for row in picked]
-    context = DetectorContext(encoder, test.index, texts, encoder.encode_text(sample, "query"))
-    rows = measure_defenses(names, context, test, attacks, stack=stack)
+    asked = encoder.encode_text([texts[row] for row in picked], "query")
+    context = DetectorContext(encoder, test.index, texts, asked, language_model)
+    rows = measure_defenses(names, context, test, attacks, sample=sample, stack=stack)
     rows += measure_fusion(test, attacks) if fusion else []
     for row in rows:
         tell(part="defenses", sentinels=sentinels, **row.row())
@@ -273,6 +275,9 @@ def main() -> None:
     parser.add_argument("--stack", action="append", help="detectors of the gate that is measured as a whole")
     parser.add_argument("--language-model")
     parser.add_argument("--no-fusion", action="store_true")
+    parser.add_argument("--no-stack", action="store_true")
+    parser.add_argument("--sample", type=int, default=400, help="clean documents that costly detectors score")
+    parser.add_argument("--targeted", type=int, help="so many first questions of PoisonedRAG")
     given = parser.parse_args()
     torch.set_num_threads(1)
     retriever = Retriever(EncoderSpec(given.encoder), given.cache, "bf16")
@@ -311,7 +316,7 @@ def main() -> None:
                 place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack
             }
             targeted = read_poisonedrag(given.shared / "poisonedrag" / "nq.json")
-            rag = black_box(targeted)
+            rag = black_box(targeted[: given.targeted])
             # the attacker's questions are the split train of boolq and those of PoisonedRAG: sentinels are others
             gone = {each.question.strip().casefold() for each in targeted}
             asked = test.data.queries if given.sentinels == "boolq-test" else read_queries(given.shared / "nq-open")
@@ -319,7 +324,9 @@ def main() -> None:
             sets["S + I (nq)"] = Passages.of(rag.texts, retriever.encoder)
             names = given.detector or ["excerpts", "hubness", "similarity", "questions", "near_duplicate"]
             stack = given.stack or ["excerpts", "questions"]
-            defenses(test, sets, given.sentinels, texts, names, not given.no_fusion, stack)
+            stack = [] if given.no_stack else stack
+            fusion = not given.no_fusion
+            defenses(test, sets, given.sentinels, texts, names, fusion, stack, given.sample, given.language_model)
         case "transfer":
             for place in given.attack:
                 vectors = encoded(test, AdversarialSet.load(place).texts)
