@@ -26,9 +26,8 @@ from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.collections.records import document_text
 
-
 _REPAIR_SHARE = 4  # a quarter of the budget
-_REPAIRS = 3
+_REPAIRS = 3  # what replaces a piece may join its neighbors anew; a text that still does not read back is told
 
 
 def seed_of(seed: int, cluster: int) -> int:

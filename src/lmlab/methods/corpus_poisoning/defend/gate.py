@@ -103,7 +103,7 @@ class AdmissionGate:
         """
         if self.fitted is None:
             raise UserError(
-                "The gate does not say which documents it was fitted on, and how well it parts cannot be told on those.",
+                "The gate does not say which documents it was fitted on: how well it parts cannot be told on those.",
                 "Fit it again: lmlab poison detect fit",
             )
         found: list[int] = np.flatnonzero(~np.isin(_digests(passages.texts), self.fitted)).tolist()
