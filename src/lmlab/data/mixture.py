@@ -225,7 +225,7 @@ class Mixture:
     def _refuse_repeats(self, sources: Mapping[str, MixtureSource]) -> None:
         for share in self.plan():
             limit = sources[share.name].max_epochs
-            if share.epochs > limit + 1e-9 and not sources[share.name].allow_repeats:
+            if share.epochs > limit + 1e-9 and not sources[share.name].allow_repeats:  # rounding must not refuse
                 raise UserError(
                     f"The source '{share.name}' would be gone through {share.epochs:.2f} times; its limit is {limit:g}"
                     " (max_epochs).",

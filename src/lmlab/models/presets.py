@@ -31,6 +31,7 @@ _OLMOE = {
     "init": "truncated_normal",
     "output_init": "same",
 }
+# Of bytes and a few marks, in a multiple of eight.
 _OLMOE_TINY = {**_OLMOE, "vocab_size": 264, "num_layers": 4, "d_model": 128, "num_heads": 4, "max_seq_len": 512}
 
 PRESETS: dict[str, dict[str, Any]] = {

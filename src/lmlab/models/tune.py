@@ -25,7 +25,7 @@ from lmlab.models.moe.router import pairs_of_tokens
 CLEARLY = 0.95  # of the default's time: what is not faster than that may be chance
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_HEADS, _HEAD_DIM = 4, 64
+_HEADS, _HEAD_DIM = 4, 64  # of a small model
 _TOKENS = {"short": (8, 128), "medium": (4, 512), "long": (1, 4096)}  # rows and tokens of a text, by class
 _PACKED = 4  # texts in a row
 _WEIGHTS = 24  # of 1536 x 576: 85 MB in fp32, more than the caches of most processors hold

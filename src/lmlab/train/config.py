@@ -239,7 +239,7 @@ class TrainerConfig(OnDevice):
         if self.tokens is not None and tokens_per_row is not None:
             return math.ceil(self.tokens / (self.batch_size * tokens_per_row))
         if self.epochs is not None and num_rows is not None:
-            return math.ceil(self.epochs * num_rows / self.batch_size - 1e-9)
+            return math.ceil(self.epochs * num_rows / self.batch_size - 1e-9)  # rounding must not add a step
         return self.steps
 
     def in_steps(self, tokens_per_row: int | None, num_rows: int | None) -> TrainerConfig:

@@ -309,6 +309,7 @@ def _guard(tokenizer: Tokenizer, config: ChatConfig, value: Any) -> tuple[str | 
     ):
         return None, value
     used = [*(tokenizer.chat_template.sources.values() if tokenizer.chat_template else ()), *texts]
+    # Unicode's private use, which texts hardly have
     cut = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if not any(mark in text for text in used))
     # looked ahead, so that names that overlap are all cut
     spelled = "|".join(

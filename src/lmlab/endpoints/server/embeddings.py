@@ -49,7 +49,7 @@ class ServedEncoder:
         encoder = self.encoder
         side = encoder if isinstance(encoder, TextEncoder) else getattr(encoder, f"{_SIDES[kind]}")
         vocabulary = side.embedding_matrix_VD.shape[0]
-        whole = side.variant(max_length=1 << 30)
+        whole = side.variant(max_length=1 << 30)  # no text is cut, so that one that is too long can be refused
         texts = [each for each in inputs if isinstance(each, str)]
         encoded = iter(whole.tokenize(texts, kind))
         rows = [next(encoded) if isinstance(each, str) else side.wrap(each, kind) for each in inputs]

@@ -37,6 +37,7 @@ class ScaleConfig(Config):
     @model_validator(mode="after")
     def _whole_steps(self) -> ScaleConfig:
         steps = (self.maximum - self.minimum) / self.step
+        # nobody grades finer; a step that is too small is a slip
         if self.maximum <= self.minimum or abs(steps - round(steps)) > 1e-9 or steps > 1000:
             raise ValueError("maximum must lie a whole number of steps (at most 1,000) above minimum")
         return self

@@ -41,6 +41,7 @@ TRAINED: tuple[Method, ...] = (*_GATED, "ranking")
 sign."""
 DRAWN: tuple[Method, ...] = (*TRAINED, "random")
 """Methods that depend on a seed."""
+_IG_STEPS = 5  # more follow the path more closely, and take a backward pass each
 CONVERGED = {True: "yes", False: "no", None: "not known"}
 """Whether a search has converged, in words."""
 _READ_BY: dict[str, tuple[Method, ...]] = {
@@ -252,7 +253,7 @@ class FindConfig(Config):
     num_edges: PositiveInt | None = None
     price: PositiveFloat | None = None
     threshold: PositiveFloat = 0.01
-    ig_steps: PositiveInt = 5
+    ig_steps: PositiveInt = _IG_STEPS
     warm_start: bool = False
     preset: Literal["default", "paper"] = "default"
     pruning: dict[str, object] = {}
@@ -274,7 +275,7 @@ class FindConfig(Config):
                 )
         if self.optimal != OptimalConfig() and self.ablation != "optimal":
             raise ValueError("optimal has no influence without the ablation optimal; leave it out.")
-        if self.ig_steps != 5 and self.method in _GATED and not self.warm_start:
+        if self.ig_steps != _IG_STEPS and self.method in _GATED and not self.warm_start:
             raise ValueError("ig_steps has no influence without warm_start; leave it out.")
         return self
 

@@ -202,7 +202,7 @@ def verify(
     if exhaustive is not None:
         symbols = symbols_of(read)
         total = sum(len(symbols) ** length for length in range(1, exhaustive + 1))
-        if total > 20 * EXHAUSTIVE:
+        if total > 20 * EXHAUSTIVE:  # asked for by name, more may be tried than by default
             raise UserError(f"{total:,} inputs are too many to try all.", "Lower --exhaustive.")
         bos, eos = marks_of(read)
         sequences = list(checks.every_input(symbols, exhaustive, bos, eos))

@@ -177,6 +177,7 @@ def _order(block: int) -> list[int]:
 @cache
 def _rows_of_a_block() -> int | None:
     """How many rows the kernel of this processor keeps together; None if its order is not of that kind."""
+    # 112 = 64 + 32 + 16 rows: of blocks of each size, and of what is left
     numbers = torch.randint(16, (112, 2 * _GROUP), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     packed = _in_the_kernels_order(numbers)
     return next((block for block in (64, 32, 16) if torch.equal(_unpacked(packed, block).int(), numbers)), None)

@@ -331,7 +331,7 @@ class SummaryStore:
 
     def _places(self, id: str) -> list[_Place]:
         if id not in self._index:
-            near = did_you_mean(id, self._index) if len(self._index) < 10_000 else ""
+            near = did_you_mean(id, self._index) if len(self._index) < 10_000 else ""  # to compare more takes seconds
             raise UserError(f"The store '{self.path}' holds no '{id}'. {near}".rstrip())
         return self._index[id]
 

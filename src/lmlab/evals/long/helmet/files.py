@@ -183,7 +183,7 @@ def _demonstrations(
     """Examples for a question: drawn by the SHA-256 of its key mod 2^31, other questions than its own."""
     key = _key(row, field)
     others = list({_key(each, field): each for each in demos if _key(each, field) != key}.values())
-    seed = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 2**31
+    seed = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 2**31  # as HELMET draws them
     return random.Random(seed).sample(others, min(shots, len(others)))
 
 

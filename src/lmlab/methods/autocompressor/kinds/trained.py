@@ -147,4 +147,5 @@ def compression_step(compressor: Trained, batch: Batch) -> StepOutput:
 
 def groups_of(length: int, ratio: float, device: torch.device) -> Tensor:
     """Which slot each token belongs to, [T]: runs of `ratio` consecutive tokens, of which the last may be shorter."""
+    # rounding must not put the first token of a run into the one before
     return (torch.arange(length, device=device) / ratio + 1e-9).floor().long()

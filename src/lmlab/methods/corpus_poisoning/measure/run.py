@@ -98,7 +98,7 @@ def evaluate_on(
         found["by_index"] = {index: _by_index(index, target, crafted, passages, vectors, k_values)}
         told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["by_index"][index].items())
         lines.append(f"By the index {index}: {told}.")
-    usual = 20 if hits.depth >= 20 else max(k_values)
+    usual = 20 if hits.depth >= 20 else max(k_values)  # the depth at which the paper has its main figures
     curve = success_by_count(scores, hits, usual)
     found["by_count"] = {"k": usual, "asr": {str(count): rate for count, rate in curve.items()}}
     for share in (0.5, 0.9):
@@ -207,6 +207,7 @@ def _norms(retriever: Retriever, crafted: AdversarialSet, target: Target, notice
     """Lengths of vectors, which decide where similarity is the dot product."""
     if not len(crafted):
         return {}
+    # texts over the whole corpus, enough for a mean and the 99th percentile
     sample = target.data.corpus.texts[:: max(1, len(target.data.corpus) // 200)][:200]
     clean = np.linalg.norm(retriever.encoder.raw(sample), axis=1)
     own = np.linalg.norm(retriever.encoder.raw(crafted.texts), axis=1)

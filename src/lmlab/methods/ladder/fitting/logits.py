@@ -11,7 +11,7 @@ from lmlab.methods.ladder.tables.table import Floats
 
 def logit(accuracy: Floats) -> Floats:
     """ln(p / (1 - p)), p kept away from 0 and 1."""
-    p = np.clip(accuracy, 1e-6, 1 - 1e-6)
+    p = np.clip(accuracy, 1e-6, 1 - 1e-6)  # farther than a million questions could tell
     return np.log(p) - np.log1p(-p)
 
 

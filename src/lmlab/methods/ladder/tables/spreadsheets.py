@@ -31,6 +31,6 @@ def guarded(cell: Any) -> Any:
     """A text that begins like a formula gets a quote in front."""
     if isinstance(cell, str) and cell.startswith(_FORMULAS):
         return "'" + cell
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:  # spreadsheets keep 15 digits
         return int(cell)
     return cell

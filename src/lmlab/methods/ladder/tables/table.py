@@ -155,6 +155,7 @@ class Run:
             UserError: there is none of this name; the message names file, task and the nearest names.
         """
         if name not in self.metrics:
+            # more, such as the columns of many tasks, are no list to read
             near = did_you_mean(name, self.metrics) if len(self.metrics) < 30 else _nearest(name, self.metrics)
             of = f" of task '{task.name}'" if task else ""
             raise UserError(f"'{self.source or self.name}': the column '{name}'{of} is missing. {near}")
@@ -293,7 +294,7 @@ class RunTable:
         chosen = tuple(
             run
             for run in self.runs
-            if run.n <= max_n * 1.0001
+            if run.n <= max_n * 1.0001  # sizes that are typed are rounded
             and min_multiple <= run.multiple <= max_multiple
             and (names is None or run.name in names)
             and run.name not in without
@@ -389,5 +390,6 @@ def _place(run: Run) -> tuple[float, float, str]:
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     import difflib
 
+    # names of columns are long and alike in most of their letters
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
     return f"The nearest: {', '.join(near)}." if near else f"The file has {len(known)} other columns."

@@ -50,7 +50,7 @@ def _figures(d: Floats, y: Floats, threshold: float, votes: int) -> dict[str, An
     if votes:
         from scipy.stats import norm
 
-        spread = np.sqrt(np.maximum(y * (1 - y), 0.25 / votes) / votes)
+        spread = np.sqrt(np.maximum(y * (1 - y), 0.25 / votes) / votes)  # votes that all agree leave some doubt too
         ceiling = float(norm.cdf(np.abs(y - 0.5) / spread).mean())
     return {
         "pairs": len(d),

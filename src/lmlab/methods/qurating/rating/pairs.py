@@ -27,7 +27,7 @@ def make_groups(
     unique = list({document.id: document for document in documents}.values())
     if len(unique) < config.k:
         raise UserError(f"{len(unique)} documents do not make a group of {config.k}.", "Give more documents.")
-    rng = np.random.default_rng([config.seed, 7])
+    rng = np.random.default_rng([config.seed, 7])  # draws of its own, beside others of this seed
     match config.design:
         case "adjacent":
             return [unique[start : start + config.k] for start in range(0, len(unique) - config.k + 1, config.k)][

@@ -70,6 +70,7 @@ _GEMMA2_FEATURES = {
     **without(_GEMMA_FEATURES, "attention_scale", "attention_soft_cap", "logit_soft_cap"),
     "norm_position": "both",
 }
+# Those of transformers' GemmaConfig, which files may leave out.
 _GEMMA_DEFAULTS: Settings = {
     "norm_eps": 1e-6,
     "tie_embeddings": True,
