@@ -51,6 +51,8 @@ class Box:
             was made from are seen read-only, at their own paths.
         variables: besides and before the usual ones.
         image: of executors that use container images.
+        user: number of the user in a container; 0 has no capabilities there either, but may write to what the image
+            holds.
     """
 
     workspace: Path
@@ -58,6 +60,7 @@ class Box:
     python: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
+    user: int = 1000
 
     def written(self, mounts: Sequence[Mount] = ()) -> list[str]:
         """Folders of the host that a run may write to."""

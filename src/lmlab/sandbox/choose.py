@@ -10,6 +10,7 @@ from lmlab.sandbox.session import Executor, ExecutorInfo
 
 EXECUTORS = {
     "bubblewrap": "lmlab.sandbox.bubblewrap:Bubblewrap",
+    "docker": "lmlab.sandbox.docker:Docker",
     "local": "lmlab.sandbox.local:Local",
 }
 _ISOLATED = [name for name in EXECUTORS if name != "local"]

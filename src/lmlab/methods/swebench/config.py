@@ -27,13 +27,14 @@ class SandboxConfig(WorkspaceConfig):
     """Where code is run, and what it may use.
 
     Attributes:
-        executor: bubblewrap, local, or auto for the first isolated one.
+        executor: bubblewrap, docker, local, or auto for the first isolated one.
         unsafe: take the executor `local`, which has no walls. For patches that you trust.
         require_limits: limits that something must hold, such as memory,processes.
         timeout_s: seconds of one test run.
         memory_mib: of all its processes.
         processes: that live at once.
         cpus: cores that it keeps busy.
+        base_image: what environments in containers begin with, by default python:VERSION-slim.
         control: repeat a run that would count as a pass with tests that must fail; without it a pass can be forged.
     """
 
@@ -44,6 +45,7 @@ class SandboxConfig(WorkspaceConfig):
     memory_mib: PositiveInt = 4096
     processes: PositiveInt = 512
     cpus: PositiveFloat = 2.0
+    base_image: str | None = None
     control: Annotated[bool, Flag(("--control/--no-control",))] = True
 
 

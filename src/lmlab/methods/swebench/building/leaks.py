@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lmlab.distributed import scratch_folder
+from lmlab.methods.swebench.harness.environment import Environment
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.workspaces.git import git, run_git
-from lmlab.methods.swebench.harness.workspaces.trees import tree_files
+from lmlab.methods.swebench.harness.workspaces.trees import MOST_BYTES, tree_files
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 
@@ -26,14 +30,29 @@ def scan_leaks(instance: Instance, judge: Judge) -> list[str]:
     with judge.workspaces.fresh(instance) as tree:
         found += scan_repository(tree)
         lines = telling_lines(instance, tree)
-    environment = judge.environments.ensure(judge.environment_of(instance))
-    packages = environment.python.parent.parent / "lib"
-    found += [f"the environment's {path} has lines of the solution" for path in _holding(packages, lines, _SAME_LINES)]
+    environment = judge.built(instance)
+    with _packages(environment) as packages:
+        holding = _holding(packages, lines, _SAME_LINES)
+    found += [f"the environment's {path} has lines of the solution" for path in holding]
     name = instance.repo.rpartition("/")[2].lower().replace("_", "-")
     installed = {line.partition("==")[0].lower().replace("_", "-") for line in environment.lock}
     if name in installed:
         found.append(f"the environment has a release of {name}")
     return found
+
+
+@contextmanager
+def _packages(environment: Environment) -> Iterator[Path]:
+    """The folder with installed packages, also of an image."""
+    if environment.python is not None:
+        yield environment.python.parent.parent / "lib"
+        return
+    from lmlab.sandbox.docker import copy_out_of, run_in_image
+
+    where = run_in_image(environment.image, ["python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+    with scratch_folder("packages") as folder:
+        copy_out_of(environment.image, where.strip(), folder, MOST_BYTES)
+        yield folder
 
 
 def scan_repository(tree: Path) -> list[str]:

@@ -79,7 +79,7 @@ def validate(
 
 
 def _validated(instance: Instance, judge: Judge, spec: EnvironmentSpec, config: ValidateConfig) -> Instance:
-    built = judge.environments.ensure(spec)
+    built = judge.built(instance)
     hidden = judge.workspaces.hidden_tests(instance)
     before = _runs(instance, judge, hidden, config, config.before_runs, patched=False)
     after = _runs(instance, judge, hidden, config, config.repeats, patched=True)

@@ -1,7 +1,11 @@
-"""Environments by content: a lean virtual environment for each list of requirements, built once and then only read."""
+"""Environments by content: a lean virtual environment, or an image, for each list of requirements, built once and then
+only read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +34,7 @@ class EnvironmentSpec(Config):
         env: further variables.
         python: the interpreter's version, such as 3.11, which the machine's own must be; or the path of an interpreter
             whose environment is taken as it is.
+        system_packages: of Debian, for environments in containers.
         index_cut_off: nothing that was published later is installed (a date, for indexes that know dates).
     """
 
@@ -37,12 +42,16 @@ class EnvironmentSpec(Config):
     install: Literal["path"] = "path"
     env: Mapping[str, str] = {}
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
+    system_packages: tuple[str, ...] = ()
     index_cut_off: str | None = None
 
     @property
     def id(self) -> str:
         """SHA-256 of all of it."""
-        return sha256_json(self.model_dump(mode="json"))
+        told = self.model_dump(mode="json")
+        if not self.system_packages:  # the field came later, and other environments are what they were
+            del told["system_packages"]
+        return sha256_json(told)
 
 
 class EnvironmentFailure(LmlabError):
@@ -54,23 +63,30 @@ class Environment:
     """A built environment.
 
     Attributes:
-        python: its interpreter.
+        python: its interpreter; None in an image.
         lock: what is installed, as `pip freeze` tells it.
         bytes: that it takes on disk.
+        image: that holds it.
     """
 
     spec: EnvironmentSpec
-    python: Path
+    python: Path | None
     lock: tuple[str, ...]
     bytes: int
+    image: str = ""
 
 
 class Environments:
-    """Environments below a folder."""
+    """Environments below a folder.
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self.folder = folder
+    Arguments:
+        images: they are images of Docker, for an executor that runs containers.
+        base_image: what those begin with, by default python:VERSION-slim.
+    """
+
+    def __init__(self, folder: str | Path, images: bool = False, base_image: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.images, self.base_image = images, base_image
 
     def ensure(self, spec: EnvironmentSpec) -> Environment:
         """The environment, built if it is not there. It is built where the network is, outside of any sandbox.
@@ -78,8 +94,14 @@ class Environments:
         Raises:
             EnvironmentFailure: it cannot be built; the message names what pip said.
         """
+        if self.images:
+            return _image(spec, self.folder, self.base_image)
         if "/" in spec.python:
             return _existing(spec)
+        if spec.system_packages:
+            raise EnvironmentFailure(
+                f"The environment needs {', '.join(spec.system_packages)} of the system.", "Use: --executor docker"
+            )
         place = self.folder / spec.id[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (place / _READY).exists():
@@ -109,6 +131,36 @@ def _existing(spec: EnvironmentSpec) -> Environment:
     installed = python.parent.parent.glob("lib/*/site-packages/*.dist-info")
     names = [each.name.removesuffix(".dist-info") for each in installed]
     return Environment(spec, python, tuple(sorted(name.replace("-", "==", 1) for name in names)), 0)
+
+
+def _image(spec: EnvironmentSpec, folder: Path, base: str | None) -> Environment:
+    from lmlab.sandbox.docker import build_image, has_image, image_bytes, run_in_image
+
+    if "/" in spec.python:
+        raise EnvironmentFailure(f"A container cannot use the interpreter '{spec.python}' of this machine.")
+    text = dockerfile(spec, base)
+    tag = f"lmlab-swe:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f"{tag.partition(':')[2]}.image.lock"):
+            if not has_image(tag):
+                build_image(tag, text)
+        lock = run_in_image(tag, ["python", "-m", "pip", "freeze", "--all"]).splitlines()
+        return Environment(spec, None, tuple(lock), image_bytes(tag), tag)
+    except EnvironmentFailure:
+        raise
+    except LmlabError as failure:
+        raise EnvironmentFailure(failure.message) from None
+
+
+def dockerfile(spec: EnvironmentSpec, base: str | None = None) -> str:
+    """The Dockerfile of an environment. Names of packages are no part of a line that a shell reads."""
+    system = json.dumps(["apt-get", "install", "-y", "--no-install-recommends", "git", "patch", *spec.system_packages])
+    pip = ["python", "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check", "--no-input"]
+    lines = [f"FROM {base or f'python:{spec.python}-slim'}", 'RUN ["apt-get", "update"]', f"RUN {system}"]
+    if spec.requirements:
+        lines.append(f"RUN {json.dumps([*pip, *spec.requirements])}")
+    return "\n".join(lines) + "\n"
 
 
 def _build(spec: EnvironmentSpec, place: Path) -> None:

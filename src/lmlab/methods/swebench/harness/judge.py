@@ -17,13 +17,14 @@ from lmlab.errors import LmlabError
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, LogContext, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
 from lmlab.methods.swebench.harness.control import Control, Survivors, control_source, functions_of, survivors
-from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
+from lmlab.methods.swebench.harness.environment import Environment, EnvironmentFailure, Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.result import Result, Status
 from lmlab.methods.swebench.harness.testing import (
     RunOfTests,
     command_of,
     disagreement,
     files_of,
+    in_published_image,
     loosest,
     run_tests,
     statuses_of,
@@ -95,12 +96,34 @@ class Judge:
         told = instance.extra.get("environment")
         return EnvironmentSpec.model_validate(told) if isinstance(told, dict) else EnvironmentSpec()
 
+    def built(self, instance: Instance) -> Environment:
+        """The environment, built where it is not there.
+
+        Raises:
+            EnvironmentFailure: it cannot be built, or is an image and the executor runs none.
+        """
+        spec = self.environment_of(instance)
+        if not in_published_image(instance):
+            return self.environments.ensure(spec)
+        if not self.environments.images:
+            raise EnvironmentFailure(
+                f"{instance.instance_id} runs in the image '{instance.image}', and the executor runs no images.",
+                "Use: --executor docker",
+            )
+        return Environment(spec, None, (), 0, instance.image)
+
     @contextmanager
     def session(self, instance: Instance, workspace: str | Path) -> Iterator[Session]:
         """A session in the instance's environment."""
         workspace = Path(workspace)
-        environment = self.environments.ensure(self.environment_of(instance))
-        box = Box(workspace, python=environment.python, variables=dict(environment.spec.env), image=instance.image)
+        environment = self.built(instance)
+        box = Box(
+            workspace,
+            python=environment.python,
+            variables=dict(environment.spec.env),
+            image=environment.image,
+            user=0 if in_published_image(instance) else 1000,
+        )
         with self.executor.open(box, self.limits) as session:
             yield session
 

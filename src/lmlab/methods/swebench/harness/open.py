@@ -32,13 +32,18 @@ def open_judge(settings: SandboxConfig, trees: Path) -> Judge:
         processes=settings.processes,
         cpus=settings.cpus,
     )
-    environments = Environments(cache_of(settings) / "envs")
-    return Judge(executor, open_workspaces(settings, trees), environments, limits, settings.control)
+    images = executor.probe().isolation == "container"
+    environments = Environments(cache_of(settings) / "envs", images, settings.base_image)
+    return Judge(executor, open_workspaces(settings, trees, images), environments, limits, settings.control)
 
 
-def open_workspaces(settings: WorkspaceConfig, trees: Path) -> Workspaces:
-    """Unpacked trees, from the folder with the packed ones."""
-    return Workspaces(cache_of(settings) / "workspaces", TreeStore(trees), settings.repositories)
+def open_workspaces(settings: WorkspaceConfig, trees: Path, images: bool = False) -> Workspaces:
+    """Unpacked trees, from the folder with the packed ones.
+
+    Arguments:
+        images: trees of instances that bring none along are taken out of their images.
+    """
+    return Workspaces(cache_of(settings) / "workspaces", TreeStore(trees), settings.repositories, images)
 
 
 def cache_of(settings: WorkspaceConfig) -> Path:

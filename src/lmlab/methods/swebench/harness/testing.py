@@ -14,6 +14,7 @@ from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START, decode
 from lmlab.methods.swebench.grading.parsers import parse
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, PASSED, XFAIL, LogContext, StatusMap
 from lmlab.methods.swebench.grading.parsers.structured import junit
+from lmlab.methods.swebench.harness.scripts import script_of_tests
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.split import directives, runnable_tests
 from lmlab.sandbox import ExecResult, Mount, Session
@@ -55,7 +56,16 @@ def command_of(instance: Instance) -> list[str]:
     own = instance.extra.get("test_command")
     if isinstance(own, str) and own.strip():
         return shlex.split(own)
-    return list(own) if isinstance(own, list) and own else list(PYTEST)
+    if isinstance(own, list) and own:
+        return list(own)
+    if in_published_image(instance):
+        return ["bash", "-c", script_of_tests(instance.eval_script)]
+    return list(PYTEST)
+
+
+def in_published_image(instance: Instance) -> bool:
+    """Whether the instance is one of those whose environment is an image and whose command is a script."""
+    return bool(instance.image and instance.eval_script) and "environment" not in instance.extra
 
 
 def files_of(instance: Instance) -> list[str]:
@@ -63,6 +73,8 @@ def files_of(instance: Instance) -> list[str]:
     own = instance.extra.get("test_files")
     if isinstance(own, list) and own:
         return [str(each) for each in own]
+    if in_published_image(instance):
+        return []  # its script names them
     return runnable_tests(directives(instance.test_patch, instance.repo))
 
 
@@ -100,11 +112,16 @@ def run_tests(
             argv = ["python", "-c", _OF_A_FILE, f"{inside}/{_LIST}"]
         else:
             argv += files
+        by_script = argv[:2] == ["bash", "-c"]
         sink = io.BytesIO()
-        variables = {"PYTHONPATH": f"{session.root}:{session.root}/src", **(env or {})}
+        variables = {} if by_script else {"PYTHONPATH": f"{session.root}:{session.root}/src"}
+        if by_script:  # pytest somewhere in a script leaves its results too
+            variables["PYTEST_ADDOPTS"] = f"-o junit_family=xunit1 --junitxml={inside}/{_JUNIT}"
+        variables |= env or {}
         result = session.run(argv, env=variables, timeout=timeout, sink=sink, mounts=[mount])
         output = decode(sink.getvalue())
-        return RunOfTests(result, output, _logged(parser, output, context), _structured(folder) if structured else None)
+        found = _structured(folder) if structured or by_script else None
+        return RunOfTests(result, output, _logged(parser, output, context), found)
 
 
 def _logged(parser: str, output: str, context: LogContext | None) -> StatusMap:

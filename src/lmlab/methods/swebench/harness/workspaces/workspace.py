@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,11 @@ from lmlab.distributed import remove_tree, scratch_folder
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import sha256_json
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, TreeStore, file_state, is_commit
+from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, MOST_BYTES, TreeStore, file_state, is_commit
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
-from lmlab.sandbox.box import put_file
+from lmlab.sandbox.box import WORKSPACE, put_file
+from lmlab.sandbox.docker import copy_out_of
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ class Workspaces:
         trees: where the trees of instances with `base_tree` are.
         repositories: a folder with repositories, for instances that name a repository and a commit: OWNER__NAME,
             NAME, or OWNER/NAME, bare or not.
+        images: take trees of instances that bring none along out of their images.
     """
 
-    def __init__(self, cache: str | Path, trees: TreeStore, repositories: str | Path | None = None) -> None:
+    def __init__(
+        self, cache: str | Path, trees: TreeStore, repositories: str | Path | None = None, images: bool = False
+    ) -> None:
+        self.images = images
         repositories = None if repositories is None else Path(repositories)
         cache = Path(cache)
         self.cache, self.trees, self.repositories = cache, trees, repositories
@@ -100,11 +106,18 @@ class Workspaces:
         digest = instance.extra.get("base_tree")
         if isinstance(digest, str) and digest:
             return digest
-        repository = self._repository(instance)
-        known = self.cache / "commits" / instance.repo.replace("/", "__") / instance.base_commit
+        in_image = self.images and bool(instance.image)
+        repository = None if in_image else self._repository(instance)
+        name = instance.image if in_image else instance.base_commit
+        known = self.cache / "commits" / instance.repo.replace("/", "__") / re.sub(r"[^\w.-]", "_", name)
         if not known.exists():
             with scratch_folder("tree") as scratch:
-                digest = self.trees.add_commit(repository, instance.base_commit, scratch)
+                if repository is None:
+                    # With all that was built there; history stays behind, as nothing called .git is stored
+                    copy_out_of(instance.image, WORKSPACE, scratch, MOST_BYTES)
+                    digest = self.trees.add(scratch)
+                else:
+                    digest = self.trees.add_commit(repository, instance.base_commit, scratch)
             known.parent.mkdir(parents=True, exist_ok=True)
             known.write_text(digest)
         return known.read_text()

@@ -1,0 +1,86 @@
+"""Evaluation scripts (`eval.sh`) as the public harness runs them in its images: read, and written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START
+from lmlab.methods.swebench.patches.diff import read_diff
+
+_HERE = re.compile(r"<<-?\s*(['\"]?)([\w-]+)\1\s*$")
+_END_OF_PATCH = "EOF_114329324912"
+
+
+def script_of_tests(script: str) -> str:
+    """What an evaluation script does besides git: it makes the environment active, installs, and runs the tests.
+
+    The tree is put in order from outside, so that lines of git are left out, and so are the patch that one of them
+    reads and the marks, which code could print too. The script ends as the tests do.
+    """
+    lines: list[str] = []
+    until: str | None = None
+    status = "\nexit $lmlab_status"
+    for line in script.splitlines():
+        text = line.strip()
+        if until is not None:
+            until = None if text == until else until
+        elif text.startswith("git ") or text.startswith(": '>>>>>"):
+            if (match := _HERE.search(text)) is not None:
+                until = match[2]
+            elif END in text:
+                lines.append("lmlab_status=$?")
+        elif not text.startswith("#!"):
+            lines.append(line)
+    if "lmlab_status=$?" not in lines:
+        status = ""
+    return "\n".join(lines) + status
+
+
+def eval_script(
+    base_commit: str, test_patch: str, files: Sequence[str], command: Sequence[str], before: Sequence[str] = ()
+) -> str:
+    """An `eval.sh` for a container that has the repository at /testbed.
+
+    Arguments:
+        files: test files that are run.
+        command: that runs them.
+        before: commands, such as one that installs the repository.
+
+    Raises:
+        UserError: the test patch has the line that ends it in the script.
+    """
+    if _END_OF_PATCH in test_patch.splitlines():
+        raise UserError(f"The test patch has the line '{_END_OF_PATCH}'.")
+    changed = read_diff(test_patch)
+    known = sorted({each.old for each in changed if each.old is not None})
+    created = sorted({each.new for each in changed if each.new is not None} - set(known))
+    # Never without paths: that would put back the whole tree, the model's patch included
+    restore = [f"git checkout {shlex.quote(base_commit or 'HEAD')} -- {shlex.join(known)}"] if known else []
+    clean = [f"rm -f -- {shlex.join(created)}"] if created else []
+    text = [
+        "#!/bin/bash",
+        "set -uxo pipefail",
+        "cd /testbed",
+        "git config --global --add safe.directory /testbed",
+        "git status",
+        "git show --stat",
+        *before,
+        *restore,
+        *clean,
+    ]
+    if test_patch.strip():
+        ended = test_patch if test_patch.endswith("\n") else test_patch + "\n"
+        text += [f"git apply -v - <<'{_END_OF_PATCH}'\n{ended}{_END_OF_PATCH}"]
+    text += [
+        f": '{START}'",
+        shlex.join([*command, *files]),
+        "lmlab_status=$?",
+        f": '{END}'",
+        f'echo "{EXIT_CODE}: $lmlab_status"',
+        *restore,
+        *clean,
+    ]
+    return "\n".join(text) + "\n"
