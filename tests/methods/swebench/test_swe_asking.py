@@ -26,16 +26,10 @@ from lmlab.methods.swebench.building.synthesize import synthesize
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.inference.agent import run_agent
-from lmlab.methods.swebench.inference.contexts import (
-    approximate_tokens,
-    collapsed,
-    documents,
-    make_context,
-    rank_bm25,
-    recall,
-)
+from lmlab.methods.swebench.inference.contexts import approximate_tokens, collapsed, make_context
 from lmlab.methods.swebench.inference.infer import infer, prompts_of
 from lmlab.methods.swebench.inference.prompts import messages_of
+from lmlab.methods.swebench.inference.ranking import Ranker, chunks_of, documents, rank_bm25, recall
 from lmlab.methods.swebench.inference.records import sft_records
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.instance import Instance
@@ -96,6 +90,72 @@ def test_collapsed_files_keep_their_numbers_and_clamp_at_the_ends() -> None:
     shown = collapsed(text, [(2, 3), (50, 50), (60, 60)]).split("\n")
     assert shown[0] == "1 line 1" and shown[17] == "18 line 18" and shown[18] == "..."
     assert shown[19] == "35 line 35" and shown[-2:] == ["75 line 75", "..."] and shown.count("...") == 2
+
+
+def test_collapsed_as_the_original_program_shows_nothing_after_and_counts_from_the_end() -> None:
+    text = "\n".join(f"line {number}" for number in range(1, 101))
+    assert collapsed(text, [(50, 51)], as_reference=True).split("\n") == [
+        "...",
+        *(f"{number} line {number}" for number in range(35, 52)),
+        "...",
+    ]
+    assert collapsed(text, [(3, 4)], as_reference=True) == "..."
+
+
+def test_chunks_are_functions_and_methods_and_hold_every_line_once() -> None:
+    text = (
+        "import x\n\n\n@x.y\ndef f():\n    pass\n\n\nclass A:\n    a = 1\n\n    def g(self):\n        pass\n\nb = 2\n"
+    )
+    found = chunks_of("a.py", text)
+    assert "\n".join(each.text for each in found) == text
+    assert [(each.first, each.last) for each in found] == [(1, 3), (4, 6), (7, 8), (9, 11), (12, 13), (14, 16)]
+    broken = "def f(:\n" * 130
+    assert [each.last - each.first + 1 for each in chunks_of("a.py", broken)] == [60, 60, 11]
+
+
+def _encoder(folder: Path) -> str:
+    """An encoder whose vectors are counts of words, so that its order can be told by hand."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from lmlab.retrieval import save_static, static_encoder
+    from lmlab.retrieval.encoders.words import EncoderTokenizer
+
+    names = ["[UNK]", "[PAD]", "sum", "product", "parse"]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    table = torch.cat([torch.full((2, 3), 1e-3), torch.eye(3)])
+    save_static(
+        static_encoder(table, EncoderTokenizer(tokenizer, {"unk_token": "[UNK]", "pad_token": "[PAD]"})), folder
+    )
+    return str(folder)
+
+
+def test_vectors_find_the_part_of_a_file_and_fusion_finds_both(tmp_path: Path) -> None:
+    filler = "\n".join(f"def f{number}():\n    product product product\n" for number in range(20))
+    files = {
+        "far.py": "product\n",
+        "long.py": f"{filler}\ndef g():\n    sum\n",
+        "word.py": "zebra\n",
+    }
+    encoder = _encoder(tmp_path / "encoder")
+    dense = Ranker("dense", encoder).files(files, "sum")
+    assert dense[0][0] == "long.py" and dense[0][1] == pytest.approx(1.0, abs=1e-2)
+    assert Ranker("bm25").files(files, "sum zebra")[0][0] == "word.py"
+    fused = [path for path, _ in Ranker("hybrid", encoder).files(files, "sum zebra")]
+    assert fused[0] == "long.py" and set(fused) == set(files)
+    best = Ranker("hybrid", encoder).chunks(files, "sum")[0]
+    assert (best.path, best.text.strip().split("\n")[0]) == ("long.py", "def g():")
+
+
+def test_contexts_of_symbols_and_of_others(built: Instance, judge: Judge, tmp_path: Path) -> None:
+    tree = judge.workspaces.pristine(built)
+    found = make_context(built, tree, "bm25", 60, readmes=False, granularity="symbol")
+    assert list(found.files) == ["calc/__init__.py"] and found.files["calc/__init__.py"].count("def ") < 3
+    assert "..." in found.files["calc/__init__.py"]
+    assert list(make_context(built, tree, "distractor", 999, readmes=False).files) == ["calc/other.py"]
+    dense = make_context(built, tree, "dense", 999, ranker=Ranker(encoder=_encoder(tmp_path / "encoder")))
+    assert list(dense.files) == ["calc/__init__.py", "calc/other.py"]
 
 
 def test_prompts_hold_issue_and_code_and_nothing_of_the_solution(built: Instance, judge: Judge) -> None:

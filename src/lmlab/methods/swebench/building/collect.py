@@ -1,20 +1,23 @@
-"""Candidates out of a git repository, or out of the archives of consecutive releases."""
+"""Candidates out of a git repository, alone or with saved pull requests, or out of archives of consecutive releases."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmlab.distributed import scratch_folder
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, statement_of, version_in
+from lmlab.methods.swebench.building.github import PullRequest, instant, read_saved, statement_of_issues
 from lmlab.methods.swebench.building.settings import CollectConfig
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, tree_files, unpack
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, is_commit, tree_files, unpack
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
 from lmlab.methods.swebench.patches.split import is_test, runnable_tests, split_patch
@@ -46,23 +49,8 @@ def collect_git(
     Raises:
         UserError: it is no repository.
     """
-    repository = Path(repository)
     config = config or CollectConfig()
-    with scratch_folder("collect") as scratch:
-        if repository.is_file():
-            git(
-                scratch,
-                "-c",
-                "protocol.file.allow=always",
-                "clone",
-                "-q",
-                "--bare",
-                str(repository.resolve()),
-                "r",
-            )
-            repository = scratch / "r"
-        elif not repository.is_dir() or run_git(repository, ["rev-parse", "--git-dir"]).returncode != 0:
-            raise UserError(f"'{repository}' is no git repository.")
+    with _opened(Path(repository)) as repository:
         name = name or _name_of(repository)
         found = 0
         for commit in _commits(repository, config.since):
@@ -72,6 +60,106 @@ def collect_git(
                 found += 1
             if found == config.limit:
                 return
+
+
+@contextmanager
+def _opened(repository: Path) -> Iterator[Path]:
+    """A repository's folder, also of a bundle."""
+    with scratch_folder("collect") as scratch:
+        if repository.is_file():
+            allowed = ("-c", "protocol.file.allow=always")
+            git(scratch, *allowed, "clone", "-q", "--bare", str(repository.resolve()), "r")
+            repository = scratch / "r"
+        elif not repository.is_dir() or run_git(repository, ["rev-parse", "--git-dir"]).returncode != 0:
+            raise UserError(f"'{repository}' is no git repository.")
+        yield repository
+
+
+def collect_github(
+    saved: str | Path,
+    repository: str | Path,
+    trees: TreeStore,
+    name: str | None = None,
+    config: CollectConfig | None = None,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Candidate]:
+    """Pull requests out of a folder of saved answers and pages of GitHub, each with the issues that it resolves.
+
+    Arguments:
+        saved: the folder (`read_saved`).
+        repository: a clone, where the change itself and the tree before it are.
+        name: OWNER/NAME, by default that of the first pull request.
+        skipped: receives, reason by reason, how many are none.
+
+    Raises:
+        UserError: the folder or the clone cannot be read.
+    """
+    config = config or CollectConfig()
+    skipped = Counter() if skipped is None else skipped
+    found = read_saved(saved, name)
+    count = 0
+    with _opened(Path(repository)) as repository:
+        merges = _merges(repository)
+        for number, pull in sorted(found.pulls.items(), reverse=True):
+            if count == config.limit:
+                return
+            step = _step(repository, pull, merges)
+            issues = pull.resolved_issues()
+            if not pull.merged and number not in merges:
+                skipped["not_merged"] += 1
+            elif not issues:
+                skipped["no_issue"] += 1
+            elif config.since is not None and instant(pull.created_at) < instant(config.since):
+                skipped["too_old"] += 1
+            elif step is None:
+                skipped["not_in_repository"] += 1
+            elif not (statement := statement_of_issues(pull, found.issues))[0].strip():
+                skipped["issue_not_saved"] += 1
+            elif (made := _candidate(repository, step, trees, pull.repo, config, f"{number}")) is None:
+                skipped["no_source_and_tests"] += 1
+            else:
+                extra = {key: value for key, value in made.instance.extra.items() if key != "step"}
+                extra |= {"source": "github", "problem_source": "issues", "fix_commit": step.name}
+                extra |= {"pull_number": number, "issue_numbers": issues}
+                yield Candidate(
+                    replace(
+                        made.instance,
+                        base_commit=step.parent,
+                        problem_statement=statement[0],
+                        hints_text=statement[1],
+                        created_at=pull.created_at,
+                        extra=extra,
+                    )
+                )
+                count += 1
+
+
+def _merges(repository: Path) -> dict[int, _Commit]:
+    """The commit by which each pull request came in, as its message names it."""
+    found: dict[int, _Commit] = {}
+    listed = git(repository, "log", "--first-parent", "--format=%H %P%x09%aI%x09%s").decode("utf-8", "replace")
+    for line in listed.splitlines():
+        names, date, subject = line.split("\t", 2)
+        parts = names.split()
+        match = re.match(r"Merge pull request #(\d+)\b", subject) or re.search(r"\(#(\d+)\)$", subject)
+        if match and len(parts) >= 2:
+            found.setdefault(int(match[1]), _Commit(parts[0], parts[1], date))
+    return found
+
+
+def _step(repository: Path, pull: PullRequest, merges: Mapping[int, _Commit]) -> _Commit | None:
+    """The change of a pull request: what its merge brought in, or else what lies between its base and its head."""
+    if pull.merge_commit and is_commit(repository, pull.merge_commit):
+        parent = run_git(repository, ["rev-parse", "--verify", "-q", f"{pull.merge_commit}^1"])
+        if parent.returncode == 0:
+            return _Commit(pull.merge_commit, parent.stdout.decode().strip(), pull.created_at)
+    if pull.number in merges:
+        return merges[pull.number]
+    if all(each and is_commit(repository, each) for each in (pull.base, pull.head)):
+        base = run_git(repository, ["merge-base", pull.base, pull.head])
+        if base.returncode == 0:
+            return _Commit(pull.head, base.stdout.decode().strip(), pull.created_at)
+    return None
 
 
 def collect_archives(

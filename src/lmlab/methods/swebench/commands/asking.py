@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -19,7 +19,7 @@ from lmlab.methods.swebench.config import (
     SandboxConfig,
     WorkspaceConfig,
 )
-from lmlab.methods.swebench.inference.settings import InferConfig
+from lmlab.methods.swebench.inference.settings import By, InferConfig, RankConfig
 from lmlab.runs.loading import Drawn
 
 Model = Annotated[
@@ -117,27 +117,27 @@ agent_help = example("lmlab swe agent -i benchmark/instances.jsonl -m openai:NAM
 
 
 @options(WorkspaceConfig, "where")
+@options(RankConfig, "how")
 @options(InstancesConfig, "chosen", only=("instances", "split"))
 def retrieve(
     where: WorkspaceConfig,
     chosen: InstancesConfig,
+    how: RankConfig,
+    by: Annotated[By, typer.Option(help="bm25 (words), dense (vectors), or hybrid (both).")] = "bm25",
     k: Annotated[int, typer.Option("-k", min=1, help="Files for each issue.")] = 20,
-    split_names: Annotated[
-        bool, typer.Option("--split-names/--whole-names", help="Know names by their parts too.")
-    ] = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="Hits, JSON lines.")] = Path("hits.jsonl"),
 ) -> None:
-    """Rank the files of each repository for its issue by BM25, and say how many of those that the solution edits are
-    found."""
+    """Rank the files of each repository for its issue, and say how many of those that the solution edits are found."""
     from lmlab.files import write_jsonl
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
-    from lmlab.methods.swebench.inference.contexts import documents, rank_bm25, recall
+    from lmlab.methods.swebench.inference.ranking import Ranker, documents, recall
     from lmlab.methods.swebench.instances.load import load_instances
 
     workspaces = open_workspaces(where, trees_beside(chosen.instances))
+    ranker = Ranker(by, how.encoder, how.split_names, how.device)
     rows, recalls = [], []
     for instance in load_instances(chosen.instances, chosen.split):
-        hits = rank_bm25(documents(workspaces.pristine(instance)), instance.problem_statement, k, split_names)
+        hits = ranker.files(documents(workspaces.pristine(instance)), instance.problem_statement, k)
         listed = [{"docid": path, "score": score} for path, score in hits]
         rows.append({"instance_id": instance.instance_id, "hits": listed})
         recalls.append([recall([path for path, _ in hits[:top]], instance) for top in (1, 5, k)])
@@ -153,12 +153,12 @@ def retrieve(
     print(f"Hits: {out}")
 
 
-retrieve_help = example("lmlab swe retrieve -i benchmark/instances.jsonl -k 5 --out hits.jsonl")
+retrieve_help = example("lmlab swe retrieve -i benchmark/instances.jsonl -k 5 --by hybrid --out hits.jsonl")
 
 
 @options(WorkspaceConfig, "where")
 @options(InstancesConfig, "chosen", only=("instances", "split"))
-@options(InferConfig, only=("budget",))
+@options(InferConfig, only=("budget", "encoder", "device"))
 @options(CountingConfig, "counting")
 @options(Drawn, "drawn")
 def train_data(
@@ -168,8 +168,8 @@ def train_data(
     counting: CountingConfig,
     drawn: Drawn,
     mix: Annotated[
-        str, typer.Option("--context-mix", help="Sources of contexts with weights: bm25, oracle, oracle-collapsed.")
-    ] = "oracle=0.5,bm25=0.5",
+        str, typer.Option("--context-mix", help="Sources of contexts (as of infer's --context) with weights.")
+    ] = "oracle=0.5,bm25=0.4,distractor=0.1",
     longest: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Longer conversations, in tokens, are left out.")
     ] = 30_000,
@@ -180,13 +180,14 @@ def train_data(
     from lmlab.files import write_jsonl
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.contexts import Source
+    from lmlab.methods.swebench.inference.ranking import Ranker
     from lmlab.methods.swebench.inference.records import sft_records
     from lmlab.methods.swebench.instances.load import load_instances
 
-    known: dict[str, Source] = {"bm25": "bm25", "oracle": "oracle", "oracle-collapsed": "oracle-collapsed"}
+    known: dict[str, Source] = {each: each for each in get_args(Source)}
     weights: dict[Source, float] = {}
     for part in mix.split(","):
-        name, _, weight = part.partition("=")
+        name, _, weight = part.replace(":", "=").partition("=")
         if name.strip() not in known:
             raise UserError(f"--context-mix: unknown source '{name.strip()}'. {did_you_mean(name.strip(), known)}")
         try:
@@ -195,13 +196,16 @@ def train_data(
             raise UserError(f"--context-mix {mix}: expected NAME=NUMBER,...") from None
     found = load_instances(chosen.instances, chosen.split)
     workspaces = open_workspaces(where, trees_beside(chosen.instances))
-    records = sft_records(found, workspaces, weights, settings.budget, longest, _count(counting.tokenizer), drawn.seed)
+    ranker = Ranker(encoder=settings.encoder, device=settings.device)
+    records = sft_records(
+        found, workspaces, weights, settings.budget, longest, _count(counting.tokenizer), drawn.seed, ranker
+    )
     written = write_jsonl(out, records)
     print(f"{written} conversations of {len(found)} instances: {out}")
 
 
 train_data_help = example(
-    "lmlab swe train-data -i benchmark/instances.jsonl --context-mix oracle=0.5,bm25=0.5 --out sft.jsonl"
+    "lmlab swe train-data -i benchmark/instances.jsonl --context-mix oracle=0.5,bm25=0.4,distractor=0.1 --out sft.jsonl"
 )
 
 

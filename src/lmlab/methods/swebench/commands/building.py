@@ -29,10 +29,19 @@ def collect(
     ],
     settings: CollectConfig,
     named: NamedConfig,
+    github: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with saved pull requests and issues of GitHub (JSON of its API, pages), for the repository.",
+            show_default=False,
+        ),
+    ] = None,
     out: Folder = Path("benchmark"),
 ) -> None:
     """Find changes that edit source and tests: candidates.jsonl, with the tree before each in trees/."""
-    from lmlab.methods.swebench.building.collect import collect_archives, collect_git
+    from collections import Counter
+
+    from lmlab.methods.swebench.building.collect import collect_archives, collect_git, collect_github
     from lmlab.methods.swebench.harness.open import TREES
     from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
     from lmlab.methods.swebench.instances.load import write_instances
@@ -40,7 +49,12 @@ def collect(
 
     trees = TreeStore(out / TREES)
     is_archive = len(sources) > 1 or sources[0].name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar"))
-    if is_archive:
+    skipped = Counter[str]()
+    if github is not None and (is_archive or len(sources) > 1):
+        raise UserError("--github goes with one git repository.")
+    if github is not None:
+        found = collect_github(github, sources[0], trees, named.name, settings, skipped)
+    elif is_archive:
         stem = sources[0].name.rpartition("-")[0] or sources[0].name
         limits = settings.model_copy(update={"max_source_files": None, "max_source_lines": None})
         found = collect_archives(sources, trees, named.name or f"{stem}/{stem}", limits)
@@ -53,11 +67,14 @@ def collect(
             advance()
     path = out / "candidates.jsonl"
     write_instances(path, candidates)
+    if skipped:
+        print_rows(["pull requests that are none, as", "number"], [[name, n] for name, n in skipped.most_common()])
     print(f"{len(candidates)} candidates: {path}\nNext: lmlab swe validate {path}")
 
 
 collect_help = example(
     "lmlab swe collect ../mypackage --since 2024-01-01 --out benchmark",
+    "lmlab swe collect ../mypackage --github saved/ --out benchmark",
     "lmlab swe collect mypackage-1.0.tar.gz mypackage-1.1.tar.gz mypackage-1.2.tar.gz --out benchmark",
 )
 

@@ -1,25 +1,23 @@
-"""Which files of a repository a model is shown: those that BM25 finds, or those that the solution edits."""
+"""Which files of a repository a model is shown: those found for the issue, or those that the solution edits."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lmlab.data import Tokenizer
 from lmlab.methods.swebench.harness.repairing import reader_of
-from lmlab.methods.swebench.harness.workspaces.trees import tree_files
+from lmlab.methods.swebench.inference.ranking import Chunk, Ranker, documents
+from lmlab.methods.swebench.inference.settings import By
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 
-Source = Literal["bm25", "oracle", "oracle-collapsed", "none"]
-K1, B = 0.9, 0.4  # of Pyserini, with which the original ranks
-HITS = 20  # as the original retrieves; more than fit a prompt
-_TEST_WORDS = {"test", "tests", "testing"}
+Source = Literal["bm25", "dense", "hybrid", "oracle", "oracle-collapsed", "distractor", "none"]
+Granularity = Literal["file", "symbol"]
 _AROUND = 15  # lines that are shown before and after an edit
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
 
 Count = Callable[[str], int]
 
@@ -32,61 +30,6 @@ def approximate_tokens(text: str) -> int:
 def counter_of(words: Tokenizer | None) -> Count:
     """Counts tokens by a tokenizer, or without one."""
     return approximate_tokens if words is None else lambda text: len(words.encode(text))
-
-
-def documents(tree: Path) -> dict[str, str]:
-    """Python files that are no tests, by the words of their path in the repository; path to content."""
-    read = reader_of(tree)
-    paths = [
-        path
-        for path in tree_files(tree)
-        if path.endswith(".py") and not _TEST_WORDS & set(re.split(r"[ _/.]", path.lower()))
-    ]
-    return {path: text for path in paths if (text := read(path)) is not None}
-
-
-def with_parts(text: str) -> str:
-    """A text in which names are followed by their parts: `readLine` and `read_line` also as "read line"."""
-    names = set(re.findall(r"\w+", text))
-    return text + "\n" + " ".join(" ".join(_CAMEL.split(name)) for name in sorted(names) if _CAMEL.search(name))
-
-
-def rank_bm25(files: Mapping[str, str], query: str, k: int = HITS, split_names: bool = True) -> list[tuple[str, float]]:
-    """The files that BM25 finds for a query, best first, with scores.
-
-    Arguments:
-        split_names: names are known by their parts too.
-
-    Raises:
-        UserError: `bm25s` is not installed.
-    """
-    from lmlab.retrieval import BM25
-    from lmlab.retrieval.search.bm25 import ENGLISH_STOP_WORDS
-
-    if not files:
-        return []
-    expand = with_parts if split_names else str
-    index = BM25(
-        list(files),
-        [expand(f"{path}\n{text}") for path, text in files.items()],
-        k1=K1,
-        b=B,
-        stop_words=ENGLISH_STOP_WORDS,
-    )
-    found = index.run(["issue"], [expand(query)], k)["issue"]
-    return sorted(found.items(), key=lambda each: -each[1])
-
-
-def recall(found: Sequence[str], instance: Instance) -> float | None:
-    """The share of the files that the solution edits which are among those found; None where it edits no Python file
-    that was there before.
-    """
-    gold = {
-        file.old
-        for file in read_diff(instance.patch)
-        if file.old is not None and file.old.endswith(".py") and not _TEST_WORDS & set(re.split(r"[ _/.]", file.old))
-    }
-    return len(gold & set(found)) / len(gold) if gold else None
 
 
 @dataclass(frozen=True)
@@ -106,16 +49,25 @@ def numbered(text: str, first: int = 1) -> str:
     return "\n".join(f"{number} {line}" for number, line in enumerate(text.split("\n"), first))
 
 
-def collapsed(text: str, regions: Sequence[tuple[int, int]]) -> str:
+def collapsed(text: str, regions: Sequence[tuple[int, int]], as_reference: bool = False) -> str:
     """The regions of a text, each with lines around it, under their numbers; "..." stands for what is left out.
 
     Arguments:
         regions: first and last line, 1-based.
+        as_reference: as the original program shows them, with nothing after a region, and with a region near the
+            beginning counted from the end.
     """
     lines = text.split("\n")
     shown: set[int] = set()
     for first, last in regions:
-        shown |= set(range(max(1, first - _AROUND), min(len(lines), last + _AROUND) + 1))
+        if as_reference:
+            shown |= {number + 1 for number in range(len(lines))[first - 1 - _AROUND : last]}
+        else:
+            shown |= set(range(max(1, first - _AROUND), min(len(lines), last + _AROUND) + 1))
+    return _regions(lines, shown)
+
+
+def _regions(lines: Sequence[str], shown: Collection[int]) -> str:
     parts, before = [], 0
     for number in sorted(shown):
         if number != before + 1:
@@ -134,6 +86,10 @@ def make_context(
     budget: int,
     count: Count = approximate_tokens,
     readmes: bool = True,
+    ranker: Ranker | None = None,
+    granularity: Granularity = "file",
+    as_reference: bool = False,
+    seed: int = 0,
 ) -> Context:
     """Choose files until a budget is spent.
 
@@ -143,6 +99,10 @@ def make_context(
     Arguments:
         budget: tokens of readmes and files.
         readmes: show the README files of the root first.
+        ranker: finds files; its `by` is the source's.
+        granularity: of what is found: whole files, or functions and methods, with "..." for what lies between.
+        as_reference: collapse as the original program does (`collapsed`).
+        seed: of the choice of `distractor`, which shows files that the solution does not edit.
     """
     read = reader_of(tree)
     shown: dict[str, str] = {}
@@ -153,9 +113,12 @@ def make_context(
             if text is not None and count(text) <= left:
                 shown[path] = numbered(text)
                 left -= count(shown[path])
-    candidates = _candidates(instance, tree, source, read)
+    if source in ("bm25", "dense", "hybrid") and granularity == "symbol":
+        found = documents(tree)
+        chunks = _ranker(source, ranker).chunks(found, instance.problem_statement)
+        return Context(shown, _packed_chunks(chunks, found, left, count))
     files: dict[str, str] = {}
-    for path, text in candidates:
+    for path, text in _candidates(instance, tree, source, read, ranker, as_reference, seed):
         size = count(text)
         if size < left:
             files[path] = text
@@ -163,14 +126,45 @@ def make_context(
     return Context(shown, dict(sorted(files.items())))
 
 
+def _ranker(source: Source, given: Ranker | None) -> Ranker:
+    by: By = "dense" if source == "dense" else "hybrid" if source == "hybrid" else "bm25"
+    if given is None:
+        return Ranker(by)
+    given.by = by
+    return given
+
+
+def _packed_chunks(chunks: Sequence[Chunk], files: Mapping[str, str], left: int, count: Count) -> dict[str, str]:
+    """Parts of files until the budget is spent, each file with its parts in their order."""
+    lines: dict[str, set[int]] = {}
+    for chunk in chunks:
+        size = count(numbered(chunk.text, chunk.first)) + count(f"...\n{chunk.path}\n")
+        if size < left:
+            lines.setdefault(chunk.path, set()).update(range(chunk.first, chunk.last + 1))
+            left -= size
+    return {path: _regions(files[path].split("\n"), found) for path, found in sorted(lines.items())}
+
+
 def _candidates(
-    instance: Instance, tree: Path, source: Source, read: Callable[[str], str | None]
+    instance: Instance,
+    tree: Path,
+    source: Source,
+    read: Callable[[str], str | None],
+    ranker: Ranker | None,
+    as_reference: bool,
+    seed: int,
 ) -> list[tuple[str, str]]:
     if source == "none":
         return []
-    if source == "bm25":
+    if source in ("bm25", "dense", "hybrid"):
         files = documents(tree)
-        return [(path, numbered(files[path])) for path, _ in rank_bm25(files, instance.problem_statement)]
+        ranked = _ranker(source, ranker).files(files, instance.problem_statement)
+        return [(path, numbered(files[path])) for path, _ in ranked]
+    if source == "distractor":
+        edited = {path for file in read_diff(instance.patch) for path in file.paths}
+        others = [(path, numbered(text)) for path, text in documents(tree).items() if path not in edited]
+        random.Random(f"{seed}{instance.instance_id}").shuffle(others)
+        return others
     found = []
     for file in read_diff(instance.patch):
         text = read(file.old) if file.old is not None else None
@@ -180,5 +174,5 @@ def _candidates(
             found.append((file.old, numbered(text)))
         else:
             regions = [(hunk.old_start, hunk.old_start + max(hunk.old_count, 1) - 1) for hunk in file.hunks]
-            found.append((file.old, collapsed(text, regions)))
+            found.append((file.old, collapsed(text, regions, as_reference)))
     return found

@@ -12,6 +12,7 @@ from lmlab.methods.swebench.harness.repairing import reader_of
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.contexts import Count, approximate_tokens, make_context
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
+from lmlab.methods.swebench.inference.ranking import Ranker
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
@@ -26,9 +27,18 @@ def prompts_of(
 ) -> list[str]:
     """The prompt of each instance. The tests, the hints and the solution are in none of them."""
     found = []
+    ranker = Ranker(encoder=config.encoder, split_names=config.split_names, device=config.device)
     for instance in instances:
-        tree = workspaces.pristine(instance)
-        context = make_context(instance, tree, config.context, config.budget, count)
+        context = make_context(
+            instance,
+            workspaces.pristine(instance),
+            config.context,
+            config.budget,
+            count,
+            ranker=ranker,
+            granularity=config.granularity,
+            as_reference=config.as_reference,
+        )
         found.append(make_prompt(instance.problem_statement, context, config.style))
     return found
 

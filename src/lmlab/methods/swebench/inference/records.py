@@ -9,6 +9,7 @@ from lmlab.errors import UserError
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.contexts import Count, Source, approximate_tokens, make_context
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
+from lmlab.methods.swebench.inference.ranking import Ranker
 from lmlab.methods.swebench.instances.instance import Instance
 
 
@@ -20,6 +21,7 @@ def sft_records(
     max_tokens: int = 30_000,  # so that question and answer fit a window of 32K
     count: Count = approximate_tokens,
     seed: int = 0,
+    ranker: Ranker | None = None,
 ) -> Iterator[dict[str, object]]:
     """A conversation of an issue and its solution for each instance; those that are too long are left out.
 
@@ -38,7 +40,8 @@ def sft_records(
     generator = random.Random(seed)
     for instance in instances:
         source = generator.choices(names, weights)[0]
-        context = make_context(instance, workspaces.pristine(instance), source, budget, count)
+        tree = workspaces.pristine(instance)
+        context = make_context(instance, tree, source, budget, count, ranker=ranker, seed=seed)
         prompt = make_prompt(instance.problem_statement, context)
         target = f"<patch>\n{instance.patch.rstrip()}\n</patch>"
         if count(prompt) + count(target) > max_tokens:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import Flag
+from lmlab.hardware.settings import OnDevice
+
+By = Literal["bm25", "dense", "hybrid"]
 
 
-class InferConfig(Config):
+class RankConfig(OnDevice):
+    """How files of a repository are ranked for an issue.
+
+    Attributes:
+        encoder: of dense and hybrid contexts: a directory of an encoder, or minilm where its package is installed.
+        split_names: know names by their parts too.
+    """
+
+    encoder: str = "minilm"
+    split_names: Annotated[bool, Flag(("--split-names/--whole-names",))] = True
+
+
+class InferConfig(RankConfig):
     """What a model is shown and how it answers.
 
     Attributes:
-        context: bm25, oracle (the files that the solution edits), oracle-collapsed (of those the edited regions), none.
+        context: bm25, dense or hybrid (files found by words, by vectors, or by both), oracle (the files that the
+            solution edits), oracle-collapsed (of those the edited regions), distractor (others), none.
+        granularity: of files that are found: file, or symbol for functions and methods.
+        as_reference: collapse regions as the original program does, with no lines after them.
         budget: tokens of readmes and files.
         style: of the prompt: style-2, style-3 or full_file_gen.
         answers: form of the answers: diff, search_replace, full_file or json_edits.
@@ -23,7 +41,9 @@ class InferConfig(Config):
         samples: answers to each issue.
     """
 
-    context: Literal["bm25", "oracle", "oracle-collapsed", "none"] = "bm25"
+    context: Literal["bm25", "dense", "hybrid", "oracle", "oracle-collapsed", "distractor", "none"] = "bm25"
+    granularity: Literal["file", "symbol"] = "file"
+    as_reference: Annotated[bool, Flag(("--as-reference",))] = False
     budget: PositiveInt = 13_000
     style: Literal["style-2", "style-3", "full_file_gen"] = "style-2"
     answers: Literal["diff", "search_replace", "full_file", "json_edits"] = "diff"
