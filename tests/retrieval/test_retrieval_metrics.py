@@ -59,6 +59,8 @@ def test_capped_recall_holes_self_matches_and_missing_judgments():
     assert found.self_matches == 1
     assert found.means["R_cap@2"] == 0.5 and found.means["Recall@2"] == pytest.approx(1 / 3)
     assert found.means["Hole@2"] == 0.5 and found.means["MRR@2"] == 1.0
+    elsewhere = evaluate_run(run, {"q": {"a": 1}, "other": {"b": 1}}, [2])  # b is judged, though for another query
+    assert elsewhere.by_query["q"]["Hole@2"] == 0.0
     assert evaluate_run(run, {"q": {"a": 1}}, [2], remove_self=False).means["MRR@2"] == 0.5
     with pytest.raises(UserError, match="0 queries"):
         evaluate_run(run, {})

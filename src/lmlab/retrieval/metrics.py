@@ -7,7 +7,7 @@ A mean is over the queries that the judgments hold; a query of which nothing was
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from lmlab.errors import UserError
@@ -35,7 +35,7 @@ class Evaluation:
 
 
 def evaluate_run(run: Run, qrels: Qrels, k_values: Sequence[int] = DEFAULT_K, remove_self: bool = True) -> Evaluation:
-    """nDCG, MAP, Recall, P, MRR, R_cap (recall over min(k, relevant)) and Hole (share without a judgment), all at k.
+    """nDCG, MAP, Recall, P, MRR, R_cap (recall over min(k, relevant)) and Hole (share judged for no query), all at k.
 
     Arguments:
         remove_self: take out results whose id is the query's, as ArguAna and Quora need.
@@ -49,6 +49,7 @@ def evaluate_run(run: Run, qrels: Qrels, k_values: Sequence[int] = DEFAULT_K, re
         raise UserError(f"k is {min(k_values)}; it must be at least 1.")
     removed = 0
     by_query = {}
+    annotated = {document for judged in qrels.values() for document in judged}
     for query, judged in qrels.items():
         found = run.get(query, {})
         if remove_self and query in found:
@@ -58,6 +59,7 @@ def evaluate_run(run: Run, qrels: Qrels, k_values: Sequence[int] = DEFAULT_K, re
         by_query[query] = {
             f"{name}@{k}": measure(order, judged, k) for name, measure in _MEASURES.items() for k in k_values
         }
+        by_query[query] |= {f"Hole@{k}": holes(order, annotated, k) for k in k_values}
     names = next(iter(by_query.values()))
     means = {name: math.fsum(each[name] for each in by_query.values()) / len(by_query) for name in names}
     return Evaluation(means, by_query, sum(not run.get(query) for query in qrels), removed)
@@ -106,9 +108,9 @@ def reciprocal_rank(order: Sequence[str], judged: Judged, k: int) -> float:
     return next((1 / rank for rank, document in enumerate(order[:k], 1) if judged.get(document, 0) > 0), 0.0)
 
 
-def holes(order: Sequence[str], judged: Judged, k: int) -> float:
-    """Share of k results without a judgment."""
-    return sum(document not in judged for document in order[:k]) / k
+def holes(order: Sequence[str], annotated: Set[str], k: int) -> float:
+    """Share of k results that are judged for no query of the collection, as BEIR counts them."""
+    return sum(document not in annotated for document in order[:k]) / k
 
 
 def _relevant(judged: Judged) -> int:
@@ -126,5 +128,4 @@ _MEASURES: dict[str, Callable[[Sequence[str], Judged, int], float]] = {
     "P": precision,
     "MRR": reciprocal_rank,
     "R_cap": capped_recall,
-    "Hole": holes,
 }

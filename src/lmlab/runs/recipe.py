@@ -210,5 +210,6 @@ def _resolve(field: InputField, key: str, earlier: Mapping[str, RecipeStage], pl
     if path.exists():
         return path.resolve()
     raise UserError(
-        f"{place}: {key}: '{value}' is neither an earlier stage nor an existing path. {did_you_mean(value, earlier)}"
+        f"{place}: {key}: '{value}' is neither an earlier stage nor an existing path. {did_you_mean(value, earlier)}",
+        "It is made by another recipe: run that first." if value.startswith("runs/") else "",
     )

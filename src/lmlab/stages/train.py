@@ -290,7 +290,7 @@ class Train(Stage[TrainConfig, TrainResults]):
             f", held out {heldout:.3f}" if (heldout := results.heldout("loss")) is not None else ""
         )
         return (
-            f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilization(results)} of this machine's GEMM peak."
+            f"{loss}, {results.tokens_per_second:,.0f} tokens/s, of this machine's GEMM peak {utilization(results)}."
             + _too_long(results)
         )
 

@@ -131,7 +131,7 @@ class DetectorsConfig(Config):
     Attributes:
         detectors: excerpts, hubness, similarity, questions, norm, near_duplicate, perplexity, mask_collapse, gmtp, or
             one of a package; as an option it may be repeated.
-        sentinels: questions of one's own, not the attacker's: a file or folder.
+        sentinels: questions of one's own, not the attacker's: JSON lines with _id and text, or a folder in BEIR's form.
         sentinel_count: how many of them are encoded.
         language_model: a causal language model, for perplexity.
         masked_model: a masked language model with the encoder's vocabulary, for gmtp.

@@ -287,11 +287,11 @@ def final_figures(directory: Path) -> dict[str, float]:
 
 
 def utilization(results: TrainingResults) -> str:
-    """The share of the GEMM peak, as text, marked where other work had the machine busy."""
+    """The share of this machine's GEMM peak, as text, marked where other work had the machine busy."""
     if not results.utilization:
         return "unknown"
     busy = (results.load_before or 0.0) > _BUSY
-    return f"{results.utilization:.0%}" + (", on a busy machine" if busy else "")
+    return f"{results.utilization:.0%}" + (" (on a busy machine)" if busy else "")
 
 
 def training_facts(results: TrainingResults) -> dict[str, str]:
