@@ -27,7 +27,18 @@ from lmlab.retrieval.locks import alone
 
 StoreType = Literal["float32", "float16"]
 
+_TELLING_IDS = 50  # all would be read for a name; a store tells for itself which texts it is of
 _SHARD_ROWS = 2048  # what a stop can cost; fewer would write many small files
+
+
+def encoder_folder(cache: Path, encoder: Encoder, precision: Precision) -> Path:
+    """Where a cache keeps the vectors of an encoder: whoever asks for the same ones finds them there."""
+    return cache / sha256_json([encoder.fingerprint, precision])[:12]
+
+
+def collection_folder(name: str, ids: Sequence[str]) -> str:
+    """Where those of a collection are in it: by its name, and by the ids of its documents for others of that name."""
+    return f"{name}-{sha256_json(list(ids[:_TELLING_IDS]))[:6]}"
 
 
 @dataclass(frozen=True)

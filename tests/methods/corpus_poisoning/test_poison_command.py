@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from lmlab import cli
+from lmlab.commands.retrieval import stores
+from lmlab.methods.corpus_poisoning.commands.shared import retriever
 from lmlab.methods.corpus_poisoning.measure.carriers import carriers
+from lmlab.methods.corpus_poisoning.setup import Target
+from lmlab.retrieval.config import EncoderConfig
 from tiny_retriever import write_collection, write_retriever
 
 
@@ -39,8 +43,6 @@ FAST = ("--k", 3, "--length", 10, "--evaluations", 120, "--candidates", 12)
 def attack(common, small, tmp_path_factory):
     from lmlab.methods.corpus_poisoning import CraftConfig
     from lmlab.methods.corpus_poisoning.attack.run import craft_for
-    from lmlab.methods.corpus_poisoning.commands.shared import retriever
-    from lmlab.retrieval.config import EncoderConfig
 
     out = tmp_path_factory.mktemp("attack")
     config = CraftConfig(k=3, length=10, evaluations=120, candidates=12)
@@ -130,6 +132,17 @@ def test_success_is_told_for_a_concept_and_without_judgments(run, common, small,
     code, text, err = run(*given, "--data", bare, "--allow-overlap")
     found = json.loads(text)
     assert code == 0 and found["queries"] == 80 and found["ndcg_before"] is None and "no judgments" in err
+
+
+def test_vectors_that_retrieval_has_stored_are_taken(small, place, tmp_path):
+    settings = EncoderConfig(encoder=str(place), cache=tmp_path / "cache")
+    target = Target.load(retriever(settings), str(small), "train")
+    stores(target.data, target.retriever.encoder, settings)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+    assert len(target.documents) == len(target.data.corpus.ids) and len(target.queries()) == len(
+        target.data.queries.ids
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")} == written
 
 
 def test_a_collection_smaller_than_the_default_depths_is_measured_at_those_it_has(run, place, attack, tmp_path):

@@ -23,6 +23,7 @@ from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits, stored_
 from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, RetrievalDataset, load_dataset
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Kind
+from lmlab.retrieval.store import collection_folder, encoder_folder
 
 
 def chosen_queries(queries: Queries, which: ChosenConfig) -> list[int]:
@@ -67,7 +68,7 @@ class Retriever:
     @cached_property
     def folder(self) -> Path:
         """Where its vectors are."""
-        return self.cache / sha256_json([self.encoder.fingerprint, self.precision])[:12]
+        return encoder_folder(self.cache, self.encoder, self.precision)
 
     def vectors(self, name: str, ids: Sequence[str], texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
         """Vectors of texts, made where they are not there."""
@@ -100,7 +101,7 @@ class Target:
     @property
     def name(self) -> str:
         """Of its folder in the cache."""
-        return f"{self.data.name}-{sha256_json(list(self.data.corpus.ids[:50]))[:6]}"
+        return collection_folder(self.data.name, self.data.corpus.ids)
 
     @cached_property
     def documents(self) -> NDArray[np.float32]:

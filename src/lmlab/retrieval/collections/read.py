@@ -55,7 +55,7 @@ def load_dataset(
     notices: list[str] = []
     corpus = read_corpus(collection_part(root, "corpus"), redteam)
     queries = read_queries(collection_part(root, "queries"))
-    name = root.rstrip("/").rpartition("/")[2]
+    name = collection_name(root)
     if not judged and not _below(f"{root}/qrels"):
         notices.append(f"'{name}' has no judgments: all of its {len(queries):,} queries are taken.")
         return RetrievalDataset(name, split, corpus, queries, {}, tuple(notices))
@@ -72,6 +72,11 @@ def judged_queries(place: str | Path) -> dict[str, set[str]]:
     root = collection_root(place)
     found = [each for each in _below(f"{root}/qrels") if _plain(each).endswith(_SUFFIXES)]  # and no notes beside them
     return {split: set(read_qrels(collection_part(root, f"qrels/{split}"))) for split in sorted(set(map(_stem, found)))}
+
+
+def collection_name(place: str | Path) -> str:
+    """What a collection is called: its folder."""
+    return str(place).rstrip("/").rpartition("/")[2]
 
 
 def collection_root(place: str | Path) -> str:
