@@ -239,8 +239,13 @@ def test_every_place_in_memory_has_an_end(walled: Run, place: str) -> None:
 
 
 def test_disk_is_counted_in_mounted_folders_and_however_deep(
-    either: tuple[Session, Run], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    either: tuple[Session, Run],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> None:
+    remove = ["rm", "-rf", str(tmp_path)]  # Python's own rmtree ends at its recursion limit
+    request.addfinalizer(lambda: subprocess.run(remove, check=False))
     session, run = either
     mount = Mount(tmp_path_factory.mktemp("results"), "/results", writable=True)
     fill = "import os, sys, time\nos.chdir(sys.argv[1])\n"
@@ -253,7 +258,6 @@ def test_disk_is_counted_in_mounted_folders_and_however_deep(
     endless = "while True: os.mkdir('d'); os.chdir('d'); time.sleep(.0005)"
     result, _ = run(["python", "-c", fill + endless, session.root], timeout=20)
     assert result.disk_exceeded
-    subprocess.run(["rm", "-rf", str(tmp_path)], check=False)  # Python's own rmtree ends at its recursion limit
 
 
 def test_groups_of_the_dead_are_removed_and_those_of_the_living_stay(monkeypatch: pytest.MonkeyPatch) -> None:
