@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lmlab.data.packing import pieces
 from lmlab.distributed import joined
 from lmlab.models import ModelConfig, Transformer
 from lmlab.train import language_model_step_by_domain
@@ -25,7 +26,9 @@ DOCUMENTS = {
     "two rows": [[31, 1, 33], [5, 60]],
     "short": [[3]],  # a process of four has nothing but padding: Megatron-LM 7498
     "unmasked at the end": [[40, 24]],
+    "growing window": [[40, 24]],  # cut into pieces, as a window that grows cuts documents
 }
+PIECE = 7
 HEADS = {"4/4": (4, 4), "4/2": (4, 2), "9/3": (9, 3)}
 
 
@@ -42,6 +45,8 @@ def rows(name, case):
         labels[torch.tensor(lengths).cumsum(0) - 1] = -100
         if name == "unmasked at the end":
             labels[:50] = -100
+        if name == "growing window":
+            documents = torch.from_numpy(pieces(documents.numpy(), PIECE))
         room = longest - sum(lengths)
         for key, value, fill in (
             ("input_ids", ids[:-1], 0),
@@ -103,7 +108,7 @@ def main(out: Path) -> None:
                 for size, group in groups.items():
                     if world.rank >= size:
                         continue
-                    ways = {way_of(config, size, "auto"), *(["allgather_kv"] if window else [])}
+                    ways = {way_of(config, size, "auto"), *(["allgather_kv"] if heads == "4/2" else [])}
                     for way in sorted(ways):
                         for name, (model, plain, batch, whole_sums, whole) in wholes.items():
                             part = Part(group, world.rank, size)

@@ -13,7 +13,7 @@ from lmlab.distributed import World
 from lmlab.errors import UserError
 from lmlab.models import ModelConfig, RopeScaling
 from lmlab.train import ParallelConfig, TrainerConfig
-from lmlab.train.parallelism.sequence import heads_repeated, split_rows, way_of
+from lmlab.train.parallelism.sequence import heads_repeated, pieces_of, split_rows, way_of
 from lmlab.train.steps.step import attention_cost, by_cost
 
 _WORKER = Path(__file__).with_name("sequence_worker.py")
@@ -72,6 +72,20 @@ def test_a_part_knows_where_its_tokens_stand_in_their_documents():
     assert whole.shape == (1, 8)
     with pytest.raises(UserError, match="no packed rows"):
         split_rows({"chosen_input_ids": torch.zeros(1, 4)}, 0, 2)
+
+
+def test_gathered_keys_give_every_process_equally_much_to_do():
+    """Head and tail: pairs of a query and a key that it sees, of one text."""
+    for size in (2, 3, 4):
+        length = 2 * size * 5
+        batch = {name: torch.arange(length)[None] for name in ("input_ids", "labels")}
+        batch["document_ids"] = torch.zeros(1, length, dtype=torch.long)
+        chunks = [split_rows(batch, rank, size, pieces_of("allgather_kv"))[0] for rank in range(size)]
+        assert sorted(torch.cat([each["input_ids"][0] for each in chunks]).tolist()) == list(range(length))
+        pairs = {int((each["position_ids"] + 1).sum()) for each in chunks}
+        assert pairs == {length * (length + 1) // (2 * size)}
+        plain = [split_rows(batch, rank, size)[0]["position_ids"] + 1 for rank in range(size)]
+        assert int(plain[-1].sum()) > 1.4 * pairs.pop()  # where each holds one piece, the last one waits for nobody
 
 
 def test_rows_are_ordered_by_the_arithmetic_of_their_attention():

@@ -3,7 +3,8 @@
 Two ways, of equal results. `ulysses` (Jacobs et al. 2023) exchanges tokens for heads before attention and back after
 it, so that each process attends with some of the heads over the whole text; key-value heads travel once, or as often as
 it takes to give every process one. `allgather_kv` (Llama 3, Dubey et al. 2024, section 3.3.2) leaves queries where they
-are and gathers keys and values, for any number of heads.
+are and gathers keys and values, for any number of heads. A process then holds a piece from the beginning of the text
+and the piece as far from its end: queries at the end have more to attend to, and so all processes have equally much.
 
 Borders of documents may stand anywhere, and texts need not divide by the number of processes. Labels are those of
 the whole text, so that the last token of a part is predicted from too, and sums and counts are those of the parts:
@@ -16,7 +17,7 @@ Shapes: B batch, N query heads, K key-value heads, T tokens of a text, t of a pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ class SequenceParallelStep(WrappedStep):
         Raises:
             UserError: the step is not one of packed rows.
         """
-        chunk, documents_BT = split_rows(batch, self.part.rank, self.part.size)
+        chunk, documents_BT = split_rows(batch, self.part.rank, self.part.size, pieces_of(self.way))
         attention = SequenceAttentionOf(self.part, self.way, documents_BT)
         networks = [module for module in model.modules() if isinstance(module, Transformer)]
         for network in networks:
@@ -114,9 +115,17 @@ class SequenceParallelStep(WrappedStep):
                 network.spread = None
 
 
-def split_rows(batch: Mapping[str, Tensor], rank: int, size: int) -> tuple[Batch, Tensor]:
+def pieces_of(way: SequenceAttention) -> int:
+    """How many pieces of a text a process holds: with gathered keys one from its beginning and one from its end."""
+    return 2 if way == "allgather_kv" else 1
+
+
+def split_rows(batch: Mapping[str, Tensor], rank: int, size: int, pieces: int = 1) -> tuple[Batch, Tensor]:
     """A process's part of packed rows, with the positions of its tokens in their documents; and which document each
     token of the whole rows belongs to, [B, T], padded so that the parts are equal.
+
+    Arguments:
+        pieces: 1, or 2 for one from the beginning and one from the end (`_piece_order`).
 
     Raises:
         UserError: they are not packed rows.
@@ -127,7 +136,7 @@ def split_rows(batch: Mapping[str, Tensor], rank: int, size: int) -> tuple[Batch
             "Set sequence_parallel to 1.",
         )
     length = batch["input_ids"].shape[1]
-    room = -length % size
+    room = -length % (size * pieces)
     padded = {
         name: nn.functional.pad(value, (0, room), value=_FILL.get(name, 0))
         for name, value in batch.items()
@@ -136,9 +145,22 @@ def split_rows(batch: Mapping[str, Tensor], rank: int, size: int) -> tuple[Batch
     documents_BT = padded["document_ids"]
     index = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     padded["position_ids"] = index - document_starts(documents_BT)
-    own = (length + room) // size
-    chunk = {name: value[:, rank * own : (rank + 1) * own].contiguous() for name, value in padded.items()}
+    own = _piece_order(size, pieces)[rank * pieces : (rank + 1) * pieces]
+    chunk = {name: _in_order(value, own, size * pieces, 1).contiguous() for name, value in padded.items()}
     return chunk, documents_BT
+
+
+def _piece_order(size: int, pieces: int) -> list[int]:
+    """The pieces of a text in the order of the processes that hold them: of three with two pieces 0 5, 1 4, 2 3."""
+    if pieces == 1:
+        return list(range(size))
+    return [piece for rank in range(size) for piece in (rank, 2 * size - 1 - rank)]
+
+
+def _in_order(x: Tensor, order: Sequence[int], count: int, dimension: int) -> Tensor:
+    """Some of `count` equal pieces along a dimension, in an order."""
+    pieces = x.chunk(count, dimension)
+    return torch.cat([pieces[number] for number in order], dimension)
 
 
 class SequenceAttentionOf:
@@ -148,18 +170,20 @@ class SequenceAttentionOf:
         documents_BT: of the whole text.
 
     Attributes:
-        whole: what the queries that this process attends with see.
+        whole: what the queries of the whole text see.
     """
 
     def __init__(self, part: Part, way: SequenceAttention, documents_BT: Tensor) -> None:
         self.part, self.way = part, way
         length = documents_BT.shape[1]
         self.whole = visibility_of(length, documents_BT, None, documents_BT.device, causal=True)
-        if way == "allgather_kv":  # this part's queries are the last ones of the keys up to its end
-            own = length // part.size
-            stop = (part.rank + 1) * own
-            starts_BT = document_starts(documents_BT)[:, stop - own : stop]
-            self.whole = Visibility(own, stop, starts_BT)
+        self.own: list[Visibility] = []
+        if way == "allgather_kv":  # the queries of a piece are the last ones of the keys up to its end
+            starts_BT = document_starts(documents_BT)
+            size = length // (2 * part.size)
+            for piece in _piece_order(part.size, 2)[2 * part.rank : 2 * part.rank + 2]:
+                stop = (piece + 1) * size
+                self.own.append(Visibility(size, stop, starts_BT[:, stop - size : stop]))
 
     def __call__(
         self,
@@ -175,16 +199,21 @@ class SequenceAttentionOf:
         Arguments:
             visibility: `whole`, with the layer's window if it has one.
         """
-        seen = visibility
         if self.way == "allgather_kv":
-            k_BKSH, v_BKSH = (_Gather.apply(x, self.part)[:, :, : seen.num_keys] for x in (k_BKtH, v_BKtH))
-            return attend(q_BNtH, k_BKSH, v_BKSH, seen, backend, soft_cap)
+            k_BKTH, v_BKTH = (_Gather.apply(x, self.part) for x in (k_BKtH, v_BKtH))
+            found = []
+            for q, seen in zip(q_BNtH.chunk(2, 2), self.own, strict=True):
+                seen = seen if visibility.window is None else seen.within(visibility.window, q.device)
+                seen.prepare(len(q), q.device, q.dtype in (torch.bfloat16, torch.float16))
+                k, v = k_BKTH[:, :, : seen.num_keys], v_BKTH[:, :, : seen.num_keys]
+                found.append(attend(q, k, v, seen, backend, soft_cap))
+            return torch.cat(found, 1)
         repeats = heads_repeated(k_BKtH.shape[1], self.part.size)
         if repeats > 1:
             k_BKtH, v_BKtH = (x.repeat_interleave(repeats, 1) for x in (k_BKtH, v_BKtH))
         q, k, v = (_Swap.apply(x, self.part, 1, 2) for x in (q_BNtH, k_BKtH, v_BKtH))
-        seen.prepare(len(q), q.device, q.dtype in (torch.bfloat16, torch.float16))
-        out_BTnH = attend(q, k, v, seen, backend, soft_cap)
+        visibility.prepare(len(q), q.device, q.dtype in (torch.bfloat16, torch.float16))
+        out_BTnH = attend(q, k, v, visibility, backend, soft_cap)
         swapped: Tensor = _Swap.apply(out_BTnH, self.part, 1, 2)
         return swapped
 
@@ -209,18 +238,24 @@ class _Swap(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Keys or values [B, K, t, H] of all parts, [B, K, T, H]; the gradients of a part are summed where it came from."""
+    """Keys or values [B, K, t, H] of all parts, two pieces each, in the order of the text, [B, K, T, H]; the gradients
+    of a part are summed where it came from.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, part: Part) -> Tensor:
         ctx.part = part  # type: ignore[attr-defined]
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(part.size)]
         dist.all_gather(found, x.contiguous(), group=part.group)
-        return torch.cat(found, 2)
+        order = _piece_order(part.size, 2)
+        pieces = [piece for each in found for piece in each.chunk(2, 2)]
+        return torch.cat([pieces[order.index(number)] for number in range(len(order))], 2)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _exchange(gradients[0], ctx.part, 2).sum(0), None  # type: ignore[attr-defined]
+        part: Part = ctx.part  # type: ignore[attr-defined]
+        by_process = _in_order(gradients[0], _piece_order(part.size, 2), 2 * part.size, 2)
+        return _exchange(by_process, part, 2).sum(0), None
 
 
 def _exchange(x: Tensor, part: Part, dimension: int) -> Tensor:
