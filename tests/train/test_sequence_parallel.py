@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmlab.data.packing import pieces
 from lmlab.distributed import World
 from lmlab.errors import UserError
-from lmlab.models import ModelConfig, RopeScaling
-from lmlab.train import ParallelConfig, TrainerConfig
+from lmlab.models import ModelConfig, RopeScaling, Transformer
+from lmlab.train import ParallelConfig, TrainerConfig, language_model_step
 from lmlab.train.parallelism.sequence import heads_repeated, pieces_of, split_rows, way_of
+from lmlab.train.prepare import compile_network
 from lmlab.train.steps.step import attention_cost, by_cost
 
 _WORKER = Path(__file__).with_name("sequence_worker.py")
@@ -105,3 +107,32 @@ def test_balancing_lengths_shortens_the_slowest_of_eight_processes():
         before += float(costs.max(0).values.sum())
         after += float(costs.sort(1, descending=True).values.max(0).values.sum())
     assert after < 0.95 * before
+
+
+@pytest.mark.slow
+def test_a_window_that_grows_is_compiled_once():
+    """Documents are cut otherwise at every step, and the graph stays."""
+    from torch._dynamo.utils import counters
+
+    config = ModelConfig(vocab_size=40, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)
+    courses = []
+    for compiled in (False, True):
+        model = Transformer(config).initialize(0)
+        if compiled:
+            compile_network(model)
+        counters.clear()
+        course = []
+        for step, size in enumerate((3, 4, 5, 6, 8, 12, 20, 32)):
+            ids = torch.randint(40, (1, 64), generator=torch.Generator().manual_seed(step))
+            documents = torch.from_numpy(pieces((torch.arange(64) // 32).numpy(), size))[None]
+            model.zero_grad()
+            output = language_model_step(
+                model, {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": documents}
+            )
+            output.loss_sum.backward()
+            assert model.embedding.weight.grad is not None
+            course.append(model.embedding.weight.grad.clone())
+        courses.append(course)
+    assert 0 < counters["stats"]["unique_graphs"] <= 2
+    for eager, translated in zip(*courses, strict=True):
+        torch.testing.assert_close(eager, translated, rtol=1e-4, atol=1e-4)

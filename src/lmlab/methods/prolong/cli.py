@@ -14,7 +14,13 @@ from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
 from lmlab.judging.answers.config import AnswerJudgeConfig
-from lmlab.methods.prolong.config import FactorSettings, LongerWindow, MeasuringSettings, PerplexitySettings
+from lmlab.methods.prolong.config import (
+    FactorSettings,
+    LongerWindow,
+    MeasuringSettings,
+    PerplexitySettings,
+    ProbeSettings,
+)
 from lmlab.runs.loading import Loading
 
 app = typer.Typer(
@@ -272,6 +278,45 @@ def search(
 
     found = extend_by_search(Model.find(model), settings, loading.device, loading.precision, out)
     print(f"{factor_summary(asdict(found))}\nModel: {out / 'model'}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab long probe ladder/run/190M ladder/run/370M --tokens 1000000 --out runs/probes",
+        "lmlab long probe models/early models/late --task json_kv.word --times 2 --out runs/probes",
+    )
+)
+@options(ProbeSettings)
+def probe(
+    models: Annotated[list[str], typer.Argument(help="Checkpoints: each wherever a model may be.")],
+    settings: ProbeSettings,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory, with one of each checkpoint in it.")],
+) -> None:
+    """Extend the window of checkpoints by the same short training, and rank them by what they recall in it, which
+    losses and short tasks do not tell. The same command goes on where it was stopped.
+    """
+    from lmlab.methods.prolong.probe import probe_window, ranked
+    from lmlab.runs import Model
+
+    places = [Model.find(model) for model in models]
+    found = [
+        probe_window(place, settings, out / f"{number}-{Path(model).name}", model)
+        for number, (place, model) in enumerate(zip(places, models, strict=True), 1)
+    ]
+    rows: list[list[object]] = []
+    for each in ranked(found):
+        (before,) = each["before"].values()
+        cells = [_with_bounds(cell) for cell in each["after"].values()]
+        rows.append([each["model"], f"{before['score']:.2f}", *cells, f"{each['reached']:.3f}"])
+    old, lengths = found[0]["window"][0], [f"{int(length):,}" for length in found[0]["after"]]
+    _print_rows(["model", f"before, {old:,}", *lengths, "beyond the old window"], rows)
+    print(f"Share of right answers, with 95 % intervals over contexts, after {found[0]['tokens']:,} tokens.")
+    print(f"Probes: {out}")
+
+
+def _with_bounds(cell: dict[str, float | None]) -> str:
+    known = cell["low"] is not None and cell["high"] is not None
+    return f"{cell['score']:.2f}" + (f" ({cell['low']:.2f} to {cell['high']:.2f})" if known else "")
 
 
 def _page(places: list[Path], out: Path) -> Path:

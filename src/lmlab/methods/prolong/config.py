@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.config import NO_INFLUENCE, Config, Flag, FloatPrecision
 from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode, known_tasks
+from lmlab.hardware.settings import OnDevice
 from lmlab.runs import ModelInput
 from lmlab.runs.loading import Loading
 
@@ -85,6 +86,55 @@ class FactorSettings(LongerWindow):
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
         return known_tasks(value)
+
+
+class ProbeSettings(OnDevice):
+    """A short extension that is the same for every checkpoint, and what recall is measured on after it.
+
+    Attributes:
+        times: the new window, in old ones.
+        tokens: that are learned from: the budget of each checkpoint.
+        rope_theta: the rule for the base of the rotary frequencies, as in `window.rope_theta` of a stage train; `keep`
+            leaves it.
+        learning_rate: at its peak.
+        long_share: of the rows, those of one context as long as the new window; the others hold contexts of the old
+            one.
+        batch_tokens: of a step, at least one row.
+        tasks: of the suite: what is learned, and what is asked of other contexts.
+        contexts: of each task and length.
+        questions: about each context, where a task has as many.
+        precision: of the arithmetic.
+        seed: of contexts and their order.
+    """
+
+    times: int = Field(default=4, ge=2, le=64)
+    tokens: PositiveInt = 262_144
+    rope_theta: Literal["auto", "auto-ntk", "keep"] = "auto"
+    learning_rate: PositiveFloat = 3e-4
+    long_share: float = Field(default=0.6, gt=0, le=1)
+    batch_tokens: PositiveInt = 16_384
+    tasks: Annotated[list[str], Flag(("--task",))] = ["json_kv", "niah_multikey"]
+    contexts: PositiveInt = 8
+    questions: int = Field(default=8, ge=1, le=128)
+    precision: FloatPrecision = "fp32"
+    seed: NonNegativeInt = 0
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        if "all" in value or "ppl_gain" in value:
+            raise ValueError("name tasks with answers to recall, such as json_kv.")
+        return list(dict.fromkeys(known_tasks(value)))
+
+
+class ProbeConfig(ProbeSettings):
+    """A stage that probes how well a checkpoint's window can be extended.
+
+    Attributes:
+        model: the checkpoint.
+    """
+
+    model: ModelInput
 
 
 class FactorConfig(FactorSettings, Loading):

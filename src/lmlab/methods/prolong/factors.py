@@ -9,7 +9,7 @@ up to the old window are read exactly as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator
-from lmlab.evals.long import Asking, Instance, LongSettings, build_instances, by_context
 from lmlab.evals.rows import RowFile
 from lmlab.files import sha256_json, write_json
+from lmlab.methods.prolong.answered import Answered, answered
 from lmlab.methods.prolong.config import FactorSettings
 from lmlab.models import (
     IGNORE,
@@ -66,14 +66,6 @@ class Found:
     from_rule: str | None = None
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A context with its questions and right answers, as one text of which the answers count."""
-
-    ids: list[int]
-    counted: list[int] = field(default_factory=list)
-
-
 def search_factors(
     model: Transformer, tokenizer: Tokenizer, settings: FactorSettings, directory: Path | None = None
 ) -> Found:
@@ -88,10 +80,13 @@ def search_factors(
     """
     before = model.config
     _check(before, settings.to)
-    texts, heldout = (_texts(tokenizer, settings, seed) for seed in (2 * settings.seed, 2 * settings.seed + 1))
+    texts, heldout = (
+        answered(tokenizer, settings.tasks, settings.to, settings.contexts, settings.questions, seed)
+        for seed in (2 * settings.seed, 2 * settings.seed + 1)
+    )
     known = _Known(directory, before, weights_fingerprint(model), settings)
 
-    def nll_of(factors: Factors, texts: Sequence[_Text]) -> float:
+    def nll_of(factors: Factors, texts: Sequence[Answered]) -> float:
         model.config = with_factors(before, settings.to, factors)
         return _nll(model, texts)
 
@@ -181,43 +176,8 @@ def _check(config: ModelConfig, window: int) -> None:
         )
 
 
-def _texts(tokenizer: Tokenizer, settings: FactorSettings, seed: int) -> list[_Text]:
-    """Contexts of values to recall, as long as the new window allows with all their questions."""
-    asking = Asking(tokenizer)
-    room = settings.to
-    built = LongSettings(
-        tasks=settings.tasks,
-        lengths=[room],
-        contexts=settings.contexts,
-        questions=settings.questions,
-        seed=seed,
-    )
-    found = [_joined(asking, group, room) for group in by_context(list(build_instances(asking, built)))]
-    if not any(text.counted for text in found):
-        raise UserError(f"No answer of {', '.join(settings.tasks)} fits {room:,} tokens.", "Raise the window.")
-    return found
-
-
-def _joined(asking: Asking, group: Sequence[Instance], room: int) -> _Text:
-    """Question after question with its answer, as far as they fit."""
-    ids: list[int] = []
-    counted: list[int] = []
-    for number, instance in enumerate(group):
-        if number == 0:
-            prompt = asking.ids(instance)
-        else:
-            prompt = asking.tokenizer.encode(f"\n\n{instance.question}\n{instance.prefix}", "as_text")
-        answer = asking.answer_ids(asking.ids(instance), instance, instance.answer[0])
-        if len(ids) + len(prompt) + len(answer) > room:
-            break
-        ids += prompt
-        counted += range(len(ids), len(ids) + len(answer))
-        ids += answer
-    return _Text(ids, counted)
-
-
 @torch.no_grad()
-def _nll(model: Transformer, texts: Sequence[_Text]) -> float:
+def _nll(model: Transformer, texts: Sequence[Answered]) -> float:
     """Of a token of an answer: the mean over texts, so that none counts more for having more answers."""
     device = model.embedding.weight.device
     means = []

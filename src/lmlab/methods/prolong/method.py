@@ -15,6 +15,7 @@ METHOD = Method(
     reached="instead, 1M parameters, 256 to 1,024 tokens: recall at 2,048 is 0.97, with theta unchanged 0.78",
     stages={
         "long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate",
+        "probe_window": "lmlab.methods.prolong.stages:ProbeWindow",
         "search_rope": "lmlab.methods.prolong.stages:SearchRope",
     },
 )

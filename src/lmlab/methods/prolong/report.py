@@ -67,6 +67,32 @@ def factor_section(found: dict[str, Any]) -> Section:
     )
 
 
+def probe_summary(found: dict[str, Any]) -> str:
+    """What a checkpoint recalls after its short extension, in one sentence."""
+    cells = [f"{cell['score']:.3f} at {int(length):,}" for length, cell in found["after"].items()]
+    (before,) = found["before"].values()
+    old, new = found["window"]
+    return (
+        f"after {found['tokens']:,} tokens a window of {old:,} recalls {', '.join(cells)} of {new:,} tokens"
+        f" ({before['score']:.3f} before, within it)."
+    )
+
+
+def probe_section(found: dict[str, Any]) -> Section:
+    """Recall of a checkpoint before and after its short extension."""
+    rows: list[list[Cell]] = []
+    for when in ("before", "after"):
+        for length, cell in found[when].items():
+            bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell["low"] is not None else None
+            rows.append([when, int(length), cell["score"], bounds, cell["token_accuracy"], cell["nll"]])
+    caption = (
+        "Share of right answers, all of whose tokens are the likeliest ones, with a 95 % interval over contexts, none"
+        " of which was learned from; share of tokens right; nats a token of right answers."
+    )
+    columns = ["", "tokens", "recall", "95 % interval", "tokens right", "NLL"]
+    return Section("Extended for a short while", [Table(columns, rows, caption)], rank=4)
+
+
 def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str, Any]]] = ()) -> list[Section]:
     """The sections of one run, or of several side by side, the first of which the others are compared with.
 

@@ -1,5 +1,5 @@
-"""The stages `long_evaluate`, a model on long-context tasks built for its own tokenizer, and `search_rope`, factors of
-rotary frequencies for a longer window.
+"""The stages `long_evaluate`, a model on long-context tasks built for its own tokenizer; `search_rope`, factors of
+rotary frequencies for a longer window; and `probe_window`, how well a checkpoint's window can be extended.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ from lmlab.config import part_of
 from lmlab.evals import Evaluator
 from lmlab.evals.long import SUITE_VERSION, Asking, LongSettings, read_suite_rows
 from lmlab.evals.long.texts import origin
-from lmlab.methods.prolong.config import FactorConfig, FactorSettings, LongEvaluateConfig
+from lmlab.methods.prolong.config import FactorConfig, FactorSettings, LongEvaluateConfig, ProbeConfig, ProbeSettings
 from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, instances_for
 from lmlab.methods.prolong.factors import extend_by_search, with_factors
-from lmlab.methods.prolong.report import factor_section, factor_summary, headline, sections
+from lmlab.methods.prolong.probe import probe_window
+from lmlab.methods.prolong.report import (
+    factor_section,
+    factor_summary,
+    headline,
+    probe_section,
+    probe_summary,
+    sections,
+)
 from lmlab.models import ModelConfig
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Vocabulary
@@ -115,3 +123,36 @@ class SearchRope(Stage[FactorConfig, FactorResults]):
     def report(self, config: FactorConfig, results: FactorResults, directory: Path) -> list[Section]:
         """The factors beside those of the rules."""
         return [factor_section(results.model_dump())]
+
+
+class ProbeResults(Results):
+    """What a short extension has reached, as in probe.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    window: tuple[int, int]
+    tokens: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    reached: float
+
+
+class ProbeWindow(Stage[ProbeConfig, ProbeResults]):
+    """Writes before/ and after/, as `long_evaluate` does, train/ and probe.json."""
+
+    def depends_on(self, config: ProbeConfig, promised: Mapping[str, Any]) -> Any:
+        """The version of the suite, and those of the packages with the texts."""
+        return {"suite": SUITE_VERSION, **origin()}
+
+    def run(self, config: ProbeConfig, context: StageContext) -> ProbeResults:
+        """Measure, extend, measure."""
+        place = context.find(Model, "model")
+        return ProbeResults(**probe_window(place, part_of(ProbeSettings, config), context.directory, str(config.model)))
+
+    def summary(self, results: ProbeResults) -> str:
+        """Recall by length."""
+        return probe_summary(results.model_dump())
+
+    def report(self, config: ProbeConfig, results: ProbeResults, directory: Path) -> list[Section]:
+        """The table."""
+        return [probe_section(results.model_dump())]
