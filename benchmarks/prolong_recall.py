@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from lmlab import stats
 from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
@@ -52,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
+Floats = NDArray[np.float64]
 SHORT, LONG, LENGTHS = 256, 1024, (256, 512, 1024, 2048)
 _VOCABULARY, _ASKED = 1024, 2
 
@@ -187,25 +189,42 @@ def recipe(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recall(run: Path, stage: str, length: int) -> str:
     """The share of answers that are the likeliest tokens, and its interval over texts."""
-    import torch
-
     from lmlab.models import from_pretrained
 
-    model = from_pretrained(run / stage / "model").eval()
-    model.config = model.config.model_copy(update={"max_seq_len": max(length, model.config.max_seq_len)})
-    corpus = TokenizedCorpus(run / f"heldout_{length}")
-    rows = PackedRows(corpus, length, "single")
-    end = corpus.tokenizer.eos_id
-    shares = []
-    for number in range(len(rows)):
-        row = {name: torch.from_numpy(value)[None] for name, value in rows[number].items()}
-        with torch.no_grad():
-            logits = model(row["input_ids"], document_ids_BT=row["document_ids"]).logits_BTV
-        asked = (row["labels"] != -100) & (row["labels"] != end)
-        shares.append(float((logits.argmax(-1) == row["labels"])[asked].double().mean()))
-    values = np.array(shares)
+    return with_interval(shares(from_pretrained(run / stage / "model").eval(), run, length))
+
+
+def with_interval(values: Floats) -> str:
+    """A mean, and its interval over texts."""
     found = stats.bootstrap(lambda units: float(values[units].mean()), len(values), seed=0)
     return f"{found.value:.2f} ({found.bounds[0]:.2f} to {found.bounds[1]:.2f})"
+
+
+def shares(model: Any, run: Path, length: int, first: int = 0) -> Floats:
+    """What share of the answers about each text a model recalls, from text number `first` on."""
+    import torch
+
+    model.config = model.config.model_copy(update={"max_seq_len": max(length, model.config.max_seq_len)})
+    found = []
+    for row in held_out(run, length)[first:]:
+        with torch.no_grad():
+            logits = model(row["input_ids"], document_ids_BT=row["document_ids"]).logits_BTV
+        found.append(float((logits.argmax(-1) == row["labels"])[answers(row, run)].double().mean()))
+    return np.array(found)
+
+
+def held_out(run: Path, length: int) -> list[dict[str, Any]]:
+    """The texts of a length that nothing was learned from, as rows of one."""
+    import torch
+
+    rows = PackedRows(TokenizedCorpus(run / f"heldout_{length}"), length, "single")
+    return [{name: torch.from_numpy(value)[None] for name, value in rows[n].items()} for n in range(len(rows))]
+
+
+def answers(row: dict[str, Any], run: Path) -> Any:
+    """Where the next token is one of an answer, and not the end of one, [1, T]."""
+    end = TokenizedCorpus(run / "heldout_256").tokenizer.eos_id
+    return (row["labels"] != -100) & (row["labels"] != end)
 
 
 if __name__ == "__main__":

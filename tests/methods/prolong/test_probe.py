@@ -90,11 +90,12 @@ def test_a_stage_probes_and_what_cannot_be_probed_is_named(checkpoints, lmlab, t
     settings["tasks"] = [settings.pop("task")]
     stage = {"kind": "probe_window", "model": str(checkpoints / "early"), **settings}
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"name": "probe", "stages": {"probed": stage}}))
+    stages = {"probed": stage, "report": {"kind": "report", "title": "A probe"}}
+    path.write_text(yaml.safe_dump({"name": "probe", "stages": stages}, sort_keys=False))
     done = lmlab("run", path, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     assert "after 4,096 tokens a window of 256 recalls" in " ".join((done.out + done.err).split())
-    assert "Extended for a short while" in (tmp_path / "run" / "report.html").read_text()
+    assert "Extended for a short while" in next((tmp_path / "run").rglob("*.html")).read_text()
     shape = ModelConfig(vocab_size=800, num_layers=1, d_model=32, num_heads=2, max_seq_len=256, positions="learned")
     save_pretrained(Transformer(shape).initialize(0), tmp_path / "gpt2")
     Tokenizer.load(checkpoints / "early").save(tmp_path / "gpt2", 256)

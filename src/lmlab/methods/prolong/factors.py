@@ -67,12 +67,19 @@ class Found:
 
 
 def search_factors(
-    model: Transformer, tokenizer: Tokenizer, settings: FactorSettings, directory: Path | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    settings: FactorSettings,
+    directory: Path | None = None,
+    texts: Sequence[Answered] | None = None,
+    others: Sequence[Answered] | None = None,
 ) -> Found:
     """Search factors for the window `settings.to`. The model is left as it was.
 
     Arguments:
         directory: keeps what every candidate has reached, so that a search that was stopped goes on.
+        texts, others: of one's own, to search by and to check what was found by, in place of the suite's tasks: for a
+            model that knows other questions than those. Both or none.
 
     Raises:
         UserError: the model has no rotary positions or scales them already, the window does not grow, or no question
@@ -80,15 +87,16 @@ def search_factors(
     """
     before = model.config
     _check(before, settings.to)
-    texts, heldout = (
-        answered(tokenizer, settings.tasks, settings.to, settings.contexts, settings.questions, seed)
-        for seed in (2 * settings.seed, 2 * settings.seed + 1)
-    )
-    known = _Known(directory, before, weights_fingerprint(model), settings)
+    if texts is None or others is None:
+        texts, others = (
+            answered(tokenizer, settings.tasks, settings.to, settings.contexts, settings.questions, seed)
+            for seed in (2 * settings.seed, 2 * settings.seed + 1)
+        )
+    known = _Known(directory, before, weights_fingerprint(model), settings, texts)
 
-    def nll_of(factors: Factors, texts: Sequence[Answered]) -> float:
+    def nll_of(factors: Factors, asked: Sequence[Answered]) -> float:
         model.config = with_factors(before, settings.to, factors)
-        return _nll(model, texts)
+        return _nll(model, asked)
 
     rules = known_factors(before, settings.to)
     training = model.training
@@ -105,7 +113,7 @@ def search_factors(
         best = ranked[0][1]
         values = {factors: value for value, factors in ranked}
         nll = {name: values[factors] for name, factors in rules.items()}
-        held = {name: nll_of(factors, heldout) for name, factors in (rules | {"searched": best}).items()}
+        held = {name: nll_of(factors, others) for name, factors in (rules | {"searched": best}).items()}
     finally:
         model.config = before
         model.train(training)
@@ -226,10 +234,17 @@ def _rounded(factors: NDArray[Any]) -> Factors:
 class _Known:
     """What candidates have reached, also in an earlier attempt."""
 
-    def __init__(self, directory: Path | None, config: ModelConfig, weights: str, settings: FactorSettings) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        config: ModelConfig,
+        weights: str,
+        settings: FactorSettings,
+        texts: Sequence[Answered],
+    ) -> None:
         self._file = None if directory is None else RowFile(directory / ROWS)
         how = settings.model_dump(mode="json", exclude={"candidates"})
-        self._how = sha256_json([config.model_dump(mode="json"), weights, how])
+        self._how = sha256_json([config.model_dump(mode="json"), weights, how, [asdict(text) for text in texts]])
         self._rows = {} if self._file is None else self._file.done()
         self._asked: list[str] = []
 
