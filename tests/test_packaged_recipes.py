@@ -40,3 +40,26 @@ def test_a_copy_of_one_that_extends_another_runs(tmp_path, monkeypatch, lmlab):
     assert "judgments" in {stage.name for stage in Recipe.load("mine.yaml").stages}
     again = lmlab("recipes", "demo", "--out", "mine.yaml")
     assert again.code == 2 and "is there already" in again.err
+
+
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "prolong-paper", "tutor-paper", "compress-paper"])
+def test_a_plan_is_shown_before_what_it_reads_is_there(name, tmp_path, monkeypatch, lmlab):
+    """A plan at full scale is asked for before terabytes are fetched; what is missing is told, once a place."""
+    monkeypatch.chdir(tmp_path)
+    shown = lmlab("run", name, "--dry-run")
+    recipe = Recipe.load(name, planning=True)
+    assert shown.code == 2 and "Plan of" in shown.err and recipe.absent
+    assert all(stage.name in shown.err for stage in recipe.stages) and not list(tmp_path.iterdir())
+    for error in recipe.absent:
+        assert shown.err.count(error.message) == 1
+    with pytest.raises(UserError, match="is neither an earlier stage nor an existing path"):
+        Recipe.load(name)
+    if name == "olmoe-1b-7b":  # whose shape the recipe says
+        assert "parameters" in shown.err and "memory" in shown.err
+
+
+@pytest.mark.parametrize("name", ["ladder-laptop", "olmoe-ablations"])
+def test_what_another_command_reads_is_told(name, lmlab):
+    shown = lmlab("run", name, "--dry-run")
+    assert shown.code == 2 and "is no recipe: it has no stages" in shown.err
+    assert f"lmlab {name.split('-')[0]}" in "".join((ROOT / "recipes" / f"{name}.yaml").open().readlines()[:3])

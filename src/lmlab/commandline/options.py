@@ -61,7 +61,7 @@ def print_table(table: Any) -> None:
 def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> Path:
     from lmlab.runs import Recipe
 
-    return execute(Recipe.load(path, overrides or []), out, dry_run, redo)
+    return execute(Recipe.load(path, overrides or [], planning=dry_run), out, dry_run, redo)
 
 
 def run_stages(
@@ -85,7 +85,7 @@ def run_stages(
     data = apply_overrides(
         {"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []]
     )
-    return execute(Recipe.parse(data, where), out, dry_run, redo)
+    return execute(Recipe.parse(data, where, planning=dry_run), out, dry_run, redo)
 
 
 def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> Path:

@@ -48,19 +48,26 @@ class RecipeStage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe."""
+    """A validated recipe.
+
+    Attributes:
+        absent: of a recipe that is only to be planned, what its stages read from that is not there.
+    """
 
     name: str
     seed: int
     description: str
     stages: tuple[RecipeStage, ...]
+    absent: tuple[UserError, ...] = ()
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    def load(
+        cls, source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), planning: bool = False
+    ) -> Recipe:
         """Read a recipe file and those that it extends, or take what one holds; `STAGE.key=value` overrides a stage's
-        key, `seed=1` and `name=x` the recipe's own.
+        key, `seed=1` and `name=x` the recipe's own. `planning` is that of `parse`.
         """
-        return cls.parse(read_recipe(source, overrides), called(source))
+        return cls.parse(read_recipe(source, overrides), called(source), planning=planning)
 
     @classmethod
     def stored(cls, run: str | Path) -> Recipe:
@@ -77,20 +84,27 @@ class Recipe:
         return cls.parse(read_yaml(path), f"'{path}'", find_inputs=False)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], where: str, find_inputs: bool = True) -> Recipe:
+    def parse(cls, data: Mapping[str, Any], where: str, find_inputs: bool = True, planning: bool = False) -> Recipe:
         """Validate a recipe given as a mapping.
 
         Arguments:
             find_inputs: look for what its stages read from.
+            planning: what is not there is noted in `absent`, in place of an error, so that the plan can be seen before.
 
         Raises:
             UserError: unknown keys or kinds, wrong types, inputs that are neither a path nor an earlier stage; the
                 message names the field.
         """
+        if "stages" not in data:
+            raise UserError(
+                f"{where} is no recipe: it has no stages.",
+                "The first lines of a file of lmlab's own say which command reads it.",
+            )
         recipe = validate(_RecipeConfig, data, where)
         if not recipe.stages:
             raise UserError(f"{where}: the recipe has no stages.")
         stages: list[RecipeStage] = []
+        absent: dict[str, UserError] = {}
         for name, settings in recipe.stages.items():
             place = f"{where}, stage '{name}'"
             if not name.replace("_", "").replace("-", "").isalnum():
@@ -104,11 +118,11 @@ class Recipe:
             )
             earlier = {each.name: each for each in stages}
             inputs = {
-                key: _resolve(value, key, earlier, place)
+                key: _resolve(value, key, earlier, place, absent if planning else None)
                 for key, value in (input_fields(config).items() if find_inputs else ())
             }
             stages.append(RecipeStage(name, kind, stage, config, inputs))
-        return cls(recipe.name, recipe.seed, recipe.description, tuple(stages))
+        return cls(recipe.name, recipe.seed, recipe.description, tuple(stages), tuple(absent.values()))
 
     def to_yaml(self) -> str:
         """The recipe with every default spelled out, and without the secrets of locations."""
@@ -194,7 +208,9 @@ def _merged(base: Any, changes: Any) -> Any:
     return {**base, **{key: _merged(base.get(key), value) for key, value in changes.items()}}
 
 
-def _resolve(field: InputField, key: str, earlier: Mapping[str, RecipeStage], place: str) -> str | Path:
+def _resolve(
+    field: InputField, key: str, earlier: Mapping[str, RecipeStage], place: str, absent: dict[str, UserError] | None
+) -> str | Path:
     value, wanted = field.value, field.artifact
     if value in earlier:
         stage = earlier[value]
@@ -209,7 +225,11 @@ def _resolve(field: InputField, key: str, earlier: Mapping[str, RecipeStage], pl
     path = Path(value).expanduser()
     if path.exists():
         return path.resolve()
-    raise UserError(
+    error = UserError(
         f"{place}: {key}: '{value}' is neither an earlier stage nor an existing path. {did_you_mean(value, earlier)}",
         "It is made by another recipe: run that first." if value.startswith("runs/") else "",
     )
+    if absent is None:
+        raise error
+    absent.setdefault(value, error)
+    return path

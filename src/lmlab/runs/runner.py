@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,11 +154,14 @@ def _context(entry: RecipeStage, recipe: Recipe, run: Path, stages: Mapping[str,
     return StageContext(run / entry.name, inputs, recipe.seed, run, stages)
 
 
-def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> list[PlannedStage]:
+def plan_stages(
+    recipe: Recipe, directory: str | Path, redo: bool = False, absent: list[UserError] | None = None
+) -> list[PlannedStage]:
     """Compare every stage with what the directory holds. Nothing is written.
 
     Arguments:
         redo: a stage that cannot go on with its new settings counts as changed, in place of an error.
+        absent: receives what a stage misses of its sources, in place of an error.
     """
     directory = Path(directory)
     fingerprints: dict[str, str] = {}
@@ -171,8 +174,9 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
             for key, value in entry.inputs.items()
         }
         promised = {key: promises[value] for key, value in entry.inputs.items() if value in promises}
-        promises[entry.name] = entry.stage.promises(entry.config, promised)
-        depends_on = redact_all(entry.stage.depends_on(entry.config, promised))  # a new key is no new source
+        promises[entry.name] = _unless(absent, entry.stage.promises, entry.config, promised)
+        sources = _unless(absent, entry.stage.depends_on, entry.config, promised)
+        depends_on = redact_all(sources)  # a new key is no new source
         content: dict[str, Any] = {
             "kind": entry.kind,
             "version": entry.stage.version,
@@ -203,6 +207,17 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
             changes = (*_differences(record.content, content), *_changed_files(record.files, files))
         planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note, promised))
     return planned
+
+
+def _unless(absent: list[UserError] | None, ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What a stage answers; None where it misses something, which is noted if that is asked for."""
+    try:
+        return ask(*arguments)
+    except UserError as error:
+        if absent is None:
+            raise
+        absent.append(error)
+        return None
 
 
 def _wrote_nothing(path: Path) -> bool:
@@ -288,19 +303,30 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
 
 
 def print_plan(recipe: Recipe, directory: str | Path) -> None:
-    """Print what a run would do."""
+    """Print what a run would do.
+
+    Raises:
+        UserError: something that it reads from is not there; the plan is printed before, as far as it is known.
+    """
+    absent = list(recipe.absent)
     directory = Path(directory)
     table = Table(title=f"Plan of '{recipe.name}' in {directory}", title_justify="left", show_lines=True)
     for column in ("stage", "kind", "state", "what"):
         table.add_column(column, overflow="fold")
-    for each in plan_stages(recipe, directory):
-        rows = each.entry.stage.plan(each.entry.config, each.promised)
+    for each in plan_stages(recipe, directory, absent=absent):
+        rows = _unless(absent, each.entry.stage.plan, each.entry.config, each.promised) or {}
         text = "\n".join(f"{label}: {value}" for label, value in rows.items())
         if each.changes:
             text += "\nchanged: " + "; ".join(each.changes)
         text += f"\n{each.note}" if each.note else ""
         table.add_row(each.entry.name, each.entry.kind, each.state, text)
     console.print(table)
+    missing = list({each.message: each for each in absent}.values())
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        told = "\n".join(f"  - {each.message}" for each in missing)
+        raise UserError(f"{len(missing)} things are missing for this run:\n{told}")
 
 
 def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path) -> None:
