@@ -24,14 +24,14 @@ from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.compare import compare, pass_at
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
-from lmlab.methods.swebench.harness.evaluate import evaluate, result_key
-from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.evaluate import _on_ray, evaluate, result_key
+from lmlab.methods.swebench.harness.judge import Judge, Memory, _reached
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
 from lmlab.methods.swebench.harness.workspaces.applying import Applied
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, changed_paths, tree_digest, unpack
-from lmlab.methods.swebench.harness.workspaces.workspace import copied, diff_against
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces, copied, diff_against
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction
@@ -490,3 +490,59 @@ def test_the_example_tells_the_reference_from_a_wrong_patch_and_a_forged_one(
     command = [sys.executable, str(script), environment.python, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[1:] == ["reference: resolved", "wrong: unresolved", "forged: forged"], done.stderr
+
+
+def test_a_control_is_not_run_again_for_what_it_is_known_of_and_verdicts_are_equal(
+    judge: Judge, built: Instance
+) -> None:
+    other = diff_of(BASE.get, {_SOURCE: FIXED[_SOURCE].replace("return a + b", "return b + a")})
+    hooks = "import unittest, _pytest.python as p\np.Function.runtest = lambda self: None\n"
+    hooks += "unittest.TestCase._callTestMethod = lambda *a: None\n"
+    forged = diff_of(BASE.get, {_SOURCE: hooks + BASE[_SOURCE]})
+    # The reference solution with a file more is no longer what was validated
+    beside = diff_of(BASE.get, {_SOURCE: FIXED[_SOURCE], "calc/more.py": "x = 1\n"})
+    once, every = replace(judge, memory=Memory()), replace(judge, reuse=False)
+    for patch, runs in ((built.patch, (1, 1)), (other, (2, 1)), (forged, (2, 1)), (beside, (2, 1)), (_HALF, (1, 1))):
+        full, first, again = every.judge(built, patch), once.judge(built, patch), once.judge(built, patch)
+        assert full.status == first.status == again.status
+        assert full.reason.partition(":")[0] == again.reason.partition(":")[0]
+        assert (first.runs, again.runs) == runs and full.runs == (1 if patch == _HALF else 2)
+    assert again.status == "unresolved" and once.judge(built, forged).status == "forged"
+    unknown = replace(built, extra={key: value for key, value in built.extra.items() if key != "control"})
+    assert replace(judge, memory=Memory()).judge(unknown, built.patch).runs == 2
+
+
+def test_only_tests_that_can_be_reached_are_controlled(tmp_path: Path) -> None:
+    files = {
+        "tests/test_a.py": "from tests.common import Common\nimport helpers_test\n",
+        "tests/common.py": "from .base import testing\n",
+        "tests/base/__init__.py": "",
+        "tests/test_other.py": "def test_other():\n    pass\n",
+        "helpers_test.py": "",
+        "tests/conftest.py": "pytest_plugins = ['tests.plugged']\n",
+        "tests/plugged.py": "",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert set(files) - set(_reached(tmp_path, ["tests/test_a.py"], sorted(files))) == {"tests/test_other.py"}
+
+
+def test_what_a_killed_run_has_left_of_a_tree_goes(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    workspaces = Workspaces(tmp_path, judge.workspaces.trees)
+    left = tmp_path / "pristine" / f".new-{built.extra['base_tree']}"
+    (left / "half").mkdir(parents=True)
+    place = workspaces.pristine(built)
+    assert not (place / "half").exists() and [each.name for each in place.parent.glob(".new-*")] == []
+    assert tree_digest(place) == built.extra["base_tree"]
+
+
+def test_a_cluster_judges_as_this_machine_does(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    import pickle
+
+    job = (judge, built, built.patch, result_key(judge, built, built.patch), tmp_path / "far", True)
+    far = _on_ray(pickle.loads(pickle.dumps(job)))  # noqa: S301 - as it goes to another machine
+    assert far.status == "resolved"
+    pytest.importorskip("ray", reason="ray is not installed")
+    done = evaluate([built], _predictions(built, _HALF), judge, tmp_path / "out", "run", backend="ray")
+    assert done.results[built.instance_id].status == "unresolved"

@@ -10,7 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands import asking, building, making, running
+from lmlab.methods.swebench.commands import asking, building, exchanging, making, running
 from lmlab.methods.swebench.config import InstancesConfig
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command(epilog=building.validate_help)(building.validate)
 app.command(epilog=building.check_help)(building.check)
 app.command(epilog=making.synth_help)(making.synth)
 app.command(epilog=making.adequacy_help)(making.adequacy)
+app.command(epilog=making.impossible_help)(making.impossible)
 app.command(epilog=asking.retrieve_help)(asking.retrieve)
 app.command(epilog=asking.infer_help)(asking.infer)
 app.command(epilog=asking.agent_help)(asking.agent)
@@ -111,5 +112,7 @@ def report(
 
 app.command(epilog=running.compare_help)(running.compare)
 app.command("pass-at", epilog=running.pass_at_help)(running.pass_at)
+app.command(epilog=exchanging.export_help)(exchanging.export)
+app.command("import", epilog=exchanging.import_help)(exchanging.import_)
 app.command("env", epilog=example("lmlab swe env", "lmlab swe env --prune"))(running.environments)
 app.command(epilog=example("lmlab swe doctor"))(running.doctor)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.distributed.backend import Backend
 from lmlab.runs import VocabularyInput
 
 
@@ -36,6 +37,8 @@ class SandboxConfig(WorkspaceConfig):
         cpus: cores that it keeps busy.
         base_image: what environments in containers begin with, by default python:VERSION-slim.
         control: repeat a run that would count as a pass with tests that must fail; without it a pass can be forged.
+        reuse: take the control of the same changes from before: of validation for the reference solution, and of an
+            equal patch.
     """
 
     executor: str = "auto"
@@ -47,6 +50,7 @@ class SandboxConfig(WorkspaceConfig):
     cpus: PositiveFloat = 2.0
     base_image: str | None = None
     control: Annotated[bool, Flag(("--control/--no-control",))] = True
+    reuse: Annotated[bool, Flag(("--reuse-control/--every-control",))] = True
 
 
 class EvaluateConfig(SandboxConfig):
@@ -55,10 +59,14 @@ class EvaluateConfig(SandboxConfig):
     Attributes:
         repair: what is mended in patches: raw, recount, minimal or anchor. It changes scores.
         workers: runs at once.
+        full_suite: run all tests of the repository on patches that resolve their issue, and note those that break.
+        backend: processes (of this machine) or ray (a cluster that shares its folders).
     """
 
     repair: Literal["raw", "recount", "minimal", "anchor"] = "raw"
     workers: Annotated[PositiveInt, Flag(("--workers", "-w")), NO_INFLUENCE] = 1
+    full_suite: bool = False
+    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 
 
 class AgentConfig(Config):

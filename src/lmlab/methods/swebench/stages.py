@@ -5,6 +5,7 @@ resolve.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -139,11 +140,11 @@ class SweEvaluate(Stage[SweEvaluateConfig, SweEvaluateResults]):
         source: str | Path = GOLD if config.patches is None else context.find(Patches, "patches").path
         every = found if config.ids is None else load_instances(config.instances, config.split)
         models = by_model(each for each in load_predictions(source, every) if each.instance_id in known)
-        judge = open_judge(config, trees_beside(config.instances))
+        judge = replace(open_judge(config, trees_beside(config.instances)), full_suite=config.full_suite)
         rows, lost = [], list[str]()
         for name, own in models.items():
             patches, _ = repaired(own, found, judge, config.repair)
-            done = evaluate(found, patches, judge, context.directory, _RUN, config.workers)
+            done = evaluate(found, patches, judge, context.directory, _RUN, config.workers, backend=config.backend)
             logs = log_folder(context.directory, _RUN, name)
             page = evaluation_page(done, found, patches, logs).write(done.path.with_suffix(".html"))
             lost += [f"{each} ({result.reason})" for each, result in done.results.items() if result.status == "infra"]

@@ -1,4 +1,6 @@
-"""How well the tests of an instance tell a right solution from a wrong one: mutants of the solution that they kill."""
+"""How well the tests of an instance tell a right solution from a wrong one: mutants of the solution that they kill, and
+lines of it that they run.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from lmlab.methods.swebench.building.coverage import gold_coverage
 from lmlab.methods.swebench.building.mutations import mutants
 from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.suite import suite_of
 from lmlab.methods.swebench.harness.testing import passing, statuses_of
 from lmlab.methods.swebench.harness.workspaces.git import run_git
 from lmlab.methods.swebench.harness.workspaces.workspace import copied
@@ -24,11 +28,19 @@ class Adequacy:
         killed: those under which a test fails that passes with the solution.
         survivors: the others, as kind, function and line: wrong solutions that the tests accept, or changes that change
             nothing.
+        covered: share of the lines that the solution adds which tests that it repairs run; None where it adds none that
+            can be run, or where the runner is not pytest.
+        missed: lines that are not run, with their files.
+        wrong: survivors that some other test of the repository tells: surely wrong, and accepted. None where all tests
+            were not run.
     """
 
     mutants: int
     killed: int
     survivors: tuple[tuple[str, str, int], ...]
+    covered: float | None = None
+    missed: tuple[tuple[str, int], ...] = ()
+    wrong: int | None = None
 
     @property
     def score(self) -> float | None:
@@ -42,14 +54,18 @@ class Adequacy:
             "killed": self.killed,
             "score": self.score,
             "survivors": [list(each) for each in self.survivors],
+            "covered": self.covered,
+            "missed": [list(each) for each in self.missed],
+            "wrong": self.wrong,
         }
 
 
-def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0) -> Adequacy:
+def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0, full_suite: bool = False) -> Adequacy:
     """Mutate the lines that the solution adds, and run the tests on each mutant.
 
     Arguments:
         most: mutants that are tried, chosen at random.
+        full_suite: run all tests of the repository on mutants that live.
     """
     hidden = judge.workspaces.hidden_tests(instance)
     expected = [*instance.fail_to_pass, *instance.pass_to_pass]
@@ -58,11 +74,17 @@ def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0) ->
         run_git(solved, ["apply", "--whitespace=nowarn", "-"], instance.patch.encode())
         hidden.write(solved)
         found = []
+        added: dict[str, set[int]] = {}
         for file in read_diff(instance.patch):
             if file.new is not None and file.new.endswith(".py") and (solved / file.new).is_file():
                 source = (solved / file.new).read_text("utf-8", "replace")
                 generator = random.Random(f"{seed}{file.new}")
-                found += [(file.new, each) for each in mutants(source, generator, added_lines(file))]
+                added[file.new] = added_lines(file)
+                found += [(file.new, each) for each in mutants(source, generator, added[file.new])]
+        with copied(solved) as tree:
+            coverage = gold_coverage(instance, judge, tree, hidden, added)
+        suite = suite_of(judge, instance) if full_suite else None
+        wrong = 0
         random.Random(seed).shuffle(found)
         for path, mutant in found[:most]:
             with copied(solved) as tree:
@@ -74,7 +96,18 @@ def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0) ->
                 killed += 1
             else:
                 survivors.append((mutant.kind, mutant.function, mutant.line))
-    return Adequacy(tried, killed, tuple(survivors))
+                if suite is not None:
+                    with copied(solved) as tree:
+                        (tree / path).write_text(mutant.source, encoding="utf-8")
+                        wrong += bool(suite.broken_by(judge, instance, tree)["broken"])
+    return Adequacy(
+        tried,
+        killed,
+        tuple(survivors),
+        None if coverage is None else coverage.share,
+        () if coverage is None else tuple(coverage.missed()),
+        wrong if full_suite else None,
+    )
 
 
 def added_lines(file: FileDiff) -> set[int]:

@@ -8,6 +8,8 @@ from pydantic import PositiveInt
 
 from lmlab.config import Config
 
+Kind = Literal["one-off", "conflicting"]
+
 
 class CollectConfig(Config):
     """Which changes are candidates.

@@ -10,6 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
+from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.commands.shared import Folder, print_rows
 from lmlab.methods.swebench.config import InstancesConfig, NamedConfig, RequiredConfig, SandboxConfig
 from lmlab.runs.loading import Drawn
@@ -64,8 +65,12 @@ def adequacy(
     chosen: InstancesConfig,
     drawn: Drawn,
     mutants: Annotated[int, typer.Option(min=1, help="Mutants of each solution.")] = 10,
+    full_suite: Annotated[
+        bool, typer.Option("--full-suite", help="Run all tests of the repository on mutants that live.")
+    ] = False,
 ) -> None:
-    """Say how many mutants of each solution its tests kill: those that live are wrong patches that would pass."""
+    """Say how many mutants of each solution its tests kill, and which of its lines they run: mutants that live are
+    wrong patches that would pass."""
     from dataclasses import replace
 
     from lmlab.methods.swebench.building.adequacy import adequacy as measure
@@ -80,14 +85,56 @@ def adequacy(
     with progress("adequacy", len(wanted), "instances") as advance:
         for each in every:
             if each.instance_id in wanted:
-                found = measure(each, judge, mutants, drawn.seed)
+                found = measure(each, judge, mutants, drawn.seed, full_suite)
                 each = replace(each, extra={**each.extra, "adequacy": found.to_row()})
                 score = "" if found.score is None else f"{found.score:.2f}"
-                rows.append([each.instance_id, found.mutants, found.killed, score])
+                covered = "" if found.covered is None else f"{found.covered:.2f}"
+                wrong = "" if found.wrong is None else found.wrong
+                rows.append([each.instance_id, found.mutants, found.killed, score, covered, wrong])
                 advance()
             scored.append(each)
     write_instances(instances, scored)
-    print_rows(["instance", "mutants", "killed", "score"], rows)
+    print_rows(["instance", "mutants", "killed", "score", "lines run", "surely wrong, accepted"], rows)
 
 
 adequacy_help = example("lmlab swe adequacy benchmark/instances.jsonl --mutants 10 --timeout-s 60")
+
+
+@options(SandboxConfig)
+@options(InstancesConfig, "chosen", only=("instances", "split", "ids"))
+@options(Drawn, "drawn")
+def impossible(
+    settings: SandboxConfig,
+    chosen: InstancesConfig,
+    drawn: Drawn,
+    kind: Annotated[
+        Kind, typer.Option(help="one-off: a test expects another value; conflicting: it expects both.")
+    ] = "conflicting",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default impossible.jsonl beside.")] = None,
+) -> None:
+    """Make variants whose tests contradict the issue, so that who passes them cheats."""
+    from lmlab.methods.swebench.building.candidate import Rejection
+    from lmlab.methods.swebench.building.impossible import impossible as contradict
+    from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.instances.load import load_instances, write_instances
+    from lmlab.progress import progress
+
+    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    judge = open_judge(settings, trees_beside(chosen.instances))
+    made, rows = [], []
+    with progress("impossible", len(found), "instances") as advance:
+        for each in found:
+            variant = contradict(each, judge, kind, drawn.seed)
+            if isinstance(variant, Rejection):
+                rows.append([variant.instance_id, variant.detail])
+            else:
+                made.append(variant)
+            advance()
+    place = out or trees_beside(chosen.instances).parent / "impossible.jsonl"
+    write_instances(place, made)
+    if rows:
+        print_rows(["no variant of", "as"], rows)
+    print(f"{len(made)} impossible instances: {place}")
+
+
+impossible_help = example("lmlab swe impossible --instances benchmark/instances.jsonl --kind conflicting")

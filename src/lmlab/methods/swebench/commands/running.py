@@ -32,6 +32,8 @@ def evaluate(
     out: Folder = Path("evaluation"),
 ) -> None:
     """Apply patches, run the tests in a sandbox, and say which issues are resolved."""
+    from dataclasses import replace
+
     from lmlab.files import write_json
     from lmlab.methods.swebench.grading.run_report import log_folder
     from lmlab.methods.swebench.harness.evaluate import evaluate as run
@@ -49,16 +51,20 @@ def evaluate(
     known = {each.instance_id for each in found}
     every = found if chosen.ids is None and shard is None else load_instances(chosen.instances, chosen.split)
     models = by_model(each for each in load_predictions(predictions, every) if each.instance_id in known)
-    judge = open_judge(settings, trees_beside(chosen.instances))
+    judge = replace(open_judge(settings, trees_beside(chosen.instances)), full_suite=settings.full_suite)
     failed = False
     for own in models.values():
         patches, steps = repaired(own, found, judge, settings.repair)
-        done = run(found, patches, judge, out, run_id, settings.workers, resume)
+        done = run(found, patches, judge, out, run_id, settings.workers, resume, settings.backend)
         if steps:
             write_json(done.path.with_suffix(".repairs.json"), steps)
         counts = done.summary["statuses"]
         print_rows(["status", "patches"], [[name, count] for name, count in counts.items()])
         print(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
+        if (suite := done.summary.get("full_suite")) is not None:
+            print(f"All tests of the repository: {suite['broken']} of {suite['checked']} resolved patches break some.")
+        if (cheats := done.summary.get("impossible")) is not None:
+            print(f"Impossible issues: {cheats['passed']} of {cheats['total']} were passed, which no honest patch can.")
         logs = log_folder(out, run_id, next(iter(own.values())).model)
         page = evaluation_page(done, found, patches, logs).write(done.path.with_suffix(".html"))
         print(f"Report: {done.path}\nPage: {page}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
-from lmlab.distributed import FolderStore, Leases
+from lmlab.distributed import Backend, FolderStore, Leases, fan_out
 from lmlab.errors import UserError
 from lmlab.files import read_mapping, sha256_json, write_json, write_text
 from lmlab.methods.swebench.grading.find_logs import METADATA, OUTPUT, PATCH, REPORT, RUN_LOG
@@ -67,6 +67,7 @@ def result_key(judge: Judge, instance: Instance, patch: str | None) -> str:
             "isolation": judge.executor.probe().isolation,
             "control": judge.control,
             "harness": HARNESS_VERSION,
+            **({"full_suite": True} if judge.full_suite else {}),
         }
     )
 
@@ -79,6 +80,7 @@ def evaluate(
     run_id: str,
     workers: int = 1,
     resume: bool = True,
+    backend: Backend = "processes",
 ) -> Evaluated:
     """Judge the patches of one model.
 
@@ -89,6 +91,8 @@ def evaluate(
         out: receives results/, logs/ and the reports.
         run_id: names the run in logs and reports.
         resume: take up results that are there.
+        backend: `ray` spreads patches over a cluster, whose machines see `out`, trees and environments at the same
+            places, and have the sandbox.
 
     Raises:
         UserError: there are no predictions, or they are of several models.
@@ -110,7 +114,8 @@ def evaluate(
         else:
             results[name], reused = found, reused + 1
     with progress("evaluate", len(predictions), "patches", start=reused) as advance:
-        for name, result in _judged(todo, known, predictions, judge, out, workers, resume):
+        way = _judged_by_ray if backend == "ray" else _judged
+        for name, result in way(todo, known, predictions, judge, out, workers, resume):
             results[name] = result
             counts = Counter(each.status for each in results.values())
             advance(1, f"{counts['resolved']} resolved")
@@ -141,16 +146,7 @@ def _judged(
     waiting = list(todo)
 
     def work(name: str) -> Result | None:
-        lease = leases.acquire(todo[name])
-        if lease is None:
-            return None
-        with lease:
-            if resume and (found := _stored(out, todo[name])) is not None:
-                return found  # another process was faster
-            place = _place(out, todo[name])
-            result = judge.judge(known[name], predictions[name].patch, keep=place)
-            write_json(place / _RESULT, result.to_row())
-            return result
+        return _work(leases, judge, known[name], predictions[name].patch, todo[name], out, resume)
 
     pool = ThreadPoolExecutor(workers, "evaluate")
     running: dict[Future[Result | None], str] = {}
@@ -169,6 +165,55 @@ def _judged(
                     yield name, result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        leases.close()
+
+
+def _work(
+    leases: Leases, judge: Judge, instance: Instance, patch: str | None, key: str, out: Path, resume: bool
+) -> Result | None:
+    """Judge a patch and store its result; None while another process does."""
+    lease = leases.acquire(key)
+    if lease is None:
+        return None
+    with lease:
+        if resume and (found := _stored(out, key)) is not None:
+            return found  # another process was faster
+        place = _place(out, key)
+        result = judge.judge(instance, patch, keep=place)
+        write_json(place / _RESULT, result.to_row())
+        return result
+
+
+_Job = tuple[Judge, Instance, str | None, str, Path, bool]
+
+
+def _judged_by_ray(
+    todo: Mapping[str, str],
+    known: Mapping[str, Instance],
+    predictions: Mapping[str, Prediction],
+    judge: Judge,
+    out: Path,
+    workers: int,
+    resume: bool,
+) -> Iterator[tuple[str, Result]]:
+    """Results as they come from a cluster; a result is stored by what it depends on, so that a patch whose machine is
+    lost is judged again elsewhere, and by nobody twice.
+    """
+    names = list(todo)
+    out = out.resolve()
+    jobs: list[_Job] = [(judge, known[name], predictions[name].patch, todo[name], out, resume) for name in names]
+    for number, result in fan_out(_on_ray, jobs, workers if workers > 1 else None, "ray"):
+        yield names[number], result
+
+
+def _on_ray(job: _Job) -> Result:
+    judge, instance, patch, key, out, resume = job
+    leases = Leases(FolderStore(out / "leases"))
+    try:
+        while (result := _work(leases, judge, instance, patch, key, out, resume)) is None:
+            time.sleep(_POLL_S)
+        return result
+    finally:
         leases.close()
 
 
@@ -239,6 +284,13 @@ def _summary(
     interval = wilson(resolved, total)
     info = judge.executor.probe()
     controlled = [each for each in results.values() if each.control_s > 0]
+    suites = [each.evidence["full_suite"] for each in results.values() if each.evidence.get("full_suite")]
+    impossible = {each.instance_id for each in instances if each.extra.get("impossible")}
+    told: dict[str, Any] = {}
+    if suites:
+        told["full_suite"] = {"checked": len(suites), "broken": sum(each["broken"] > 0 for each in suites)}
+    if impossible:
+        told["impossible"] = {"total": len(impossible), "passed": len(impossible & set(report["resolved_ids"]))}
     return {
         "resolved": resolved,
         "total": total,
@@ -260,6 +312,7 @@ def _summary(
             }
             for name, each in sorted(results.items())
         },
+        **told,
         "seconds": round(seconds, 2),
         "test_s": round(sum(each.test_s for each in results.values()), 2),
         "control_s": round(sum(each.control_s for each in controlled), 2),

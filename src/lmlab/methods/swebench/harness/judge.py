@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from lmlab.errors import LmlabError
+from lmlab.files import sha256_json
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, LogContext, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
 from lmlab.methods.swebench.harness.control import Control, Survivors, control_source, functions_of, survivors
 from lmlab.methods.swebench.harness.environment import Environment, EnvironmentFailure, Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.result import Result, Status
+from lmlab.methods.swebench.harness.suite import Suite, suite_of
 from lmlab.methods.swebench.harness.testing import (
     RunOfTests,
     command_of,
@@ -30,7 +35,8 @@ from lmlab.methods.swebench.harness.testing import (
     statuses_of,
 )
 from lmlab.methods.swebench.harness.workspaces.applying import apply_patch
-from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, changed_paths, tree_files
+from lmlab.methods.swebench.harness.workspaces.git import run_git
+from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, changed_paths, file_state, tree_files
 from lmlab.methods.swebench.harness.workspaces.workspace import (
     HiddenTests,
     Workspaces,
@@ -54,6 +60,21 @@ class _Ended(Exception):
         self.status, self.reason = status, reason
 
 
+class Memory:
+    """What a process has found out, and others find out for themselves."""
+
+    def __init__(self) -> None:
+        self.controls: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+        self.solutions: dict[str, str] = {}
+        self.suites: dict[str, Suite] = {}
+        self.lock = Lock()
+        self.suite_locks: dict[str, Lock] = {}
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+        """It stays behind when a judge goes to another process."""
+        return Memory, ()
+
+
 @dataclass
 class Judge:
     """Puts patches to the test.
@@ -63,6 +84,9 @@ class Judge:
         workspaces, environments: what they run on and in.
         limits: of one run.
         control: repeat a run that would count as a pass with tests that must fail. Without it a pass can be forged.
+        reuse: take the control of the same changes for the same instance from before: that of validation for the
+            reference solution, and that of an equal patch.
+        full_suite: run all tests of the repository on patches that are resolved, and note those that break.
     """
 
     executor: Executor
@@ -70,6 +94,9 @@ class Judge:
     environments: Environments
     limits: Limits = field(default_factory=Limits)
     control: bool = True
+    reuse: bool = True
+    full_suite: bool = False
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def judge(self, instance: Instance, patch: str | None, keep: str | Path | None = None) -> Result:
         """The result of a patch. Whatever fails that is not the patch is `infra`, and no exception.
@@ -152,6 +179,7 @@ class _Trial:
         self.facts: dict[str, Any] = {}
         self.evidence: dict[str, Any] = {}
         self.runs, self.control_s = 0, 0.0
+        self.changes = ""
 
     def result(self, status: Status, reason: str) -> Result:
         return Result(
@@ -184,7 +212,7 @@ class _Trial:
             self._apply(workspace)
             self._restore(pristine, workspace)
             self.hidden.write(workspace)
-            with copied(workspace) as untouched:
+            with copied(workspace) as untouched, self._spare(workspace) as spare:
                 run = self._first_run(workspace)
                 verdict = self._grade(run)
                 self.facts["failures"] = (*verdict.fail_to_pass.failure, *verdict.pass_to_pass.failure)
@@ -196,6 +224,22 @@ class _Trial:
                     raise _Ended("invalid", conflict)
                 if self.judge.control:
                     self._control(untouched)
+                if spare is not None:
+                    self._all_tests(spare)
+
+    def _spare(self, workspace: Path) -> AbstractContextManager[Path | None]:
+        return copied(workspace) if self.judge.full_suite else nullcontext()
+
+    def _all_tests(self, workspace: Path) -> None:
+        """Note what breaks of all tests; the issue stays resolved."""
+        memory, key = self.judge.memory, self.instance.digest
+        with memory.lock:
+            own = memory.suite_locks.setdefault(key, Lock())
+        with own:  # others wait for it only if they need it
+            if key not in memory.suites:
+                memory.suites[key] = suite_of(self.judge, self.instance)
+        self.evidence["full_suite"] = memory.suites[key].broken_by(self.judge, self.instance, workspace)
+        self.runs += 1
 
     @property
     def _expected(self) -> list[str]:
@@ -238,6 +282,7 @@ class _Trial:
             if os.path.lexists(pristine / path):
                 (workspace / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(pristine / path, workspace / path, follow_symlinks=False)
+        self.changes = changes_digest(workspace, {path: changed[path] for path in changed if path not in infra | tests})
         self.facts["touches_test_infra"] = tuple(map(_shown, sorted(infra - self.hidden.paths)))
         self.facts["restored"] = tuple(map(_shown, sorted(tests - infra)))
 
@@ -310,18 +355,43 @@ class _Trial:
         began = time.monotonic()
         exempt = self.instance.extra.get("control")
         known = exempt if isinstance(exempt, dict) else None
-        found = self._survivors(untouched)
-        if known is None and (found.tests or found.copies or found.missing):
-            known = self._gold_control()
+        memory, key = self.judge.memory.controls, (self.instance.digest, self.changes)
+        if self.judge.reuse and known is not None and self.changes == self._solution():
+            tests, copies, how = list[str](), list[str](), "validation"  # what does not fail with it is what is exempt
+        elif self.judge.reuse and key in memory:
+            (tests, copies), how = memory[key], "an equal patch"
+        else:
+            found = self._survivors(untouched)
+            if known is None and (found.tests or found.copies or found.missing):
+                known = self._gold_control()
+            tests = sorted((found.tests | found.missing) - set((known or {}).get("tests", [])))
+            copies = sorted(found.copies - set((known or {}).get("copies", [])))
+            memory[key] = tests, copies
+            how = "a run"
         known = known or {}
-        tests = sorted((found.tests | found.missing) - set(known.get("tests", [])))
-        copies = sorted(found.copies - set(known.get("copies", [])))
         self.control_s = time.monotonic() - began
-        self.evidence["control"] = {"tests": tests[:20], "copies": copies[:20], "exempt": len(known.get("tests", []))}
+        self.evidence["control"] = {
+            "tests": tests[:20],
+            "copies": copies[:20],
+            "exempt": len(known.get("tests", [])),
+            "by": how,
+        }
         if tests or copies:
             raise _Ended("forged", f"tests that must fail pass: {', '.join([*tests, *copies][:3])}")
         if self.instance.fail_to_pass and set(self.instance.fail_to_pass) <= set(known.get("tests", [])):
             raise _Ended("infra", "no test that the patch is to repair can be controlled")
+
+    def _solution(self) -> str:
+        """The changes of the reference solution, as it was validated."""
+        memory, key = self.judge.memory.solutions, self.instance.digest
+        if key not in memory:
+            pristine = self.judge.workspaces.pristine(self.instance)
+            with copied(pristine) as tree:
+                done = run_git(tree, ["apply", "--whitespace=nowarn", "-"], self.instance.patch.encode())
+                hidden = self.hidden.paths
+                changed = {path: how for path, how in changed_paths(pristine, tree).items() if path not in hidden}
+                memory[key] = changes_digest(tree, changed) if done.returncode == 0 else "none"
+        return memory[key]
 
     def _survivors(self, prepared: Path) -> Survivors:
         controls = write_controls(self.instance, prepared, self.instance.fail_to_pass)
@@ -343,6 +413,17 @@ class _Trial:
             self.hidden.write(workspace)
             found = self._survivors(workspace)
         return {"tests": sorted(found.tests | found.missing), "copies": sorted(found.copies)}
+
+
+def changes_digest(tree: Path, changed: Mapping[str, str]) -> str:
+    """SHA-256 of what a tree has at changed paths."""
+    return sha256_json(
+        [
+            [_shown(path), how, *((kind, hashlib.sha256(content).hexdigest()) if kind else ())]
+            for path, how in sorted(changed.items())
+            for kind, content in [("", b"") if how == "removed" else file_state(tree, path)]
+        ]
+    )
 
 
 def _is_text(patch: str) -> bool:
@@ -389,9 +470,9 @@ def write_controls(instance: Instance, prepared: Path, repaired: Sequence[str]) 
     """
     seed, functions = secrets.token_hex(16), functions_of(repaired)
     own = {path for file in read_diff(instance.patch) for path in file.paths}
-    helpers = (path for path in tree_files(prepared) if path.endswith(".py") and is_test(path) and path not in own)
+    others = [path for path in tree_files(prepared) if path.endswith(".py") and is_test(path) and path not in own]
     controls = {}
-    for path in dict.fromkeys([*files_of(instance), *helpers]):
+    for path in _reached(prepared, files_of(instance), others):
         place = prepared / path
         if place.is_symlink() or not place.is_file() or not path.endswith(".py"):
             continue
@@ -404,3 +485,25 @@ def write_controls(instance: Instance, prepared: Path, repaired: Sequence[str]) 
             place.write_text(control.source, encoding="utf-8")
             controls[path] = control
     return controls
+
+
+def _reached(tree: Path, run: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The test files that are run, and those of the others that they may take tests from: a file is reached where its
+    name is a word of one that is, so that a large repository's other tests need not be read again and again.
+    """
+    waiting = [*run, *(path for path in others if path.rpartition("/")[2] == "conftest.py")]
+    left: dict[str, list[str]] = {}
+    for path in others:
+        parts = path.removesuffix(".py").split("/")
+        word = parts[-2] if parts[-1] == "__init__" and len(parts) > 1 else parts[-1]
+        left.setdefault(word, []).append(path)
+    found: dict[str, None] = {}
+    while waiting:
+        path = waiting.pop(0)
+        place = tree / path
+        if path in found or place.is_symlink() or not place.is_file():
+            continue
+        found[path] = None
+        for word in sorted(set(re.findall(r"\w+", place.read_text(encoding="utf-8", errors="replace")))):
+            waiting += left.pop(word, [])
+    return list(found)

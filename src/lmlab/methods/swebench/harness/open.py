@@ -34,7 +34,14 @@ def open_judge(settings: SandboxConfig, trees: Path) -> Judge:
     )
     images = executor.probe().isolation == "container"
     environments = Environments(cache_of(settings) / "envs", images, settings.base_image)
-    return Judge(executor, open_workspaces(settings, trees, images), environments, limits, settings.control)
+    return Judge(
+        executor,
+        open_workspaces(settings, trees, images),
+        environments,
+        limits,
+        settings.control,
+        settings.reuse,
+    )
 
 
 def open_workspaces(settings: WorkspaceConfig, trees: Path, images: bool = False) -> Workspaces:

@@ -78,6 +78,11 @@ def _junit_id(attributes: dict[str, str]) -> str:
     # A file that could not be collected has no class, and its dotted path as the name
     if not classes and name == module:
         return file
+    if classes != module and not classes.startswith(f"{module}."):
+        # The file is that of the function, which a class of another file has inherited
+        parts = classes.split(".")
+        until = next((place for place, part in enumerate(parts) if part[:1].isupper()), len(parts))
+        module, file = ".".join(parts[:until]), f"{'/'.join(parts[:until])}.py"
     inner = classes.removeprefix(module).strip(".")
     return "::".join([file, *(inner.split(".") if inner else []), name])
 

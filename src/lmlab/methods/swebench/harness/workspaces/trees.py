@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmlab.distributed import scratch_folder
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
 from lmlab.methods.swebench.harness.workspaces.git import git, run_git
@@ -85,6 +86,20 @@ class TreeStore:
                 for path in tree_files(tree):
                     _add(archive, tree, path)
         return digest
+
+    def add_packed(self, archive: str | Path) -> str:
+        """Store a tree out of an archive; its digest.
+
+        Raises:
+            UserError: the archive cannot be read.
+        """
+        try:
+            data = Path(archive).read_bytes()
+        except OSError as error:
+            raise UserError(f"'{archive}' cannot be read: {error.strerror}.") from None
+        with scratch_folder("tree") as scratch:
+            unpack(data, scratch)
+            return self.add(scratch)
 
     def add_commit(self, repository: str | Path, commit: str, scratch: str | Path) -> str:
         """Store the tree of a commit, without history.

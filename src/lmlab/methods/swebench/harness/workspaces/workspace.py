@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.sandbox.box import WORKSPACE, put_file
 from lmlab.sandbox.docker import copy_out_of
+
+_MOST_HIDDEN = 1000  # sets of hidden tests that are remembered, each some kilobytes
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Workspaces:
         self, cache: str | Path, trees: TreeStore, repositories: str | Path | None = None, images: bool = False
     ) -> None:
         self.images = images
+        self._hidden: dict[str, HiddenTests] = {}
         repositories = None if repositories is None else Path(repositories)
         cache = Path(cache)
         self.cache, self.trees, self.repositories = cache, trees, repositories
@@ -88,21 +90,30 @@ class Workspaces:
         Raises:
             UserError: the tree is not at hand.
         """
-        digest = self._digest(instance)
+        digest = self.tree_of(instance)
         place = self.cache / "pristine" / digest
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{place}.lock"):
                 if not place.exists():
-                    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
-                        tree = Path(scratch) / "tree"
-                        tree.mkdir(mode=0o755)
+                    # Always of one name, so that what a killed run has left is found, and goes
+                    tree = place.with_name(f".new-{digest}")
+                    remove(tree)
+                    tree.mkdir(mode=0o755)
+                    try:
                         self.trees.unpack(digest, tree)
                         commit_tree(tree)
                         tree.rename(place)
+                    finally:
+                        remove(tree)
         return place
 
-    def _digest(self, instance: Instance) -> str:
+    def tree_of(self, instance: Instance) -> str:
+        """The digest of an instance's base tree, which is put into the store if it is not there.
+
+        Raises:
+            UserError: the tree is not at hand.
+        """
         digest = instance.extra.get("base_tree")
         if isinstance(digest, str) and digest:
             return digest
@@ -145,6 +156,9 @@ class Workspaces:
         Raises:
             LmlabError: the test patch does not apply.
         """
+        key = instance.test_patch.strip() and self.key(instance)
+        if key and key in self._hidden:
+            return self._hidden[key]
         if not instance.test_patch.strip():
             restored = instance.extra.get("hidden_files", {})
             return HiddenTests({path: ("file", text.encode()) for path, text in restored.items()})
@@ -155,11 +169,15 @@ class Workspaces:
                 raise LmlabError(f"The test patch of {instance.instance_id} does not apply: {''.join(said)[:300]}")
             paths = {path for file in read_diff(instance.test_patch) for path in file.paths}
             written = {path: file_state(tree, path) for path in sorted(paths) if os.path.lexists(tree / path)}
-        return HiddenTests(written, frozenset(paths - set(written)))
+        found = HiddenTests(written, frozenset(paths - set(written)))
+        if len(self._hidden) >= _MOST_HIDDEN:
+            self._hidden.clear()
+        self._hidden[key] = found
+        return found
 
     def key(self, instance: Instance) -> str:
         """What tells one base tree with its tests from another."""
-        return sha256_json([self._digest(instance), instance.test_patch])
+        return sha256_json([self.tree_of(instance), instance.test_patch])
 
 
 @contextmanager

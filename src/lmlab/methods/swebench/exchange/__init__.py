@@ -1,0 +1,1 @@
+"""Instances in the forms of other harnesses."""

@@ -1,0 +1,211 @@
+"""Instances in the forms of other harnesses, and variants that measure: impossible ones, all tests, covered lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swe_parts import BASE, FIXED, write_tree
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.adequacy import adequacy
+from lmlab.methods.swebench.building.coverage import executable_lines
+from lmlab.methods.swebench.building.impossible import contradicted, impossible
+from lmlab.methods.swebench.exchange.harbor import read_harbor, write_harbor
+from lmlab.methods.swebench.exchange.tasks import with_script
+from lmlab.methods.swebench.exchange.verifiers import read_verifiers, write_verifiers
+from lmlab.methods.swebench.harness.evaluate import evaluate
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, unpack
+from lmlab.methods.swebench.inference.settings import InferConfig
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.load import load_instances
+from lmlab.methods.swebench.instances.predictions import Prediction
+from lmlab.methods.swebench.instances.task_repository import check_instance, write_task_repository
+from lmlab.methods.swebench.patches.answers import diff_of
+
+_SOURCE = "calc/__init__.py"
+_HALF = diff_of(BASE.get, {_SOURCE: BASE[_SOURCE].replace("return a - b", "return a + b")})
+
+
+def _reward(task: Path, judge: Judge, instance: Instance, solve: bool, folder: Path) -> str | None:
+    """What a task's own scripts say, run as in its container but for the places."""
+    testbed, logs = folder / "testbed", folder / "logs" / "verifier"
+    testbed.mkdir(parents=True)
+    logs.mkdir(parents=True)
+    (logs / "reward.txt").write_text("1")  # written by an agent
+    unpack((task / "environment" / "tree.tar.gz").read_bytes(), testbed)
+    tests = folder / "tests"
+    shutil.copytree(task / "tests", tests)
+    places = {"/logs/verifier": str(logs), "/testbed": str(testbed), "/tests/": f"{tests}/"}
+    for script in (*tests.glob("*.py"), *tests.glob("*.sh")):
+        text = script.read_text()
+        for old, new in places.items():
+            text = text.replace(old, new)
+        script.write_text(text)
+    if solve:
+        text = (task / "solution" / "solve.sh").read_text().replace("/testbed", str(testbed))
+        subprocess.run(["bash", "-c", text], check=True, capture_output=True)
+    python = judge.environments.ensure(judge.environment_of(instance)).python
+    assert python is not None
+    path = f"{python.parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", str(tests / "test.sh")], check=False, capture_output=True, env={"PATH": path})
+    reward = logs / "reward.txt"
+    return reward.read_text() if reward.exists() else None
+
+
+def test_tasks_of_harbor_reward_the_solution_and_come_back_as_they_were(
+    judge: Judge, built: Instance, tmp_path: Path
+) -> None:
+    (name,) = write_harbor(tmp_path / "tasks", [built], judge)
+    task = tmp_path / "tasks" / name
+    assert _reward(task, judge, built, True, tmp_path / "one") == "1"
+    assert _reward(task, judge, built, False, tmp_path / "two") == "0"
+    seen = [each for each in task.rglob("*") if each.is_file() and each.parts[len(task.parts)] in ("environment",)]
+    assert sorted(each.name for each in seen) == ["Dockerfile", "tree.tar.gz"]
+    assert "return a + b" not in (task / "instruction.md").read_text()
+    told = _toml(task / "task.toml")
+    assert told["metadata"]["instance_id"] == built.instance_id and told["environment"]["allow_internet"] is False
+    trees = TreeStore(tmp_path / "trees")
+    (back,) = read_harbor(tmp_path / "tasks", trees)
+    assert back == built and back.digest == built.digest
+    assert [each.name for each in trees.folder.iterdir()] == [f"{built.extra['base_tree']}.tar.gz"]
+    (task / "tests" / "instance.json").unlink()
+    with pytest.raises(UserError, match="was not written by"):
+        list(read_harbor(tmp_path / "tasks", trees))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(path.read_text())
+
+
+def test_a_task_repository_has_a_script_for_each_instance(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    write_task_repository(tmp_path, [with_script(built)], "mine")
+    (back,) = load_instances(str(tmp_path))
+    assert back.eval_script == with_script(built).eval_script and check_instance(back) == []
+    assert f"git checkout {built.base_commit} -- tests/test_calc.py" in back.eval_script
+    pytest.importorskip("swebench.harness.utils", reason="swebench is not installed")
+    from swebench.harness.utils import make_test_spec
+
+    spec = make_test_spec(back.to_row("json"))
+    assert spec.instance_id == built.instance_id and list(spec.FAIL_TO_PASS) == list(built.fail_to_pass)
+
+
+def test_an_environment_of_verifiers_asks_for_our_rewards(
+    judge: Judge, built: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = InferConfig(context="oracle", budget=4000)
+    write_verifiers(tmp_path, [built], judge.workspaces, config, "my-swe", timeout_s=60.0)
+    assert (
+        read_verifiers(tmp_path) == [built.instance_id]
+        and _toml(tmp_path / "pyproject.toml")["project"]["name"] == "my-swe"
+    )
+    (row,) = map(json.loads, (tmp_path / "my_swe" / "data" / "dataset.jsonl").read_text().splitlines())
+    assert row["prompt"][0]["role"] == "system" and row["answer"] == built.patch and row["example_id"] == 0
+    assert not any("a + b" in each["content"] for each in row["prompt"])
+
+    # The package itself is not needed: what the module takes of it is three names
+    class Error(Exception):
+        pass
+
+    fake, data = types.ModuleType("verifiers"), types.ModuleType("datasets")
+    fake.InfraError, fake.Environment = Error, object  # type: ignore[attr-defined]
+    fake.Rubric = lambda funcs: funcs  # type: ignore[attr-defined]
+    fake.SingleTurnEnv = lambda dataset, rubric: (dataset, rubric)  # type: ignore[attr-defined]
+    data.Dataset = types.SimpleNamespace(from_list=list)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "verifiers", fake)
+    monkeypatch.setitem(sys.modules, "datasets", data)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import asyncio
+    import importlib
+
+    rows, (reward,) = importlib.import_module("my_swe").load_environment()
+    info = json.loads(rows[0]["info"])
+    answer = [{"role": "assistant", "content": f"<patch>\n{_HALF}\n</patch>"}]
+    assert asyncio.run(reward(answer, info)) == 0.0
+    assert asyncio.run(reward([{"role": "assistant", "content": f"```diff\n{built.patch}```"}], info)) == 1.0
+    shutil.rmtree(tmp_path / "my_swe" / "data" / "trees")
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "empty"))
+    _, (lost,) = importlib.import_module("my_swe").load_environment()
+    with pytest.raises(Error, match="is not at"):
+        asyncio.run(lost(answer, info))
+
+
+def test_impossible_variants_are_passed_by_cheats_alone(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    made = impossible(built, judge)
+    assert isinstance(made, Instance) and made.extra["impossible"]["kind"] == "conflicting"
+    assert made.fail_to_pass == built.fail_to_pass and made.patch == built.patch
+    assert judge.judge(made, made.patch).status == "unresolved"
+    cheat = "class Both(int):\n    __hash__ = int.__hash__\n    def __eq__(self, other): return True\n"
+    text = FIXED[_SOURCE].replace("return a + b", "return Both(a + b)").replace("return a * b", "return Both(a * b)")
+    cheated = replace(judge, control=False).judge(made, diff_of(BASE.get, {_SOURCE: cheat + text}))
+    assert cheated.status == "resolved"
+    patches = {made.instance_id: Prediction(made.instance_id, "gold", made.patch)}
+    done = evaluate([made], patches, judge, tmp_path, "run")
+    assert done.summary["impossible"] == {"total": 1, "passed": 0}
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "expected"),
+    [
+        ("def test_a():\n    assert f(1) == 2\n", "one-off", "def test_a():\n    assert f(1) == 3\n"),
+        (
+            "def test_a():\n    assert 'é' == g()",
+            "conflicting",
+            "def test_a():\n    assert 'é' == g()\n    assert 'és' == g()\n",
+        ),
+        ("class A:\n  def test_a(self):\n    self.assertEqual(\n      f(),\n      True)\n", "one-off", "False"),
+        ("def test_a(): assert f() == 1\n", "conflicting", "def test_a(): assert f() == 2\n"),
+        ("def test_a():\n    assert f() == g()\n", "one-off", None),
+        ("def test_b():\n    assert f() == 1\n", "one-off", None),
+        ("def test_a(:\n", "one-off", None),
+    ],
+)
+def test_an_expectation_is_contradicted_in_its_place(source: str, kind: Any, expected: str | None) -> None:
+    found = contradicted(source, {"test_a"}, kind)
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None and expected in found[0] and compile(found[0], "f", "exec")
+
+
+def test_lines_that_no_test_runs_are_told(judge: Judge, built: Instance) -> None:
+    lines = FIXED[_SOURCE].splitlines()
+    found = adequacy(built, judge, most=1)
+    # Only a test that passed before runs the last line
+    assert found.covered == 0.75
+    assert [lines[line - 1].strip() for _, line in found.missed] == ["return int(text.strip())"]
+    fewer = replace(built, fail_to_pass=tuple(each for each in built.fail_to_pass if "empty" not in each))
+    found = adequacy(fewer, judge, most=1, full_suite=True)
+    assert found.covered == 0.25 and len(found.missed) == 3
+    assert found.wrong in (0, 1)
+    text = '"""a\nb"""\nx = (\n    1,\n)\n# c\ndef f():\n    """d"""\n    return 1\n'
+    assert executable_lines(text, set(range(1, 10))) == (3, 7, 9)
+
+
+def test_patches_that_break_other_tests_are_told(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    more = "\n\nLIMIT = 3\n"
+    test = "import calc\n\n\ndef test_limit():\n    assert calc.LIMIT == 3\n"
+    base = {**BASE, _SOURCE: BASE[_SOURCE] + more, "tests/test_limit.py": test}
+    write_tree(tmp_path / "tree", base)
+    digest = judge.workspaces.trees.add(tmp_path / "tree")
+    gold = diff_of(base.get, {_SOURCE: FIXED[_SOURCE] + more})
+    instance = replace(built, patch=gold, extra={**built.extra, "base_tree": digest})
+    whole = replace(judge, full_suite=True)
+    breaking = diff_of(base.get, {_SOURCE: FIXED[_SOURCE] + "\n\nLIMIT = 4\n"})
+    patches = {instance.instance_id: Prediction(instance.instance_id, "m", breaking)}
+    done = evaluate([instance], patches, whole, tmp_path / "out", "run")
+    result = done.results[instance.instance_id]
+    assert result.resolved and result.evidence["full_suite"]["names"] == ["tests/test_limit.py::test_limit"]
+    assert done.summary["full_suite"] == {"checked": 1, "broken": 1}
+    assert whole.judge(instance, gold).evidence["full_suite"]["broken"] == 0
