@@ -22,6 +22,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 )
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
+from lmlab.methods.corpus_poisoning.defend.language import _bigrams, turned
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
 from lmlab.methods.corpus_poisoning.defend.measure import (
     _change,
@@ -239,6 +240,28 @@ def test_copied_questions_are_told_from_documents(context, clean, target):
     assert roc_auc(detector.score(clean), scores) == 1.0
     fluent = "sea captain sailor ocean wind. what is sea ship captain?"  # a question within a document
     assert detector.score(Passages([fluent], clean.vectors[:1]))[0] > np.quantile(detector.score(clean), 0.99)
+    again = make_detector("questions", context)
+    again.restore(detector.state())
+    assert np.array_equal(again.score(clean), detector.score(clean))
+    assert detector.score(Passages(["", "?"], clean.vectors[:2])).shape == (2,)  # texts without words
+
+
+def test_statements_become_questions_and_what_is_not_counted_tells_where_clean_text_lies(context, clean):
+    told = ["Sea water is salty. The captain, who was late, has a ship! No verb here.", "is it? wind"]
+    assert turned(told) == ["is sea water salty", "was the captain who late has a ship"]
+    assert turned(["word " * 30 + "is far", ""]) == []
+    questions = make_detector("questions", context)
+    questions.fit(clean)
+    pairs = [*_bigrams(" ".join(clean.texts)), *_bigrams(" ".join(context.sentinels))]
+    counted = questions._ratio.keys() | questions._documents.keys()
+    assert counted < set(pairs) | set(_bigrams(" ".join(turned(clean.texts))))
+    aside = [row for row in np.random.default_rng(0).permutation(120)[:24]]
+    scores = questions.score(clean.part(aside))
+    assert (scores > 1).mean() <= 2 * 0.01 + 1 / 24  # by either figure
+    # of a whole passage the mean counts: the same question twice is more than once before a document
+    one = f"{context.sentinels[0]} {clean.texts[0]} {clean.texts[1]}"
+    two = " ".join(context.sentinels[:4])
+    assert questions.score(Passages([two], clean.vectors[:1])) > questions.score(Passages([one], clean.vectors[:1]))
 
 
 def test_masking_the_tokens_that_carry_the_similarity_is_what_it_says(context, crafted):

@@ -20,6 +20,13 @@ _MOST_TOKENS = 512  # of a passage: crafted ones are shorter, and time grows wit
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _QUESTION_WORDS = 8  # of a window: what a short question has
 _SMOOTHING = 0.5  # added to each count: more hides what is rare, none forbids what is new
+_ASIDE = 5  # one of so many documents is not counted
+_HIGH = 0.99  # a quantile that a few hundred documents tell, and far enough out to compare tails
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_SENTENCES = 6  # of a document: its first ones say what it is about
+_TURNED_WORDS = 10  # as long as people's questions are
+_VERBS = "is are was were can has have had will does do did may must should could would"
+_AUXILIARIES = frozenset(_VERBS.split())
 
 
 def is_uncased(encoder: AnyEncoder) -> bool:
@@ -97,11 +104,13 @@ def _worst_window(losses: Scores) -> float:
 
 
 class Questions:
-    """Whether some words of a passage read like a question rather than like a document: the log-ratio of two bigram
-    models, one of sentinel questions, one of clean documents, summed over windows of 8 words; the most of any window.
+    """Whether a passage reads like questions rather than like a document: the log-ratio of two bigram models, one of
+    questions, one of clean documents. It is looked at in the window of 8 words that has most, which tells a copied
+    question before a text, and as the mean of the whole passage, which tells query stuffing and what was optimized from
+    it. Perplexity takes all of these for clean text. A paraphrase escapes it.
 
-    It tells query stuffing and the copied question of black-box attacks, which perplexity takes for clean text. A
-    paraphrase escapes it.
+    The model of questions is of sentinels, and of statements of the clean documents turned into questions (`turned`):
+    those are of the collection's own words.
     """
 
     def __init__(self, context: DetectorContext) -> None:
@@ -110,11 +119,17 @@ class Questions:
         self._sentinels = list(context.sentinels)
         self._ratio: dict[str, float] = {}
         self._unknown = 0.0
+        self._scale = np.array([0.0, 1.0, 0.0, 1.0])
 
     def fit(self, clean: Passages) -> None:
-        """Count bigrams on both sides."""
+        """Count bigrams on both sides. A share of the documents is not counted, but shows where both figures of clean
+        text lie: counted text looks cleaner than it is.
+        """
+        order = np.random.default_rng(0).permutation(len(clean)).tolist()
+        aside = order[: len(order) // _ASIDE] or order
+        counted = [clean.texts[row] for row in order[len(order) // _ASIDE :]]
         asked, told = Counter[str](), Counter[str]()
-        for counts, texts in ((asked, self._sentinels), (told, clean.texts)):
+        for counts, texts in ((asked, [*self._sentinels, *turned(counted)]), (told, counted)):
             for text in texts:
                 counts.update(_bigrams(text))
         kinds = len(asked.keys() | told.keys())
@@ -130,27 +145,52 @@ class Questions:
             for pair, count in told.items()
             if pair not in asked
         }
+        scale = []
+        for values in self._figures([clean.texts[row] for row in aside]).T:
+            middle, high = np.quantile(values, (0.5, _HIGH))
+            scale += [float(middle), float(high - middle) or 1.0]
+        self._scale = np.array(scale)
 
     def score(self, passages: Passages) -> Scores:
-        """The most question-like window of each."""
-        return np.array([self._worst(text) for text in passages.texts])
+        """The larger of both figures, 0 being usual for clean text and 1 what one in a hundred clean texts exceeds."""
+        found = self._figures(passages.texts)
+        whole: Scores = ((found - self._scale[[0, 2]]) / self._scale[[1, 3]]).max(1)
+        return whole
 
-    def _worst(self, text: str) -> float:
+    def _figures(self, texts: Sequence[str]) -> Scores:
+        """The most question-like window of each text, and its mean a bigram, [N, 2]."""
+        return np.array([self._figures_of(text) for text in texts]).reshape(len(texts), 2)
+
+    def _figures_of(self, text: str) -> tuple[float, float]:
         values = [self._ratio.get(pair, self._documents.get(pair, 0.0)) for pair in _bigrams(text)]
         if not values:
-            return 0.0
+            return 0.0, 0.0
         sums = np.concatenate([[0.0], np.cumsum(values)])
         width = min(_QUESTION_WORDS, len(values))
-        return float((sums[width:] - sums[:-width]).max())
+        return float((sums[width:] - sums[:-width]).max()), float(np.mean(values))
 
     def state(self) -> dict[str, Any]:
-        """Both models."""
-        return {"ratio": self._ratio, "documents": self._documents, "unknown": self._unknown}
+        """Both models, and where clean text lies."""
+        return {"ratio": self._ratio, "documents": self._documents, "unknown": self._unknown, "scale": self._scale}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take them up."""
         self._ratio, self._documents = state["ratio"], state["documents"]
-        self._unknown = float(state["unknown"])
+        self._unknown, self._scale = float(state["unknown"]), state["scale"]
+
+
+def turned(texts: Sequence[str]) -> list[str]:
+    """Statements turned into questions that are answered by yes or no: the first auxiliary verb before its subject, and
+    some words behind ("sea water is salty" -> "is sea water salty").
+    """
+    found = []
+    for text in texts:
+        for sentence in _SENTENCE.split(text)[:_SENTENCES]:
+            words = [word for word in _TOKEN.findall(sentence.lower()) if word.isalnum()][:_TURNED_WORDS]
+            place = next((n for n, word in enumerate(words) if n and word in _AUXILIARIES), 0)
+            if place:
+                found.append(" ".join([words[place], *words[:place], *words[place + 1 :]]))
+    return found
 
 
 def _bigrams(text: str) -> list[str]:
