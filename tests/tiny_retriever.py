@@ -8,8 +8,12 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import decoders as token_decoders
 from tokenizers import models, normalizers, pre_tokenizers, processors
+
+LATE_WIDTH = 16
+"""Of the vectors of tokens."""
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
 _WORDS = (
@@ -114,3 +118,34 @@ def write_collection(directory: Path, documents: int = 60, queries: int = 36, se
 
 def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
+
+
+def write_late(place: Path, attend: bool = False, expansion: bool = True, seed: int = 0) -> Path:
+    """A directory of late interaction as PyLate writes them."""
+    write_retriever(place, seed=seed, max_length=48)
+    folder = place / "1_Dense"
+    folder.mkdir()
+    torch.manual_seed(seed + 1)
+    save_file({"linear.weight": torch.randn(LATE_WIDTH, 32)}, folder / "model.safetensors")
+    dense = {"in_features": 32, "out_features": LATE_WIDTH, "bias": False}
+    activation = "torch.nn.modules.linear.Identity"
+    (folder / "config.json").write_text(json.dumps({**dense, "activation_function": activation}))
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+    ]
+    (place / "modules.json").write_text(json.dumps(modules))
+    settings = {
+        "model_type": "ColBERT",
+        "prompts": {},
+        "query_prefix": "[unused0]",
+        "document_prefix": "[MASK]",
+        "query_length": 14,
+        "document_length": 24,
+        "attend_to_expansion_tokens": attend,
+        "do_query_expansion": expansion,
+        "skiplist_words": [".", ",", "-"],
+        "similarity_fn_name": "MaxSim",
+    }
+    (place / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return place

@@ -15,41 +15,9 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning import Budget, MaxSim, Problem, optimize
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids
 from lmlab.retrieval import LateIndex, load_encoder, load_late_encoder, maxsim
-from tiny_retriever import write_retriever
+from tiny_retriever import LATE_WIDTH, write_late, write_retriever
 
-WIDTH = 16
 TEXTS = ["the sea, the ship.", "star", "", "what is a whale? a captain of the storm - " * 6]
-
-
-def write_late(place: Path, attend: bool = False, expansion: bool = True, seed: int = 0) -> Path:
-    """A directory as PyLate writes them."""
-    write_retriever(place, seed=seed, max_length=48)
-    folder = place / "1_Dense"
-    folder.mkdir()
-    torch.manual_seed(seed + 1)
-    save_file({"linear.weight": torch.randn(WIDTH, 32)}, folder / "model.safetensors")
-    dense = {"in_features": 32, "out_features": WIDTH, "bias": False}
-    activation = "torch.nn.modules.linear.Identity"
-    (folder / "config.json").write_text(json.dumps({**dense, "activation_function": activation}))
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
-    ]
-    (place / "modules.json").write_text(json.dumps(modules))
-    settings = {
-        "model_type": "ColBERT",
-        "prompts": {},
-        "query_prefix": "[unused0]",
-        "document_prefix": "[MASK]",
-        "query_length": 14,
-        "document_length": 24,
-        "attend_to_expansion_tokens": attend,
-        "do_query_expansion": expansion,
-        "skiplist_words": [".", ",", "-"],
-        "similarity_fn_name": "MaxSim",
-    }
-    (place / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +48,7 @@ def test_vectors_are_those_of_sentence_transformers(attend, expansion, tmp_path)
 def test_an_index_follows_the_rule(place):
     encoder = load_late_encoder(place)
     words = [f"{a} {b}" for a in ("sea", "ship", "star", "king") for b in ("bread", "goal", "moon")]
-    documents = [*encoder.encode_text([*words, words[0], words[0]]), np.zeros((0, WIDTH), np.float32)]
+    documents = [*encoder.encode_text([*words, words[0], words[0]]), np.zeros((0, LATE_WIDTH), np.float32)]
     ids = [*(f"d{number:02d}" for number in range(12)), "z", "a", "empty"]
     queries = encoder.encode_text(["what is the sea bread", "king"], "query")
     index = LateIndex(ids, documents)
@@ -112,7 +80,7 @@ def test_another_layer_behind_the_network_is_another_encoder(place, tmp_path):
     ours, other = load_late_encoder(place), load_late_encoder(write_late(tmp_path / "other"))
     assert ours.fingerprint == other.fingerprint
     layer = tmp_path / "other" / "1_Dense" / "model.safetensors"
-    save_file({"linear.weight": torch.ones(WIDTH, 32)}, layer)
+    save_file({"linear.weight": torch.ones(LATE_WIDTH, 32)}, layer)
     assert load_late_encoder(tmp_path / "other").fingerprint != ours.fingerprint
 
 

@@ -63,7 +63,7 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
     if is_late(directory):
         raise UserError(
             f"'{directory}' compares every token of a query with every token of a document (late interaction).",
-            "It serves `lmlab retrieval search` and `evaluate` with --by late.",
+            "It serves `lmlab retrieval search` and `evaluate` with --by late, `lmlab poison craft` and `evaluate`.",
         )
     found: dict[str, Any] = {"normalize": False, "modes": ("mean",)}
     body: Body | None = None
@@ -112,7 +112,9 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
 
 
 def is_late(directory: Path) -> bool:
-    """Whether a directory with `modules.json` holds an encoder of late interaction."""
+    """Whether a directory holds an encoder of late interaction."""
+    if not (directory / "modules.json").exists():
+        return False
     kinds = {str(module["type"]).rpartition(".")[2] for module in read_json(directory / "modules.json")}
     settings = settings_of(directory / "config_sentence_transformers.json")
     return settings.get("model_type") in ("ColBERT", "MultiVectorEncoder") or "MultiVectorMask" in kinds

@@ -247,7 +247,7 @@ def load_late_encoder(directory: str | Path, device: str = "cpu") -> LateEncoder
         UserError: it is none of late interaction, or of a kind that is not known here.
     """
     directory, device = Path(directory).expanduser(), str(select_device(device))
-    if not (directory / "modules.json").exists() or not is_late(directory):
+    if not is_late(directory):
         raise UserError(
             f"'{directory}' holds no encoder of late interaction.",
             "Give a directory that PyLate or sentence-transformers' MultiVectorEncoder wrote.",

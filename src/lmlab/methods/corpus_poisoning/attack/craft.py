@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,15 +29,18 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
     Passage,
     query_digests,
 )
+from lmlab.methods.corpus_poisoning.attack.late import check_late, late_objective
 from lmlab.methods.corpus_poisoning.attack.layout import as_read, layout_of, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
 from lmlab.methods.corpus_poisoning.attack.searching.decode import language_model
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Objective
 from lmlab.methods.corpus_poisoning.attack.searching.problem import check_length
 from lmlab.methods.corpus_poisoning.attack.searching.together import Network, run_together
 from lmlab.methods.corpus_poisoning.attack.vocabulary import spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.progress import console, progress
-from lmlab.retrieval import AnyEncoder, load_encoder
+from lmlab.retrieval import AnyEncoder, LateEncoder, load_encoder, load_late_encoder
+from lmlab.retrieval.encoders.directory import is_late
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,36 @@ class EncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> AnyEncoder:
-        """The encoder."""
+        """The encoder.
+
+        Raises:
+            UserError: it is one of late interaction, which has no one vector for a text.
+        """
         return load_encoder(self.place, **self.options)
+
+    @property
+    def late(self) -> bool:
+        """Whether it is one of late interaction."""
+        return is_late(Path(self.place).expanduser())
+
+    def load_late(self) -> LateEncoder:
+        """The encoder, where it is one of late interaction.
+
+        Raises:
+            UserError: an option is given that means nothing to it.
+        """
+        if given := sorted(self.options.keys() - {"device"}):
+            raise UserError(
+                f"Late interaction takes its settings from the encoder's directory, not {', '.join(given)}.",
+                "Leave them out.",
+            )
+        return load_late_encoder(self.place, self.options.get("device", "cpu"))
+
+    def attacked(self) -> AnyEncoder:
+        """The encoder as crafting asks it: for vectors and gradients of ids, which one of late interaction gives too (a
+        vector for each token, which `MaxSim` takes).
+        """
+        return cast(AnyEncoder, self.load_late()) if self.late else self.load()
 
 
 @dataclass(frozen=True)
@@ -105,8 +136,10 @@ def craft(
     directory = Path(directory)
     if not len(texts):
         raise UserError("There are 0 queries to attack.")
-    loaded = encoder.load()
-    if config.norm_cap is not None and loaded.similarity == "cosine":
+    if encoder.late:
+        check_late(config)
+    loaded = encoder.attacked()
+    if config.norm_cap is not None and loaded.similarity != "dot":
         raise UserError("All vectors of this retriever have length 1: norm_cap means nothing.", "Leave it out.")
     about = {"encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
     passed = [] if tau_n is None or config.objective == "mean" else [hashlib.sha256(tau_n.tobytes()).hexdigest()]
@@ -301,6 +334,13 @@ def _start(job: _Job, encoder: AnyEncoder) -> NDArray[np.int64]:
     return start_ids(job.config, encoder, job.texts, job.queries_nH)
 
 
+def _objective(job: _Job, encoder: AnyEncoder) -> Objective:
+    if isinstance(encoder, LateEncoder):
+        return late_objective(encoder, job.texts, seed_of(job.config.seed, job.cluster))
+    queries = torch.from_numpy(job.queries_nH).to(encoder.device)
+    return objective_of(job.config, queries, job.tau_n, encoder.similarity == "cosine")
+
+
 def _penalty(config: CraftConfig, encoder: AnyEncoder) -> GateKnown | None:
     if config.known_gate is None:
         return None
@@ -317,13 +357,12 @@ def _craft_one(
     """One passage, written to its file."""
     if encoder is None:
         torch.set_num_threads(1)  # two processes of one thread do more than one of two
-        encoder = job.encoder.load()
+        encoder = job.encoder.attacked()
     clock = time.process_time if network is None else time.thread_time  # of several in one process each its own
     started = clock()
-    queries = torch.from_numpy(job.queries_nH).to(encoder.device)
     passage = craft_passage(
         encoder,
-        objective_of(job.config, queries, job.tau_n, encoder.similarity == "cosine"),
+        _objective(job, encoder),
         _start(job, encoder),
         job.config,
         job.run,

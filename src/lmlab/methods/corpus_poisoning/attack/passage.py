@@ -195,9 +195,9 @@ def _as_text(
 
 def _value_of_text(problem: Problem, text: str) -> float:
     """The objective of a text by the path that documents take."""
-    vectors = problem.encoder.encode_text([document_text("", text)])
+    found = problem.encoder.encode_text([document_text("", text)])  # of late interaction one matrix for each text
     with torch.inference_mode():
-        return float(problem.objective(torch.from_numpy(vectors).to(problem.encoder.device))[0])
+        return float(problem.objective(torch.from_numpy(np.asarray(found[0])[None]).to(problem.encoder.device))[0])
 
 
 def _too_long(problem: Problem, ids: NDArray[np.int64], cap: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.craft import Craft, craft
+from lmlab.methods.corpus_poisoning.attack.late import check_late, late_means
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
@@ -33,6 +34,8 @@ def craft_for(
     Of those, `concept` and `query_id` choose some. With `target_asr`, every tenth query is held back, and no passage is
     added once so large a share of those is hit.
     """
+    if retriever.spec.late:
+        return _craft_late(retriever, data, split, config, out, queries, max_seconds, ignore_missing)
     if queries is not None:
         target, asked = None, read_queries(queries)
         vectors = retriever.vectors(f"queries-{Path(queries).name}", asked.ids, asked.texts, "query")
@@ -73,6 +76,28 @@ def craft_for(
         tau = None if tau is None else tau[kept]
     with time_limit(max_seconds):
         return craft(retriever.spec, texts, attack, config, out, tau, stop)
+
+
+def _craft_late(
+    retriever: Retriever,
+    data: str,
+    split: str,
+    config: CraftConfig,
+    out: Path,
+    queries: str | None,
+    max_seconds: float | None,
+    ignore_missing: bool,
+) -> Craft:
+    """Against late interaction, of whose vectors nothing is stored."""
+    check_late(config)
+    if queries is not None:
+        asked = read_queries(queries)
+    else:
+        asked = Target.load(retriever, data, split, ignore_missing, judged=False).data.queries
+    asked = asked.only([asked.ids[row] for row in chosen_queries(asked, config)])
+    with time_limit(max_seconds):
+        vectors = late_means(retriever.spec.load_late(), asked.texts, retriever.precision)
+        return craft(retriever.spec, asked.texts, vectors, config, out)
 
 
 @contextmanager

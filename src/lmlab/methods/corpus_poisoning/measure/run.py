@@ -22,6 +22,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import (
     success,
     success_by_count,
 )
+from lmlab.methods.corpus_poisoning.measure.late import late_scores
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, TwoTowerEncoder, make_index, read_queries
 
@@ -69,12 +70,17 @@ def evaluate_on(
         if not kept:
             raise UserError("All chosen queries are the attacker's: 0 are held out.", "Or say --allow-overlap.")
         notices.append(f"{len(kept):,} of {len(asked):,} queries were chosen.")
-    vectors, hits = target.queries(asked, name)[kept], target.hits(max(100, *k_values), asked, name)
+    late, depth = retriever.spec.late, max(100, *k_values)
+    if late:
+        hits, scores = late_scores(target, asked, crafted.texts, depth, index)
+        scores = scores[kept]
+    else:
+        hits = target.hits(depth, asked, name)
+        vectors, passages = target.queries(asked, name)[kept], retriever.encoder.encode_text(crafted.texts)
+        scores = passage_scores(vectors, passages)
     hits = hits.of(kept)
     if hits.self_matches:
         notices.append(f"{hits.self_matches} results that are their own query were removed.")
-    passages = retriever.encoder.encode_text(crafted.texts)
-    scores = passage_scores(vectors, passages)
     ids = [asked.ids[number] for number in kept]
     qrels = _judgments(target, asked)
     report = evaluate_attack(scores, hits, documents, k_values, ids, qrels, crafted.ids)
@@ -82,13 +88,18 @@ def evaluate_on(
         "title": f"{len(crafted)} passages in {documents:,} documents of {target.data.name},"
         f" {len(ids):,} queries ({name or split})",
         **_text_keys(report.row()),
-        "perfect": _ceiling(place, vectors, hits, k_values) if retriever.encoder.similarity == "cosine" else None,
-        "carriers": _carriers(retriever, crafted, vectors, scores),
-        "norms": _norms(retriever, crafted, target, notices),
+        "perfect": None,
+        "carriers": {},
+        "norms": {},
         "notices": notices,
     }
+    if not late:
+        if retriever.encoder.similarity == "cosine":
+            found["perfect"] = _ceiling(place, vectors, hits, k_values)
+        found["carriers"] = _carriers(retriever, crafted, vectors, scores)
+        found["norms"] = _norms(retriever, crafted, target, notices)
     lines = _lines(found, target)
-    if (as_ids := _as_ids(retriever, crafted, passages)) is not None:
+    if not late and (as_ids := _as_ids(retriever, crafted, passages)) is not None:
         count, vectors_of_ids = as_ids
         by_ids = passage_scores(vectors, vectors_of_ids)
         found["asr_ids"] = {str(k): float(success(by_ids, hits, k).mean()) for k in k_values}

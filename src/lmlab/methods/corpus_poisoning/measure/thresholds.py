@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
-from lmlab.retrieval import ExactIndex, Queries
+from lmlab.retrieval import ExactIndex, LateIndex, Queries
 
 K_VALUES = (1, 3, 5, 10, 20, 50, 100, 1000)  # those of the reference
 
@@ -61,8 +61,11 @@ class CleanHits:
         return self.scores_QK[:, k - 1]
 
 
-def clean_hits(index: ExactIndex, vectors_QH: NDArray[np.float32], queries: Queries, depth: int) -> CleanHits:
+def clean_hits(index: ExactIndex | LateIndex, vectors: Any, queries: Queries, depth: int) -> CleanHits:
     """Search the clean corpus.
+
+    Arguments:
+        vectors: of the queries, [Q, H]; of late interaction a matrix for each.
 
     Raises:
         UserError: there are no queries.
@@ -73,7 +76,7 @@ def clean_hits(index: ExactIndex, vectors_QH: NDArray[np.float32], queries: Quer
     known = set(ids)
     own = [id if id in known else None for id in queries.ids]
     removed = sum(each is not None for each in own)
-    hits = index.topk(vectors_QH, min(depth + (removed > 0), len(index)))
+    hits = index.topk(vectors, min(depth + (removed > 0), len(index)))
     rows, scores = hits.rows_QK, hits.scores_QK
     if removed:
         count = rows.shape[1] - 1
