@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -257,6 +258,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _fail(from_unforeseen(error, *_needs()))
+    finally:
+        gc.freeze()  # else Python looks for cycles among all that PyTorch has loaded: a second and more at each end
 
 
 def _tell_warning(
