@@ -148,9 +148,72 @@ def test_the_worse_half_of_the_seeds_stops_and_the_others_are_as_they_were(
     assert torch.equal(packed.packed[late], calls[10][late]) and not torch.equal(packed.packed[late], calls[11][late])
 
 
-def test_more_halvings_than_seeds_are_refused() -> None:
+def test_more_halvings_than_seeds_or_steps_are_refused(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="halvings 2 need 4 seeds or more; seeds is 3"):
         TrainSettings(task="hist", seeds=3, halvings=2)
+    short = SETTINGS.model_copy(update={"halvings": 2, "seeds": 4, "epochs": 0.25})
+    with pytest.raises(UserError, match="halvings 2 need 4 steps or more, and this training has 2"):
+        _fit(data, tmp_path, [1, 2, 3, 4], short)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_seed_that_stopped_goes_on_where_those_before_it_diverge(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = PackedNetworks.forward
+    first: list[tuple[int, int]] = []  # the step since which a seed is no number, and its place
+
+    def breaks(self: PackedNetworks, tokens: torch.Tensor, sample: Sampler) -> torch.Tensor:
+        """After the halving, the logits of those that went on are no numbers."""
+        logits = forward(self, tokens, sample)
+        if int(self.num_steps) >= 15 and not first and torch.is_grad_enabled():
+            first.extend((15, place) for place in (~self.idle).nonzero().flatten().tolist())
+        bad = torch.zeros(len(logits), dtype=torch.bool)
+        bad[[place for step, place in first if int(self.num_steps) >= step]] = True
+        return logits.masked_fill((bad & ~self.idle)[:, None, None, None], float("nan"))
+
+    settings = SETTINGS.model_copy(update={"halvings": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedNetworks, "forward", breaks)
+        fitted = _fit(data, tmp_path, [4, 7, 9], settings)
+    (kept,) = {0, 1, 2} - {place for _, place in first}
+    assert [row["diverged"] for row in fitted.seeds] == [place != kept for place in range(3)]
+    assert not any(row["stopped"] for row in fitted.seeds) and fitted.best == kept
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert f"Seed {[4, 7, 9][kept]}, which had stopped behind it, goes on in its place." in told
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSettings, Path]:
+    """A training that halves its seeds and freezes layers, in one go."""
+    changes = {"num_layers": 2, "seeds": 4, "epochs": 5, "halvings": 2, "freeze_after": 1, "learning_rate": 0.001}
+    settings = SETTINGS.model_copy(update={**changes, "evaluations": 4, "checkpoint_every": 4, "polish": 1})
+    directory = tmp_path_factory.mktemp("selected")
+    train(settings, directory)
+    return settings, directory
+
+
+@pytest.mark.parametrize(("at", "stopped", "frozen"), [(11, 2, False), (22, 3, True), (33, 3, True)])
+def test_stopped_in_the_middle_of_selecting_it_ends_with_the_same_bytes(
+    selected: tuple[TrainSettings, Path], tmp_path: Path, at: int, stopped: int, frozen: bool
+) -> None:
+    settings, whole = selected
+    step_of = ProgramStep.after_step
+
+    def stops(self: ProgramStep, model: PackedNetworks) -> object:
+        if int(model.num_steps) == at:
+            assert int(model.stopped.sum()) == stopped and bool(model.frozen.any()) == frozen
+            raise LmlabError("pulled the plug")
+        return step_of(self, model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgramStep, "after_step", stops)
+        with pytest.raises(LmlabError, match="pulled the plug"):
+            train(settings, tmp_path)
+    results = train(settings, tmp_path)
+    for name in ("network.json", "network.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [each["step"] for each in results["curves"]] == [9, 18, 27, 36, 38]
 
 
 @pytest.mark.parametrize("update", [{"freeze": 0.5}, {"freeze_after": 1, "learning_rate": 0.001}])

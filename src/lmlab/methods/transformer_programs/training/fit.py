@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lmlab.data import Loader
+from lmlab.errors import UserError
 from lmlab.hardware import select_device
 from lmlab.methods.transformer_programs.config import FitConfig, ShapeConfig
 from lmlab.methods.transformer_programs.network.convert import DISCRETE
@@ -27,9 +28,10 @@ from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.polish import polish
 from lmlab.methods.transformer_programs.training.selection import Selection
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
-from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
+from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, read_metrics
 
 _NO_CLIPPING = 1e30  # the paper clips nothing; over all seeds it would let one change another
+_CURVE = "valid_accuracy_"  # and a seed: its accuracy in the log
 _SMALL_SPLIT = 2000  # sequences by which seeds are measured on the way
 
 
@@ -123,6 +125,7 @@ def fit(
         start: a network to go on from, such as one made from an edited program; its seeds are trained.
 
     Raises:
+        UserError: there are fewer steps than its halvings need.
         LmlabError: the loss of every seed is no number.
         Interrupted: stopped by a signal; a checkpoint was written.
     """
@@ -136,10 +139,15 @@ def fit(
     train, valid = _on(data.train, device), _on(data.valid, device)
     batch = min(config.batch_size, len(train))
     steps = max(1, math.ceil(config.epochs * len(train) / batch))
+    if steps < 2**config.halvings:
+        raise UserError(
+            f"halvings {config.halvings} need {2**config.halvings} steps or more, and this training has {steps}:"
+            " several would fall on one step.",
+            "Give fewer halvings, more epochs or a smaller batch_size.",
+        )
     temperature = Temperature(
         config.tau_start, config.tau_end, config.tau_schedule, max(1, round(config.epochs)), steps
     )
-    curves: list[dict[str, Any]] = []
     small = valid.part(_SMALL_SPLIT)
 
     def accuracy_of(networks: PackedNetworks) -> Tensor:
@@ -147,10 +155,9 @@ def fit(
 
     def evaluate(networks: PackedNetworks) -> dict[str, float]:
         tokens = accuracy_of(networks)
-        curves.append({"step": int(networks.num_steps), "accuracy": [round(each, 6) for each in tokens.tolist()]})
         return {
             "valid_error": 1 - float(tokens.max()),
-            **{f"valid_accuracy_{seed}": float(each) for seed, each in zip(networks.seeds, tokens, strict=True)},
+            **{f"{_CURVE}{seed}": float(each) for seed, each in zip(networks.seeds, tokens, strict=True)},
         }
 
     step = ProgramStep(train, config, temperature, Selection(config, steps, accuracy_of))
@@ -189,7 +196,16 @@ def fit(
         for row, before in zip(polished, rows, strict=True):
             row |= {"soft_gap": before["soft_gap"], "valid_accuracy_before_polish": before["valid_accuracy"]}
         rows = polished
-    return Fitted(model, rows, best, summary, curves)
+    return Fitted(model, rows, best, summary, _curves(directory, chosen))
+
+
+def _curves(directory: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """From the log, which has the evaluations of earlier attempts too."""
+    return [
+        {"step": row["step"], "accuracy": [round(row[f"{_CURVE}{seed}"], 6) for seed in seeds]}
+        for row in read_metrics(directory / "metrics.jsonl")
+        if f"{_CURVE}{seeds[0]}" in row
+    ]
 
 
 def _table(

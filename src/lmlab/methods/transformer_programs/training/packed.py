@@ -162,6 +162,15 @@ class PackedNetworks(nn.Module):
         with torch.no_grad():
             self.packed.masked_fill_(seeds[:, None], 0.0)
 
+    def resume_stopped(self) -> int | None:
+        """Train on, from where it stopped, the stopped seed with the lowest loss; its place, None if there is none."""
+        kept = (self.stopped & ~self.dead).nonzero().flatten().tolist()
+        if not kept:
+            return None
+        best = min(kept, key=lambda place: float(self.loss[place]))
+        self.stopped[best] = False
+        return best
+
 
 def _layer_of(name: str) -> int | None:
     """The layer whose freezing fixes a parameter; what makes the inputs goes with the first, the classifier never."""

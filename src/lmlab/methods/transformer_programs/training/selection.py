@@ -32,7 +32,7 @@ class Selection:
 
     def __init__(self, config: FitConfig, steps: int, measure: Callable[[PackedNetworks], Tensor]) -> None:
         self.config, self.measure = config, measure
-        self.halvings = {max(1, steps >> number) for number in range(1, config.halvings + 1)}
+        self.halvings = {steps >> number for number in range(1, config.halvings + 1)}
 
     def __call__(self, model: PackedNetworks) -> None:
         """Stop the worse half of the seeds where it is time, and fix or release layers."""

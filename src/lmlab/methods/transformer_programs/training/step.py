@@ -75,13 +75,8 @@ class ProgramStep:
             model.frozen.fill_(self.frozen(step, model.spec.num_layers))
         model.keep()
         losses_S = self._losses(model, tokens, labels, tau, step)
-        fresh_S = ~losses_S.isfinite() & ~model.idle
-        if bool(fresh_S.any()):
+        while bool((fresh_S := ~losses_S.isfinite() & ~model.idle).any()):
             self._bury(model, fresh_S, step, tau)
-            if bool(model.idle.all()):
-                raise LmlabError(
-                    f"The loss of every seed is no number (temperature {tau:.3g}).", "Lower the learning rate."
-                )
             # once more without them: what is no number would spread by multiplication with 0
             losses_S = self._losses(model, tokens, labels, tau, step)
         count = torch.tensor(float(len(rows)))
@@ -121,10 +116,16 @@ class ProgramStep:
     def _bury(self, model: PackedNetworks, fresh: Tensor, step: int, tau: float) -> None:
         model.bury(fresh)
         names = ", ".join(str(model.seeds[each]) for each in fresh.nonzero().flatten().tolist())
-        console.print(
-            f"The loss of seed {names} is no number at step {step + 1} (temperature {tau:.3g}); it stops, the others go"
-            " on."
-        )
+        told = f"The loss of seed {names} is no number at step {step + 1} (temperature {tau:.3g}); "
+        if not bool(model.idle.all()):
+            console.print(f"{told}it stops, the others go on.")
+            return
+        again = model.resume_stopped()
+        if again is None:
+            raise LmlabError(
+                f"The loss of every seed is no number (temperature {tau:.3g}).", "Lower the learning rate."
+            )
+        console.print(f"{told}it stops. Seed {model.seeds[again]}, which had stopped behind it, goes on in its place.")
 
     def after_step(self, model: PackedNetworks) -> Mapping[str, float]:
         """Count the step, and select."""
