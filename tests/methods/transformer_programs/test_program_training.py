@@ -266,7 +266,7 @@ def test_a_layer_is_released_although_the_next_one_keeps_moving(data: Dataset) -
     settings = SETTINGS.model_copy(update={"num_layers": 2, "freeze_after": 40})
     model = PackedNetworks(ProgramTransformer(spec_of(settings, data), [4, 7]))
     falls = torch.tensor([0.9, 0.2])
-    select = Selection(settings, 1000, lambda _: falls)
+    select = Selection(settings, 1000, lambda _: falls, lambda _, places: [0.0 for _ in places])
     model.frozen.fill_(1)
     model.mark.fill_(0.9)
     for step in range(10, 100, 10):

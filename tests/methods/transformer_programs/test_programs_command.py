@@ -51,10 +51,8 @@ def test_export_and_everything_after_it(lmlab: Callable[..., Any], trained: Path
         "programs", "verify", trained / "program" / "program", "--run", trained, "--task", "hist", "--exhaustive", "3"
     )
     assert same.code == 0 and "Equal on 258 sequences" in same.out + same.err
-    assert lmlab("programs", "evaluate", trained / "program" / "program", "--task", "hist", "--examples", "5").code in (
-        0,
-        2,
-    )
+    # on sequences as short as those that it was trained on, which its file says
+    assert lmlab("programs", "evaluate", trained / "program" / "program", "--examples", "50").code == 0
     (tmp_path / "data.jsonl").write_text(json.dumps({"tokens": ["1", "2", "1"], "labels": ["2", "1", "2"]}) + "\n")
     page = tmp_path / "page.html"
     assert lmlab("programs", "explain", program, "--data", tmp_path / "data.jsonl", "--out", page).code == 0
@@ -67,6 +65,8 @@ def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: P
         (("run", program, "3 9"), "place 2: the token '9' is not in the program's vocabulary"),
         (("run", program), "Give either tokens or --input"),
         (("run", program, "3", "--rule", "x"), "--rule x"),
+        (("evaluate", program, "--task", "sort"), "the token '</s>' is not in the program's vocabulary"),
+        (("verify", program, "--oracle", "json:dumps", "--exhaustive", "1"), "It must give a label for each"),
         (("verify", program), "Give one of --against, --run and --oracle"),
         (("verify", program, "--oracle", "no_module:x", "--exhaustive", "2"), "--oracle no_module:x"),
         (("export", tmp_path), "holds nothing that is trained networks of programs"),

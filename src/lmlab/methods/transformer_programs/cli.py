@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,13 +108,12 @@ def export(
 ) -> None:
     """Write the program of a trained network, once it is shown to answer as the network does."""
     from lmlab.methods.transformer_programs.analysis.export import export_program
-    from lmlab.methods.transformer_programs.tasks.load import load_data
+    from lmlab.methods.transformer_programs.tasks.load import about_data, load_data
     from lmlab.methods.transformer_programs.training.run import TrainedNetworks
 
     networks = TrainedNetworks.find(run)
     settings, place = networks.settings(), networks.place_of(seed)
-    about = {"task": settings.task} if settings.task else None
-    manifest = export_program(networks.load(), place, load_data(settings), out, chosen, about)
+    manifest = export_program(networks.load(), place, load_data(settings), out, chosen, about_data(settings))
     show_manifest(manifest, out)
 
 
@@ -131,18 +130,23 @@ def import_(
 ) -> None:
     """Read a program, or a trained network, of the reference. Its text is parsed, never executed."""
     from lmlab.files import read_mapping
-    from lmlab.methods.transformer_programs.analysis.export import write_program
+    from lmlab.methods.transformer_programs.analysis.export import convert, write_program
     from lmlab.methods.transformer_programs.analysis.minimize import described
-    from lmlab.methods.transformer_programs.network.convert import to_program
     from lmlab.methods.transformer_programs.network.reference import load_reference
     from lmlab.methods.transformer_programs.program.import_python import import_python
+    from lmlab.methods.transformer_programs.tasks.load import about_data
+    from lmlab.methods.transformer_programs.training.run import TrainedNetworks
 
+    manifest: dict[str, Any]
     if source.is_dir():
         names = read_mapping(vocabulary) if vocabulary else {}
-        program = to_program(load_reference(source, names.get("tokens"), names.get("labels")), max_rows=limits.max_rows)
+        model = load_reference(source, names.get("tokens"), names.get("labels"))
+        about = None if vocabulary else about_data(TrainedNetworks.find(source).settings())
+        program, manifest = convert(model, limits.max_rows, about)
     else:
         program = import_python(source)
-    show_manifest(write_program(program, out, {"source": str(source), "size": described(program)}), out)
+        manifest = {"size": described(program)}
+    show_manifest(write_program(program, out, {"source": str(source), **manifest}), out)
 
 
 @app.command(epilog=example("lmlab programs minimize hist_program/ --task hist --out hist_short/"))

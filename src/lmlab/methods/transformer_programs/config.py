@@ -125,8 +125,10 @@ class FitConfig(OnDevice):
             behind learn on; 1 fixes none.
         freeze_after: fix a layer once what it reads and looks for has not moved for so many steps, the first one first,
             each seed for itself; a layer is released where validation falls by a point.
-        halvings: so many times the seeds with the higher loss, half of them, stop: at a half of the steps, at a quarter
-            and so on; what is trained to the end is the rest.
+        halvings: so many times the worse half of the seeds stops: at a half of the steps, at a quarter and so on; what
+            is trained to the end is the rest.
+        halve_by: accuracy compares the programs that the seeds are at that step, with the classifier that fits each
+            best; loss their losses in training, which costs nothing.
         alpha_start, alpha_end: of entmax, at the start and at the end; 1 is softmax, 2 sparsemax.
         gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
         attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
@@ -157,6 +159,7 @@ class FitConfig(OnDevice):
     freeze: float = Field(default=1.0, gt=0, le=1)
     freeze_after: PositiveInt | None = None
     halvings: int = Field(default=0, ge=0)
+    halve_by: Literal["accuracy", "loss"] = "accuracy"
     alpha_start: float = Field(default=1.5, ge=1, le=2)
     alpha_end: float = Field(default=1.5, ge=1, le=2)
     attention_noise: bool = True

@@ -13,7 +13,7 @@ from lmlab.methods.transformer_programs.analysis.export import export_program
 from lmlab.methods.transformer_programs.config import ExportOptions, MinimizeConfig, TrainSettings
 from lmlab.methods.transformer_programs.program.files import StoredProgram, load_program
 from lmlab.methods.transformer_programs.report import training_sections
-from lmlab.methods.transformer_programs.tasks.load import load_data
+from lmlab.methods.transformer_programs.tasks.load import about_data, load_data
 from lmlab.methods.transformer_programs.training.run import TrainedNetworks, train
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Results, Stage, StageContext
@@ -64,7 +64,7 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
             options = ExportOptions(minimize=config.minimize, max_accuracy_drop=config.max_accuracy_drop)
             manifest = export_program(
                 networks.load(), networks.place_of(None), load_data(settings), context.directory / PROGRAM_DIRECTORY,
-                options, {"task": config.task} if config.task else None,
+                options, about_data(settings),
             )  # fmt: skip
         return TrainProgramResults(**results, program=manifest)
 

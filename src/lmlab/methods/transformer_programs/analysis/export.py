@@ -76,6 +76,25 @@ def export_program(
     return write_program(program, out, manifest, options.tables)
 
 
+def convert(model: ProgramTransformer, max_rows: int, about: dict[str, Any] | None) -> tuple[Program, dict[str, Any]]:
+    """The program of a network that comes without data, once it is shown to answer alike on random inputs of every
+    length, and its manifest.
+
+    Raises:
+        LmlabError: they differ.
+    """
+    spec = model.spec
+    symbols = [token for token in spec.vocabulary if token not in (PAD, UNK, spec.bos, spec.eos)]
+    bos, eos = (mark if mark in spec.vocabulary else None for mark in (spec.bos, spec.eos))
+    longest = max(1, spec.context - (bos is not None) - (eos is not None))
+    inputs = random_inputs(symbols, longest, _RANDOM, 0, bos, eos) if symbols else []
+    program = to_program(model, max_rows=max_rows, about=about)
+    report = verify(model, program, inputs)
+    if not report.equal:
+        raise LmlabError(difference(report))
+    return program, {"faithful": True, "verification": report.record(), "size": described(program)}
+
+
 def write_program(program: Program, out: Path, manifest: dict[str, Any], tables: Tables = "csv") -> dict[str, Any]:
     """A program's directory: its form, tables, Python text and manifest."""
     text = to_python(program, tables)

@@ -6,20 +6,23 @@ Shapes: B sequences, N places, C labels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.network.convert import DISCRETE
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
 from lmlab.methods.transformer_programs.program.ir import Program, spelled
+from lmlab.methods.transformer_programs.tasks.rasp import UNK
 
 TOLERANCE = 1e-4  # of logits: sums in fp32 of another order differ by less, another rule by much more
 _AT_ONCE = 4096  # sequences: more take memory, fewer start more passes
+_SHOWN = 6  # labels in a message
 
 Oracle = Callable[[Sequence[str]], Sequence[Any] | str]
 """The right labels of a sequence; `<pad>` or None where there is none."""
@@ -79,7 +82,7 @@ def verify(
         sequences: tokens, marks included.
     """
     report, interpreter = VerificationReport(), Interpreter(program)
-    kept = [place for place, label in enumerate(model.spec.labels) if label not in model.spec.masked_labels]
+    kept = _columns(model, program)
     for part in batched(sequences):
         execution = interpreter.run(part)
         ids = encode(model, part)
@@ -95,8 +98,37 @@ def verify(
     return report
 
 
+def _columns(model: ProgramTransformer, program: Program) -> list[int]:
+    """The model's columns of the program's labels.
+
+    Raises:
+        UserError: they cannot be of one training.
+    """
+    spec = model.spec
+    names = {label: place for place, label in enumerate(spec.labels) if label not in spec.masked_labels}
+    if set(names) != set(program.labels):
+        raise UserError(
+            f"The program answers {_listed(program.labels)} and the network {_listed(names)}: they are not of one"
+            " training."
+        )
+    _same_kind(program, spec.pool_outputs, "network")
+    return [names[label] for label in program.labels]
+
+
+def _listed(labels: Iterable[str]) -> str:
+    names = [repr(label) for label in labels]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _same_kind(program: Program, pooled: bool, other: str) -> None:
+    if program.pool_outputs != pooled:
+        kinds = {True: "one answer a sequence", False: "an answer for each token"}
+        raise UserError(f"The program gives {kinds[program.pool_outputs]}, the {other} {kinds[pooled]}.")
+
+
 def compare_programs(first: Program, second: Program, sequences: Sequence[Sequence[str]]) -> VerificationReport:
     """Compare the answers of two programs; labels are compared by name."""
+    _same_kind(first, second.pool_outputs, "other program")
     report = VerificationReport(against="other program")
     ours, theirs = Interpreter(first), Interpreter(second)
     for part in batched(sequences):
@@ -110,9 +142,26 @@ def compare_oracle(program: Program, oracle: Oracle, sequences: Sequence[Sequenc
     report, interpreter = VerificationReport(against="oracle"), Interpreter(program)
     for part in batched(sequences):
         execution = interpreter.run(part)
-        expected = [oracle(list(each)) for each in part]
+        expected = [_ruled(oracle, each, program.pool_outputs) for each in part]
         _count_answers(report, part, execution.answers, expected, None)
     return report
+
+
+def _ruled(oracle: Oracle, tokens: Sequence[str], pooled: bool) -> Any:
+    """The right labels of one sequence.
+
+    Raises:
+        UserError: the rule gives something else.
+    """
+    found = oracle(list(tokens))
+    if pooled:
+        return found
+    if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != len(tokens):
+        raise UserError(
+            f"The oracle gives {found!r:.100} for the {len(tokens)} tokens {' '.join(tokens)!r:.100}.",
+            "It must give a label for each, None where there is none.",
+        )
+    return found
 
 
 def _ties(execution: Execution) -> np.ndarray:
@@ -207,14 +256,21 @@ def _first_variable(
 
 
 def encode(model: ProgramTransformer, sequences: Sequence[Sequence[str]]) -> torch.Tensor:
-    """Numbers of tokens (B, N), padded with 0 to the model's context."""
+    """Numbers of tokens (B, N), padded with 0 to the model's context.
+
+    Raises:
+        UserError: a token is not in a vocabulary without `<unk>`.
+    """
     index = {token: number for number, token in enumerate(model.spec.vocabulary)}
-    unknown = index.get("<unk>", 0)
+    unknown = index.get(UNK)
     longest = max(model.spec.context, max(map(len, sequences), default=0))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
     for row, each in zip(ids, sequences, strict=True):
-        words = (spelled(token, model.spec.lower, model.spec.replace_numbers) for token in each)
-        row[: len(each)] = torch.tensor([index.get(word, unknown) for word in words])
+        words = [spelled(token, model.spec.lower, model.spec.replace_numbers) for token in each]
+        numbers = [index.get(word, unknown) for word in words]
+        if None in numbers:
+            raise UserError(f"The network's vocabulary has no token {words[numbers.index(None)]!r:.100}.")
+        row[: len(each)] = torch.tensor(numbers)
     return ids
 
 

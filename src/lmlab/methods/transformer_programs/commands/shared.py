@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.commandline.options import print_table
 from lmlab.errors import UserError
-from lmlab.methods.transformer_programs.config import DataConfig, ExamplesConfig
+from lmlab.methods.transformer_programs.config import ExamplesConfig
 
 if TYPE_CHECKING:
     from lmlab.methods.transformer_programs.program.ir import Program
@@ -32,8 +32,7 @@ def rule_of(name: str) -> Any:
 
 def labeled_examples(program: Program, given: ExamplesConfig, splits: Sequence[str] = ("test",)) -> list[Example]:
     """Labeled sequences for a program: of a file, or drawn."""
-    from lmlab.config import validate
-    from lmlab.methods.transformer_programs.tasks.load import draw, read_examples
+    from lmlab.methods.transformer_programs.tasks.load import data_of, draw, read_examples
     from lmlab.progress import console
 
     if given.data is not None:
@@ -54,10 +53,7 @@ def labeled_examples(program: Program, given: ExamplesConfig, splits: Sequence[s
             )
             console.print(f"{told} and left out.", style="yellow")
         return kept[: given.examples]
-    name = given.task or program.about.get("task")
-    if not isinstance(name, str):
-        raise UserError("Give --data or --task.")
-    drawn = draw(validate(DataConfig, {"task": name}, "the options"))
+    drawn = draw(data_of(program.about, given.task))
     parts = {"train": drawn.train, "valid": drawn.valid, "test": drawn.test}
     return [each for split in splits for each in getattr(parts[split], "examples", ())][: given.examples]
 

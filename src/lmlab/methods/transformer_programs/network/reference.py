@@ -15,8 +15,15 @@ from lmlab.files import read_mapping
 from lmlab.methods.transformer_programs.network.model import Block, Mlps, ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks import rasp
+from lmlab.models.formats.pickles import read_pickle
 
+ARGUMENTS = "args.json"
 _SIZES = ("n_layers", "n_heads_cat", "n_heads_num", "n_cat_mlps", "n_num_mlps", "d_mlp", "mlp_vars_in", "n_vars_cat")
+_DATA = {
+    "task": "dataset", "vocab_size": "vocab_size", "size": "dataset_size", "min_length": "min_length",
+    "max_length": "max_length", "data_seed": "seed",
+}  # fmt: skip
+_MOST_DRAWN = 10_000_000
 _MOST = 10_000  # of anything; published models have 64 hidden units and 8 heads
 _MASKED = (rasp.PAD, rasp.UNK)
 
@@ -34,7 +41,7 @@ def load_reference(
         UserError: the run is of a variant without a program, or its weights do not fit its arguments.
     """
     directory = Path(directory)
-    arguments = read_mapping(directory / "args.json")
+    arguments = read_mapping(directory / ARGUMENTS)
     if arguments.get("standard"):
         raise UserError(f"'{directory}' is a standard Transformer, which has no program.")
     if arguments.get("attention_type", "cat") != "cat":
@@ -156,24 +163,47 @@ def _weights(directory: Path) -> dict[str, Tensor]:
     path = directory / "model.pt"
     if not path.exists():
         raise UserError(f"'{directory}' has neither model.pt nor model.npz.")
-    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = read_pickle(path)
+    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
+        raise UserError(f"'{path}' holds no state_dict: a name for each tensor.")
     return dict(loaded)
+
+
+def drawn_by(directory: str | Path) -> dict[str, Any]:
+    """Settings of the data that a run on a RASP task drew.
+
+    Raises:
+        UserError: it read other data.
+    """
+    return _data(read_mapping(Path(directory) / ARGUMENTS), Path(directory))
+
+
+def _data(arguments: dict[str, Any], directory: Path) -> dict[str, Any]:
+    if arguments.get("dataset") not in rasp.TASKS:
+        raise UserError(
+            f"'{directory}': the reference saves no vocabulary, and {arguments.get('dataset')!r:.60} is no task whose"
+            " data can be drawn again.",
+            "Import it with --vocabulary: the tokens and labels in the order of their numbers.",
+        )
+    found = {}
+    for ours, theirs in _DATA.items():
+        if theirs not in arguments:
+            raise UserError(f"'{directory / ARGUMENTS}' does not say '{theirs}'.")
+        found[ours] = arguments[theirs]
+    for name, value in found.items():
+        if name != "task" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_DRAWN):
+            raise UserError(
+                f"'{directory}': {_DATA[name]} is {value!r:.60} in {ARGUMENTS}; a whole number from 0 on is expected."
+            )
+    return found
 
 
 def _vocabularies(arguments: dict[str, Any], directory: Path) -> tuple[list[str], list[str]]:
     """Tokens and labels of a RASP task, from the training data that its arguments say."""
-    name = arguments.get("dataset")
-    if name not in rasp.TASKS:
-        raise UserError(
-            f"'{directory}': the reference saves no vocabulary, and {name!r:.60} is no task whose data can be drawn"
-            " again.",
-            "Give the tokens and labels in the order of their numbers.",
-        )
-    size, vocab_size, shortest, longest, seed = (
-        arguments[key] for key in ("dataset_size", "vocab_size", "min_length", "max_length", "seed")
-    )
-    examples = rasp.generate(name, size, vocab_size, shortest, longest, seed, bool(arguments.get("unique", 1)))
-    train, _, _ = rasp.split(examples, arguments["seed"])
+    data = _data(arguments, directory)
+    name, *sizes = (data[key] for key in ("task", "size", "vocab_size", "min_length", "max_length", "data_seed"))
+    examples = rasp.generate(name, *sizes, bool(arguments.get("unique", 1)))
+    train, _, _ = rasp.split(examples, data["data_seed"])
     return vocabulary_of(tokens for tokens, _ in train), vocabulary_of(labels for _, labels in train)
 
 

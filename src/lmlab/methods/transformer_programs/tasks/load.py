@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lmlab.config import validate
 from lmlab.data.documents import Reject
 from lmlab.data.labeled import Kind, LabeledSequence, read_labeled
 from lmlab.data.rejects import Rejects
@@ -21,6 +23,9 @@ from lmlab.progress import console
 
 _RESERVED = (PAD, BOS, EOS)
 _MOST_UNFIT = 0.5  # of the lines: more is another kind of file
+_DRAWN = {"vocab_size", "size", "min_length", "max_length", "data_seed"}
+# what a program's file, which may be a stranger's, can ask for: a minute and a gigabyte
+_MOST_DRAWN, _LONGEST_DRAWN = 1_000_000, 10_000
 
 
 def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:
@@ -34,6 +39,38 @@ def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:
     """
     rejects = None if rejects is None else Path(rejects)
     return draw(config) if config.task is not None else _from_files(config, rejects)
+
+
+def about_data(config: DataConfig) -> dict[str, Any] | None:
+    """What a program's file says of a task that it was trained on: its name, and under `drawn` what was not the usual;
+    None of files.
+    """
+    if config.task is None:
+        return None
+    drawn = {name: value for name, value in config.model_dump(exclude_defaults=True).items() if name in _DRAWN}
+    return {"task": config.task, **({"drawn": drawn} if drawn else {})}
+
+
+def data_of(about: Mapping[str, Any], task_name: str | None) -> DataConfig:
+    """The data that a program's file says, or another task's as it is usually drawn.
+
+    Raises:
+        UserError: it names no task, or sizes that no task has.
+    """
+    name = task_name or about.get("task")
+    if not isinstance(name, str):
+        raise UserError("Give --data or --task.")
+    drawn = about.get("drawn", {}) if name == about.get("task") else {}
+    if not isinstance(drawn, dict) or not set(drawn) <= _DRAWN:
+        raise UserError(f"'drawn' of the program's file is {drawn!r:.100}.", f"It may say {', '.join(sorted(_DRAWN))}.")
+    config = validate(DataConfig, {"task": name, **drawn}, "the program's task")
+    if config.size > _MOST_DRAWN or (config.max_length or 0) > _LONGEST_DRAWN:
+        raise UserError(
+            f"The program's file says that {config.size:,} sequences of up to {config.max_length} places are drawn: too"
+            " many.",
+            "Give --data, or change 'drawn' in program.json.",
+        )
+    return config
 
 
 def draw(config: DataConfig) -> Dataset:

@@ -32,6 +32,7 @@ from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig,
 
 _NO_CLIPPING = 1e30  # the paper clips nothing; over all seeds it would let one change another
 _CURVE = "valid_accuracy_"  # and a seed: its accuracy in the log
+_JUDGED_ON, _JUDGED_ITERATIONS = 4000, 40  # training sequences and iterations that tell which seeds are worse
 _SMALL_SPLIT = 2000  # sequences by which seeds are measured on the way
 
 
@@ -148,7 +149,7 @@ def fit(
     temperature = Temperature(
         config.tau_start, config.tau_end, config.tau_schedule, max(1, round(config.epochs)), steps
     )
-    small = valid.part(_SMALL_SPLIT)
+    small, some = valid.part(_SMALL_SPLIT), train.part(_JUDGED_ON)
 
     def accuracy_of(networks: PackedNetworks) -> Tensor:
         return measure(networks.networks(), small)[0]
@@ -160,7 +161,14 @@ def fit(
             **{f"{_CURVE}{seed}": float(each) for seed, each in zip(networks.seeds, tokens, strict=True)},
         }
 
-    step = ProgramStep(train, config, temperature, Selection(config, steps, accuracy_of))
+    def judge(networks: PackedNetworks, places: Sequence[int]) -> list[float]:
+        trial = networks.networks()  # a copy of the weights in training
+        for place in places:
+            polish(trial, place, some, _JUDGED_ITERATIONS)
+        measured = measure(trial, small)[0].tolist()
+        return [measured[place] for place in places]
+
+    step = ProgramStep(train, config, temperature, Selection(config, steps, accuracy_of, judge))
     every = max(1, steps // config.evaluations)
     trainer = Trainer(
         packed,

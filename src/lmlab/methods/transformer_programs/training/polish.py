@@ -18,7 +18,7 @@ _PENALTY = 1e-6  # on the way from there: what examples leave open stays as it w
 _ROWS = 512  # sequences in a pass: more take memory, fewer start more passes
 
 
-def polish(model: ProgramTransformer, place: int, split: Split) -> None:
+def polish(model: ProgramTransformer, place: int, split: Split, iterations: int = _ITERATIONS) -> None:
     """Fit the classifier of one seed to a split, from where training left it. Networks that pool keep theirs."""
     if model.spec.pool_outputs:
         return
@@ -28,7 +28,7 @@ def polish(model: ProgramTransformer, place: int, split: Split) -> None:
     start = model.unembed[place].detach().cpu().double()
     weights = start.clone().requires_grad_()
     offset = torch.arange(variables) * width
-    optimizer = torch.optim.LBFGS([weights], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=iterations, line_search_fn="strong_wolfe")
     total = count_R.sum()
 
     def loss() -> Tensor:

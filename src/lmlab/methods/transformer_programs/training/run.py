@@ -15,6 +15,7 @@ from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.transformer_programs.config import TrainSettings
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.reference import ARGUMENTS, drawn_by, load_reference
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, Dataset, Split
 from lmlab.methods.transformer_programs.tasks.load import load_data
@@ -30,17 +31,19 @@ _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is l
 
 @dataclass(frozen=True)
 class TrainedNetworks(Artifact):
-    """A directory with trained networks: `network.json` and their weights."""
+    """A directory with trained networks: `network.json` and their weights, or a run of the reference."""
 
     called: ClassVar[str] = "trained networks of programs"
 
     @classmethod
     def _at(cls, path: Path) -> TrainedNetworks | None:
-        return cls(path) if (path / NETWORK).exists() else None
+        if (path / NETWORK).exists():
+            return cls(path)
+        return ReferenceRun(path) if (path / ARGUMENTS).exists() else None
 
     @classmethod
     def _remedy(cls) -> str:
-        return "Name the directory that 'lmlab programs train' wrote."
+        return "Name the directory that 'lmlab programs train' wrote, or a run of the reference."
 
     def record(self) -> dict[str, Any]:
         """What `network.json` says."""
@@ -67,6 +70,19 @@ class TrainedNetworks(Artifact):
         if seed not in record["seeds"]:
             raise UserError(f"'{self.path}' has no seed {seed}.", f"Its seeds: {', '.join(map(str, record['seeds']))}.")
         return int(record["seeds"].index(seed))
+
+
+class ReferenceRun(TrainedNetworks):
+    """A run of the reference code on a task: one seed, whose data are drawn again."""
+
+    def record(self) -> dict[str, Any]:
+        """As of a single seed."""
+        settings = validate(TrainSettings, drawn_by(self.path), f"'{self.path / ARGUMENTS}'")
+        return {"seeds": [0], "best": 0, "settings": settings.model_dump(mode="json")}
+
+    def load(self) -> ProgramTransformer:
+        """Its network."""
+        return load_reference(self.path)
 
 
 def load_networks(path: Path) -> ProgramTransformer:

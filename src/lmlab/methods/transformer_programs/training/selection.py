@@ -1,6 +1,7 @@
 """Which seeds go on, and which layers are fixed, while many seeds are trained.
 
-- Successive halving (Jamieson and Talwalkar 2016): single seeds often stay on a plateau, which their loss shows early.
+- Successive halving (Jamieson and Talwalkar 2016): single seeds often stay on a plateau. Their loss is that of a
+  network under noise, whose classifier follows it; what counts is the program, with the classifier that fits it best.
 - Layers whose choices no longer move are fixed at their arg max, the first one first, so that those behind learn on
   what the program will compute.
 
@@ -9,7 +10,7 @@ Shapes: S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -28,10 +29,17 @@ class Selection:
     Arguments:
         steps: of the whole training.
         measure: the accuracy (S,) of the arg max on validation data.
+        judge: the same of some seeds by their places, once their classifiers are fitted again.
     """
 
-    def __init__(self, config: FitConfig, steps: int, measure: Callable[[PackedNetworks], Tensor]) -> None:
-        self.config, self.measure = config, measure
+    def __init__(
+        self,
+        config: FitConfig,
+        steps: int,
+        measure: Callable[[PackedNetworks], Tensor],
+        judge: Callable[[PackedNetworks, Sequence[int]], Sequence[float]],
+    ) -> None:
+        self.config, self.measure, self.judge = config, measure, judge
         self.halvings = {steps >> number for number in range(1, config.halvings + 1)}
 
     def __call__(self, model: PackedNetworks) -> None:
@@ -44,7 +52,10 @@ class Selection:
 
     def _halve(self, model: PackedNetworks) -> None:
         active = [place for place, idle in enumerate(model.idle.tolist()) if not idle]
-        order = sorted(active, key=lambda place: float(model.loss[place]))
+        worth = [-float(model.loss[place]) for place in active]
+        if self.config.halve_by == "accuracy":
+            worth = list(self.judge(model, active))
+        order = [place for _, place in sorted(zip(worth, active, strict=True), key=lambda each: -each[0])]
         for place in order[(len(active) + 1) // 2 :]:
             model.stopped[place] = True
 
