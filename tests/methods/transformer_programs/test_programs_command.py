@@ -65,7 +65,7 @@ def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: P
         (("run", program, "3 9"), "place 2: the token '9' is not in the program's vocabulary"),
         (("run", program), "Give either tokens or --input"),
         (("run", program, "3", "--rule", "x"), "--rule x"),
-        (("evaluate", program, "--task", "sort"), "the token '</s>' is not in the program's vocabulary"),
+        (("evaluate", program, "--task", "sort"), "has 8 places, but the program knows 6"),
         (("verify", program, "--oracle", "json:dumps", "--exhaustive", "1"), "It must give a label for each"),
         (("verify", program), "Give one of --against, --run and --oracle"),
         (("verify", program, "--oracle", "no_module:x", "--exhaustive", "2"), "--oracle no_module:x"),
