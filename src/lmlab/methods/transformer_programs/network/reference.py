@@ -23,7 +23,7 @@ _DATA = {
     "task": "dataset", "vocab_size": "vocab_size", "size": "dataset_size", "min_length": "min_length",
     "max_length": "max_length", "data_seed": "seed",
 }  # fmt: skip
-_MOST_DRAWN = 10_000_000
+_MOST_DRAWN = 10_000_000  # of a run: more is no size that was trained on
 _MOST = 10_000  # of anything; published models have 64 hidden units and 8 heads
 _MASKED = (rasp.PAD, rasp.UNK)
 
