@@ -201,9 +201,9 @@ def _data(arguments: dict[str, Any], directory: Path) -> dict[str, Any]:
 def _vocabularies(arguments: dict[str, Any], directory: Path) -> tuple[list[str], list[str]]:
     """Tokens and labels of a RASP task, from the training data that its arguments say."""
     data = _data(arguments, directory)
-    name, *sizes = (data[key] for key in ("task", "size", "vocab_size", "min_length", "max_length", "data_seed"))
-    examples = rasp.generate(name, *sizes, bool(arguments.get("unique", 1)))
-    train, _, _ = rasp.split(examples, data["data_seed"])
+    seed, name = data.pop("data_seed"), data.pop("task")
+    examples = rasp.generate(name, **data, seed=seed, unique=bool(arguments.get("unique", 1)))
+    train, _, _ = rasp.split(examples, seed)
     return vocabulary_of(tokens for tokens, _ in train), vocabulary_of(labels for _, labels in train)
 
 
