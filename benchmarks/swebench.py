@@ -1,10 +1,10 @@
 """SWE-bench: grading, sandbox and attacks beside the public package `swebench` 5.0.2, in one run.
 
-python benchmarks/swebench.py --shared ../shared [--attacks] [--instances 12]
+python benchmarks/swebench.py --shared ../shared [--parts grading,costs,attacks] [--instances 12]
 
 Prints: agreement with the published verdicts and the time of a log by both graders; what a sandbox, a workspace and a
-run of tests cost; instances an hour with one and two workers and what the walls add; with --attacks how many attacks of
-the tests each grader takes for a pass.
+run of tests cost; instances an hour with one and two workers and what the walls add; what controls cost, run each time
+and once for equal changes; how many attacks of the tests each grader takes for a pass, class by class.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from lmlab.methods.swebench import (  # noqa: E402
 )
 from lmlab.methods.swebench.building.settings import ValidateConfig  # noqa: E402
 from lmlab.methods.swebench.grading.logs import decode  # noqa: E402
+from lmlab.methods.swebench.harness.judge import Memory  # noqa: E402
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git  # noqa: E402
 from lmlab.sandbox import Box, Limits, choose_executor  # noqa: E402
 
@@ -157,6 +158,7 @@ def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
         none += _timed(tests(local), 1)
     one, two = statistics.median(walls), statistics.median(none)
     print(f"run of tests: {one:.0f} ms in bubblewrap, {two:.0f} ms without walls: {100 * (one / two - 1):+.0f} %")
+    controls(judge, instance, count)
     many = [replace(instance, instance_id=f"owner__calc-{number}") for number in range(count)]
     predictions = {each.instance_id: Prediction(each.instance_id, "gold", each.patch) for each in many}
     for workers in (1, 2):
@@ -171,6 +173,25 @@ def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
         )
 
 
+def controls(judge: Judge, instance: Instance, count: int) -> None:
+    """Share of the time of judging that controls take: of the reference solution, and of samples of which three in four
+    are equal; by processor time, as the machine's load changes.
+    """
+    other = instance.patch.replace("return a + b", "return b + a")
+    asked = [instance.patch] * count + [other] * count
+    verdicts = []
+    for name, reuse in (("each time", False), ("once", True)):
+        own = replace(judge, reuse=reuse, memory=Memory())
+        own.judge(instance, instance.patch)
+        results = [own.judge(instance, patch) for patch in asked]
+        verdicts.append([(each.status, each.statuses) for each in results])
+        for label, part in (("the reference solution", results[:count]), ("an equal patch", results[count:])):
+            share = sum(each.control_s for each in part) / sum(each.wall_s for each in part)
+            print(f"controls run {name}, {label} {count} times: {100 * share:.0f} % of the time")
+    assert verdicts[0] == verdicts[1]
+    print(f"verdicts and statuses of all {len(asked)} are equal")
+
+
 def attacks(judge: Judge, instance: Instance, scratch: Path) -> None:
     """Which attacks each takes for a pass: ours by its verdict, the public grader by the log of the first run."""
     from swebench.harness.grading import get_eval_report
@@ -178,37 +199,46 @@ def attacks(judge: Judge, instance: Instance, scratch: Path) -> None:
 
     quick = replace(judge, limits=judge.limits.model_copy(update={"timeout_s": 4.0, "memory_mib": 256}))
     ours, theirs, logs = [], [], 0
+    kinds: dict[str, list[int]] = {}
     for name, attack in ATTACKS.items():
         place = scratch / name.replace(":", "_")
         result = quick.judge(instance, attack.patch, keep=place)
         ours += [name] if result.resolved else []
+        row = kinds.setdefault(name.partition(":")[0], [0, 0, 0, 0])
+        row[0], row[1] = row[0] + 1, row[1] + result.resolved
         log = place / "test_output.txt"
         if log.exists():
             logs += 1
             prediction = {"instance_id": instance.instance_id, "model_name_or_path": "m", "model_patch": "x"}
             report = get_eval_report(_spec(instance), prediction, str(log), True)
-            theirs += [name] if report[instance.instance_id]["resolved"] else []
+            passed = bool(report[instance.instance_id]["resolved"])
+            theirs += [name] if passed else []
+            row[2], row[3] = row[2] + 1, row[3] + passed
     print(f"attacks taken for a pass: ours {len(ours)} of {len(ATTACKS)}, swebench 5.0.2 {len(theirs)} of {logs} logs")
     print(f"  by the public grader: {', '.join(theirs)}")
+    print("| class | attacks | ours takes for a pass | logs | swebench 5.0.2 takes for a pass |\n|---|---|---|---|---|")
+    for kind, (count, own, seen, other) in kinds.items():
+        print(f"| {kind} | {count} | {own} | {seen} | {other} |")
 
 
 def main() -> None:
     """All measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, help="folder that holds data/swebench")
-    parser.add_argument("--attacks", action="store_true")
+    parser.add_argument("--parts", default="grading,costs", help="of grading, costs, attacks")
     parser.add_argument("--instances", type=int, default=12)
     options = parser.parse_args()
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(prefix="lmlab-swebench-") as folder:
         scratch = Path(folder)
-        if options.shared is not None:
+        if options.shared is not None and "grading" in options.parts:
             grading(options.shared / "data" / "swebench", scratch)
         judge, instance = _judge(scratch / "judge")
         work = scratch / "work"
         work.mkdir()
-        costs(judge, instance, options.instances, work)
-        if options.attacks:
+        if "costs" in options.parts:
+            costs(judge, instance, options.instances, work)
+        if "attacks" in options.parts:
             attacks(judge, instance, scratch / "attacks")
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 PACKAGES = {
     "cachetools": (),
     "tinydb": ("pyyaml",),
-    "boltons": (),
+    "boltons": ("pytest<9",),
     "more-itertools": (),
     "sqlparse": (),
     "voluptuous": (),

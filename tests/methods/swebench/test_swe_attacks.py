@@ -416,9 +416,9 @@ def test_no_attack_is_resolved(name: str, cases: Judge, built: Instance) -> None
 def test_the_reference_is_resolved_and_so_is_an_honest_patch_beside_files_of_the_runner(
     cases: Judge, built: Instance
 ) -> None:
-    honest = cases.judge(built, built.patch)
+    honest = replace(cases, reuse=False).judge(built, built.patch)
     assert honest.status == "resolved", honest
-    assert honest.evidence["control"] == {"tests": [], "copies": [], "exempt": 0}
+    assert honest.evidence["control"] == {"tests": [], "copies": [], "exempt": 0, "by": "a run"}
     assert honest.runs == 2
     both = cases.judge(built, built.patch + _new("conftest.py", content=_HOOK) + _new("tests/test_mine.py"))
     assert both.status == "resolved" and both.touches_test_infra == ("conftest.py",)

@@ -20,6 +20,7 @@ from lmlab.methods.swebench.building.candidate import Candidate, Rejection, stat
 from lmlab.methods.swebench.building.collect import collect_archives, collect_git
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
 from lmlab.methods.swebench.building.validate import validate
+from lmlab.methods.swebench.harness.control import control_source
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
@@ -240,3 +241,13 @@ def test_the_measured_instances_are_built_again_from_their_archives(shared: Path
     assert isinstance(found, Instance), found
     assert list(found.fail_to_pass) == measured["FAIL_TO_PASS"]
     assert list(found.pass_to_pass) == measured["PASS_TO_PASS"]
+
+
+def test_modules_that_run_their_own_tests_while_they_are_imported_can_be_controlled() -> None:
+    source = "import calc\n\n\ndef test_a():\n    assert calc.add(1, 2) == 3\n\n\ntest_a()\nif True:\n    test_a()\n"
+    control = control_source(source, {"test_a"}, "seed")
+    assert control is not None and control.source.count("test_a()") == 1  # its definition
+    names: dict[str, Any] = {}
+    exec(control.source.replace("import calc", ""), names)  # noqa: S102 - of this test's own making
+    with pytest.raises(AssertionError):
+        names["test_a"]()
