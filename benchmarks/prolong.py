@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--mode", default="forced")
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--documents", type=int, help="tokens of each document of a row; by default one text")
+    parser.add_argument("--tile", type=int, default=0, help="tokens that feed-forward networks map at a time")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
@@ -239,6 +240,7 @@ def memory(arguments: argparse.Namespace) -> None:
                 continue
             command = [sys.executable, __file__, "_memory", "--length", str(length), "--contexts", str(recompute)]
             command += ["--documents", str(arguments.documents)] * bool(arguments.documents)
+            command += ["--tile", str(arguments.tile)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             found = json.loads(lines[-1]) if lines else {"peak": None, "seconds": None}
@@ -258,12 +260,16 @@ def _memory(arguments: argparse.Namespace) -> None:
     import torch
 
     from lmlab.models import ModelConfig, Transformer
+    from lmlab.models.layers.feed_forward import FeedForward
     from lmlab.train import language_model_step
 
     length = arguments.length
     config = ModelConfig(vocab_size=8192, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2, max_seq_len=length)
     model = Transformer(config).initialize(0)
     model.recompute_blocks = arguments.contexts
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            module.tile = arguments.tile
     ids = torch.randint(8192, (1, length), generator=torch.Generator().manual_seed(0))
     documents = torch.arange(length)[None] // (arguments.documents or length)
     batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": documents}

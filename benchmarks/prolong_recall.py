@@ -1,13 +1,13 @@
 """A real extension that can be told apart: a small model learns to recall at 256 tokens and is continued at 1,024.
 
-    python benchmarks/prolong_recall.py [--variants auto keep ...] [--seed 0] [--out DIR] [--steps 400 60]
+    python benchmarks/prolong_recall.py [--variants auto keep ...] [--seeds 0 1 2] [--out DIR] [--steps 400 60]
 
 Text of Python's library holds eight facts ("city Oslo"), one of 16 words each, at random places; at its end they are
 asked for, twice each, and the answers alone are learned. A model of a million parameters learns that within a few
 minutes, where it recalls nothing of plain text. The base is trained at 256 tokens once for a seed; every variant
 continues it with its optimizer, for equally many tokens. What is told is the share of right answers on other text at
-256, 512, 1,024 and 2,048 tokens, with 95 % intervals over texts. Everything is done by `lmlab run`; it goes on where it
-was stopped.
+256, 512, 1,024 and 2,048 tokens, with 95 % intervals over texts, and of several seeds their mean with one over seeds.
+Everything is done by `lmlab run`; it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -61,28 +61,52 @@ _VOCABULARY, _ASKED = 1024, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs=2, default=(400, 60), help="of the base, of each extension")
     parser.add_argument("--texts", type=int, default=32, help="by which recall is measured, at each length")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp())
-    out.mkdir(parents=True, exist_ok=True)
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
-    write_data(out, arguments.seed, arguments.texts)
+    found = [one_seed(out / f"seed-{seed}", seed, arguments) for seed in arguments.seeds]
+    if len(found) > 1:
+        print(
+            f"\nmeans of {len(found)} seeds, with 95 % t-intervals over them; the last column: less than auto, at 2,048"
+        )
+        for name in found[0]:
+            over = [stats.t_interval([each[name][length] for each in found]) for length in LENGTHS]
+            print(f"{name:14}{''.join(f'{_shown(each):>22}' for each in over)}", end="")
+            if name not in ("base", "auto") and "auto" in found[0]:
+                lost = [each["auto"][LENGTHS[-1]] - each[name][LENGTHS[-1]] for each in found]
+                print(f"{_shown(stats.t_interval(lost)):>24}", end="")
+            print()
+    print(f"load after: {os.getloadavg()[0]:.1f}")
+
+
+def one_seed(out: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[int, float]]:
+    """Train and measure the base and all variants: by name and length."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_data(out, seed, arguments.texts)
     path = out / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe(out, arguments), sort_keys=False))
-    start = time.process_time()
+    path.write_text(yaml.safe_dump(recipe(out, seed, arguments), sort_keys=False))
+    before, start = os.times().children_user, time.process_time()
     done = subprocess.run([sys.executable, "-m", "lmlab", "run", str(path), "--out", str(out / "run")], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    print(f"\nseed {arguments.seed}; {os.times().children_user:.0f} processor seconds; share of answers recalled")
+    print(f"\nseed {seed}; {os.times().children_user - before:.0f} processor seconds; share of answers recalled")
     print(f"{'':14}{''.join(f'{length:>22,}' for length in LENGTHS)}")
+    found: dict[str, dict[int, float]] = {}
     for name in ("base", *arguments.variants):
         stage = "base" if name == "base" else f"extended_{slug(name)}"
         cells = [recall(out / "run", stage, length) for length in LENGTHS]
-        print(f"{name:14}{''.join(f'{cell:>22}' for cell in cells)}", flush=True)
-    print(f"measured in {time.process_time() - start:.0f} s; load after: {os.getloadavg()[0]:.1f}")
+        found[name] = {length: cell.value for length, cell in zip(LENGTHS, cells, strict=True)}
+        print(f"{name:14}{''.join(f'{_shown(cell):>22}' for cell in cells)}", flush=True)
+    print(f"measured in {time.process_time() - start:.0f} s", flush=True)
+    return found
+
+
+def _shown(found: stats.Interval[float]) -> str:
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def slug(name: str) -> str:
@@ -140,7 +164,7 @@ def _conversation(tokenizer: Tokenizer, files: list[str], chance: random.Random,
     return messages
 
 
-def recipe(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def recipe(out: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The base, and every variant as a stage that continues it."""
     base_steps, steps = arguments.steps
     chat = {"template": str(out / "template.jinja")}
@@ -184,29 +208,28 @@ def recipe(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 "schedule": {"warmup_fraction": 0.1},
             },
         }
-    return {"name": "recall", "seed": arguments.seed, "stages": stages}
+    return {"name": "recall", "seed": seed, "stages": stages}
 
 
-def recall(run: Path, stage: str, length: int) -> str:
+def recall(run: Path, stage: str, length: int) -> stats.Interval[float]:
     """The share of answers that are the likeliest tokens, and its interval over texts."""
     from lmlab.models import from_pretrained
 
     return with_interval(shares(from_pretrained(run / stage / "model").eval(), run, length))
 
 
-def with_interval(values: Floats) -> str:
+def with_interval(values: Floats) -> stats.Interval[float]:
     """A mean, and its interval over texts."""
-    found = stats.bootstrap(lambda units: float(values[units].mean()), len(values), seed=0)
-    return f"{found.value:.2f} ({found.bounds[0]:.2f} to {found.bounds[1]:.2f})"
+    return stats.bootstrap(lambda units: float(values[units].mean()), len(values), seed=0)
 
 
-def shares(model: Any, run: Path, length: int, first: int = 0) -> Floats:
-    """What share of the answers about each text a model recalls, from text number `first` on."""
+def shares(model: Any, run: Path, length: int, first: int = 0, count: int | None = None) -> Floats:
+    """What share of the answers about each text a model recalls: of so many texts from number `first` on."""
     import torch
 
     model.config = model.config.model_copy(update={"max_seq_len": max(length, model.config.max_seq_len)})
     found = []
-    for row in held_out(run, length)[first:]:
+    for row in held_out(run, length)[first : None if count is None else first + count]:
         with torch.no_grad():
             logits = model(row["input_ids"], document_ids_BT=row["document_ids"]).logits_BTV
         found.append(float((logits.argmax(-1) == row["labels"])[answers(row, run)].double().mean()))

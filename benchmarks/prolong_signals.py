@@ -1,13 +1,13 @@
 """What foretells recall in a long window, and what searched factors are worth, on the models of `prolong_recall.py`.
 
-    python benchmarks/prolong_recall.py --seed 0 --out DIR     # and other seeds in other directories
-    python benchmarks/prolong_signals.py DIR [DIR ...] [--candidates 64]
+    python benchmarks/prolong_recall.py --seeds 0 1 2 --out DIR
+    python benchmarks/prolong_signals.py DIR/seed-0 [DIR/seed-1 ...] [--candidates 64]
 
 For each directory, whose models share a tokenizer: the correlation over checkpoints (the base, the base under rules for
 its frequencies, every variant) of the recall at 2,048 tokens with LongPPL and with plain perplexity. Key tokens are
 found by the recipe's variant on other texts than those that recall is measured on. Then the base at 2,048 tokens, eight
-times its window, without training: under each rule, and under factors that are searched on eight texts; recall is that
-of the other 24.
+times its window, without training: under each rule, and under factors that are searched on four texts; recall is that
+of twelve others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from lmlab.methods.prolong.config import FactorSettings
 from lmlab.methods.prolong.factors import known_factors, search_factors, with_factors
 from lmlab.models import RopeScaling, from_pretrained
 
-LENGTH, KNOWN = 2048, 8  # tokens; texts that something may be found on
+LENGTH = 2048  # tokens
+KNOWN, ASKED = 4, 12  # texts that something may be found on, and those of which recall is told
 LOCAL = LongPPLConfig(context=SHORT, slide=SHORT // 4)
 
 
@@ -53,8 +54,7 @@ def factors(run: Path, candidates: int) -> dict[str, Any]:
     rows = held_out(run, LENGTH)
     texts = [_answered(row, run) for row in rows]
     settings = FactorSettings(to=LENGTH, candidates=candidates, tasks=["json_kv"])
-    half = len(texts) // 2
-    found = search_factors(base, _tokenizer(run), settings, None, texts[:KNOWN], texts[KNOWN:half])
+    found = search_factors(base, _tokenizer(run), settings, None, texts[:KNOWN], texts[-KNOWN:])
     print(f"  {found.candidates} candidates; the best is {found.from_rule or 'none of the rules'}")
     configs = {
         name: with_factors(base.config, LENGTH, each) for name, each in known_factors(base.config, LENGTH).items()
@@ -65,7 +65,9 @@ def factors(run: Path, candidates: int) -> dict[str, Any]:
     plain = base.config
     for name, config in configs.items():
         base.config = config
-        print(f"  {name:28} recall at {LENGTH:,}: {with_interval(shares(base, run, LENGTH, KNOWN))}", flush=True)
+        found_recall = with_interval(shares(base, run, LENGTH, KNOWN, ASKED))
+        low, high = found_recall.bounds
+        print(f"  {name:28} recall at {LENGTH:,}: {found_recall.value:.2f} ({low:.2f} to {high:.2f})", flush=True)
     base.config = plain
     return configs
 
@@ -84,7 +86,7 @@ def signals(run: Path, configs: dict[str, Any]) -> None:
             model.config = model.config.model_copy(update={"max_seq_len": LENGTH})
             measured = long_perplexity(model, texts, keys, LOCAL)
             assert measured.long_perplexity is not None
-            value = float(shares(model, run, LENGTH, KNOWN).mean())
+            value = float(shares(model, run, LENGTH, KNOWN, ASKED).mean())
             found.append((value, math.log(measured.long_perplexity), math.log(measured.perplexity)))
             shown = f"recall {value:.2f}, LongPPL {measured.long_perplexity:.2f}, perplexity {measured.perplexity:.0f}"
             print(f"  {name} {called}: {shown}", flush=True)

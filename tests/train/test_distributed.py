@@ -62,7 +62,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
         (2, {"parallel": {"kind": "fsdp"}, "meta": True}),
         (4, {"parallel": {"kind": "hybrid", "shard_size": 2}, "background_checkpoints": True}),
         (2, {"parallel": {"kind": "fsdp", "gather_once": True}, "recompute_blocks": 1, "optimizer": {"name": "muon"}}),
-        (4, {"parallel": {"kind": "fsdp", "sequence_parallel": 2}, "recompute_blocks": 1}),
+        (4, {"parallel": {"kind": "fsdp", "sequence_parallel": 2}, "recompute_blocks": 1, "tile_mlp": 4}),
     ],
     ids=["data", "fsdp", "hybrid", "fsdp-muon", "fsdp-sequence"],
 )

@@ -169,6 +169,13 @@ class TrainerConfig(OnDevice):
         description="activation checkpointing: one of so many blocks is computed again in the backward pass (1 for"
         " all, 0 for none)",
     )
+    tile_mlp: Annotated[int, NO_INFLUENCE] = Field(
+        default=0,
+        ge=0,
+        description="feed-forward networks map so many tokens at a time and compute them again in the backward pass,"
+        " for rows whose inner numbers do not fit (0 for all at once); mixtures of experts are left as they are, and"
+        " compile goes without it",
+    )
     balance_lengths: Annotated[bool, NO_INFLUENCE] = Field(
         default=False,
         description="each process runs the rows of a step by the arithmetic of their attention, the most first, so that"
@@ -204,6 +211,8 @@ class TrainerConfig(OnDevice):
     def _check(self) -> TrainerConfig:
         if sum(each is not None for each in (self.steps, self.tokens, self.epochs)) != 1:
             raise ValueError("give either steps, tokens or epochs.")
+        if self.tile_mlp and self.compile:
+            raise ValueError("tile_mlp goes without compile.")
         if self.batch_size % self.rows_at_once:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}."

@@ -133,7 +133,7 @@ def estimate(
         gradients=_FP32 * trained // shards,
         optimizer=_FP32 * moments // shards,
         gathered=gathered,
-        activations=_activations(model, rows * own, config.recompute_blocks, width, added),
+        activations=_activations(model, rows * own, config, width, added),
         gather_bytes=gather,
         reduce_bytes=scatter + between_copies,
         network_bytes=_over_network(world, shards, gather + scatter, between_copies)
@@ -180,23 +180,25 @@ def _expert_width(moe: MoEConfig) -> int:
 
 
 def _activations(
-    model: ModelConfig, tokens: int, recompute_blocks: int, width: int, added: _Adapters | None = None
+    model: ModelConfig, tokens: int, config: TrainerConfig, width: int, added: _Adapters | None = None
 ) -> int:
     """Inputs of products, queries, keys, values and gates of each block; of a block that is computed again only its
-    input.
+    input, and of tiles of feed-forward networks one at a time.
     """
     attention = 8 * model.d_model + 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     inner = [
         model.d_ff if kind == "dense" or model.moe is None else _expert_width(model.moe) for kind in model.ffn_kinds
     ]
-    kept = attention + 4 * sum(inner) // len(inner)
-    again = len(range(0, model.num_layers, recompute_blocks)) if recompute_blocks else 0
+    tiled = config.tile_mlp and model.moe is None
+    tile = width * 4 * model.d_ff * min(tokens, config.tile_mlp) if tiled else 0
+    kept = attention + (0 if tiled else 4 * sum(inner) // len(inner))
+    again = len(range(0, model.num_layers, config.recompute_blocks)) if config.recompute_blocks else 0
     whole = model.num_layers - again + (1 if again else 0)
     if added is None:
-        return width * tokens * (whole * kept + again * model.d_model)
+        return width * tokens * (whole * kept + again * model.d_model) + tile
     share = whole / model.num_layers
     per_token = max(0, whole * kept + round(share * added.kept)) + again * model.d_model
-    return width * tokens * per_token + round(share * added.stacks) * _FP32
+    return width * tokens * per_token + tile + round(share * added.stacks) * _FP32
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lmlab.distributed import World
 from lmlab.errors import UserError
+from lmlab.models.layers.feed_forward import FeedForward
 from lmlab.train.config import TrainerConfig
 from lmlab.train.parallelism.parallel import parallelize
 
@@ -30,13 +31,19 @@ def prepare(
             the memory.
 
     Raises:
-        UserError: the network cannot recompute its blocks, or cannot be spread as the settings say.
+        UserError: the network cannot recompute its blocks or has none to tile, or cannot be spread as the settings say.
     """
     if config.recompute_blocks:
         if not hasattr(model, "recompute_blocks"):
             raise UserError(f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0.")
         # by name, as modules type their attributes as tensors
         setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010
+    if config.tile_mlp:
+        networks = [module for module in model.modules() if isinstance(module, FeedForward)]
+        if not networks:
+            raise UserError(f"tile_mlp: {type(model).__name__} has no dense feed-forward network.", "Set it to 0.")
+        for network in networks:
+            network.tile = config.tile_mlp
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         model = model.to(device)

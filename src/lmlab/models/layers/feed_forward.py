@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))); the inner width is `d_ff` unless
     another is given.
+
+    Attributes:
+        tile: so many tokens are mapped at a time, and computed again in the backward pass, so that no more inner
+            numbers than theirs are ever kept (ALST, Bekman et al. 2025); 0 for all at once.
     """
 
     def __init__(self, config: ModelConfig, inner: int | None = None) -> None:
         super().__init__()
-        self.activation = config.activation
+        self.activation, self.tile = config.activation, 0
         inner = inner or config.d_ff
         self.gate = Linear(config.d_model, inner, bias=config.ffn_bias) if config.gated else None
         self.up = Linear(config.d_model, inner, bias=config.ffn_bias)
@@ -56,9 +61,51 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D], token by token."""
+        if self.tile and torch.is_grad_enabled() and x_BTD.shape[:-1].numel() > self.tile:
+            out_MD: Tensor = _Tiled.apply(self._map, self.tile, x_BTD.flatten(0, -2), *self.parameters())
+            return out_MD.view(x_BTD.shape)
+        return self._map(x_BTD)
+
+    def _map(self, x_BTD: Tensor) -> Tensor:
         if self.gate is None or type(self.down) is not Linear or self.down.bias is not None:
             return self.down(self.hidden(x_BTD))
         return gated_product(self.gate(x_BTD), self.up(x_BTD), self.down.weight, self.activation)
+
+
+class _Tiled(torch.autograd.Function):
+    """Rows through a function of them, so many at a time. The backward pass computes each tile again and has its
+    gradients at once, so that of inner numbers there are never more than a tile's.
+
+    The parameters are arguments so that they get gradients; the function reads them by itself, in the same order.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, run: Callable[[Tensor], Tensor], tile: int, x_MD: Tensor, *own: Tensor) -> Tensor:
+        ctx.run, ctx.tile, ctx.own = run, tile, own  # type: ignore[attr-defined]
+        kind = x_MD.device.type
+        ctx.cast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}  # type: ignore[attr-defined]
+        ctx.save_for_backward(x_MD)
+        return torch.cat([run(each) for each in x_MD.split(tile)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (x_MD,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        own, (_, _, needs_x, *needed) = ctx.own, ctx.needs_input_grad  # type: ignore[attr-defined]
+        asked = [each for each, needs in zip(own, needed, strict=True) if needs]
+        sums = [torch.zeros_like(each) for each in asked]
+        grad_MD = torch.empty_like(x_MD)
+        parts = zip(x_MD.split(ctx.tile), grad_outputs[0].split(ctx.tile), grad_MD.split(ctx.tile), strict=True)  # type: ignore[attr-defined]
+        for part, grad, place in parts:
+            part = part.detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(x_MD.device.type, **ctx.cast):  # type: ignore[attr-defined]
+                out = ctx.run(part)  # type: ignore[attr-defined]
+            found = torch.autograd.grad(out, [part, *asked], grad)
+            place.copy_(found[0])
+            for total, each in zip(sums, found[1:], strict=True):
+                total += each
+        given = iter(sums)
+        return None, None, grad_MD if needs_x else None, *(next(given) if needs else None for needs in needed)
 
 
 def _straight_activation(x: Tensor, activation: str) -> Tensor:
