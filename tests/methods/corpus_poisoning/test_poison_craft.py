@@ -27,11 +27,12 @@ from lmlab.methods.corpus_poisoning import (
     passage_scores,
     smallest_k,
 )
-from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
+from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cover_queries
 from lmlab.methods.corpus_poisoning.attack.craft import _named
 from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, places_of
 from lmlab.methods.corpus_poisoning.measure.evaluate import success, success_by_count
 from lmlab.methods.corpus_poisoning.setup import Retriever
@@ -42,9 +43,9 @@ from tiny_retriever import write_collection, write_retriever
 FAST = {"length": 10, "evaluations": 250, "candidates": 12, "precision": "fp32"}
 
 
-def crafted(target, out, **changes):
+def crafted(target, out, tau=None, **changes):
     config = CraftConfig(**{**FAST, "k": 4, **changes})
-    return craft(target.retriever.spec, target.data.queries.texts, target.queries(), config, out)
+    return craft(target.retriever.spec, target.data.queries.texts, target.queries(), config, out, tau)
 
 
 def test_every_text_becomes_its_ids_again_and_both_levels_agree(target, tmp_path):
@@ -309,6 +310,27 @@ def test_clusters_are_by_size_small_ones_are_merged_and_another_encoder_is_refus
     (tmp_path / "clusters.npz").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not a file of clusters, or is damaged"):
         Clusters.load(tmp_path / "clusters.npz")
+
+
+def test_vectors_that_cover_queries_together_cover_more_than_centroids_and_share_the_queries(target, tmp_path):
+    vectors, tau = target.queries(), target.hits(20).tau(20)
+    plain = cluster_queries(vectors, 4)
+    found = cover_queries(plain, vectors, tau)
+    objective = Coverage(torch.from_numpy(vectors), torch.from_numpy(tau))
+    before, after = (float(objective.of_all(torch.from_numpy(each.perfect_kH))) for each in (plain, found))
+    by_hand = (torch.from_numpy(vectors @ found.perfect_kH.T) * 40).logsumexp(1) / 40 - torch.from_numpy(tau)
+    assert after == pytest.approx(float(torch.sigmoid(by_hand * 30).mean()), abs=1e-5) and after > before
+    assert np.allclose(np.linalg.norm(found.centroids_kH, axis=1), 1, atol=1e-5)
+    assert found.sizes == sorted(found.sizes, reverse=True) and sum(found.sizes) == len(vectors)
+    assert np.array_equal(found.labels_n, (vectors @ found.centroids_kH.T).argmax(1))
+    assert np.array_equal(cover_queries(plain, vectors, tau).centroids_kH, found.centroids_kH)
+    settings = {"k": 2, "objective": "coverage", "clusters": "coverage", "evaluations": 60}
+    one = crafted(target, tmp_path / "a", tau=tau, **settings)
+    assert one.run != crafted(target, tmp_path / "b", tau=tau, **{**settings, "clusters": "means"}).run
+    with pytest.raises(UserError, match="belong to something else: covering"):
+        crafted(target, tmp_path / "a", tau=tau + 0.1, **settings)
+    with pytest.raises(ValueError, match="clusters coverage is for the objective coverage"):
+        CraftConfig(clusters="coverage")
 
 
 def test_a_run_stops_adding_passages_at_its_target(target, small, tmp_path):

@@ -52,6 +52,8 @@ class CraftConfig(ChosenConfig):
         payload_position: where the payload stands: none, prefix or suffix.
         payload: a text that every passage holds; by default none, and with a position a harmless canary.
         spherical: centroids of clusters have length 1 while they are fitted.
+        clusters: for means each passage has the queries of a k-means cluster, for coverage those of one of k vectors
+            that were found to cover most queries together.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).
         language_model: a causal language model, for decode.
         surprise: of decode: nats a token of the language model above which a passage pays.
@@ -79,6 +81,7 @@ class CraftConfig(ChosenConfig):
     payload_position: PayloadPosition = "none"
     payload: str | None = None
     spherical: Annotated[bool, Flag(("--spherical",))] = False
+    clusters: Literal["means", "coverage"] = "means"
     target_asr: Annotated[float, Field(ge=0, le=1)] | None = None
     language_model: str | None = None
     surprise: PositiveFloat = 5.0
@@ -96,6 +99,8 @@ class CraftConfig(ChosenConfig):
             raise ValueError("payload needs payload_position prefix or suffix")
         if self.optimizer == "decode" and self.language_model is None:
             raise ValueError("optimizer decode needs language_model")
+        if self.clusters == "coverage" and (self.objective != "coverage" or self.each_query):
+            raise ValueError("clusters coverage is for the objective coverage, and not for each_query")
         if self.together > 1 and (self.workers > 1 or self.optimizer == "decode"):
             raise ValueError("together is for one process, and not for the optimizer decode")
         return self

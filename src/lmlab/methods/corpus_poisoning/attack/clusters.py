@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
+from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage
 
 _MINI_BATCH_ABOVE = 200_000  # queries: Lloyd's algorithm goes through all of them in every round
+_MOST_COVERED = 50_000  # queries that vectors are fitted on: more change them little
+_STEPS, _STEP = 60, 0.01  # of Adam; on ten vectors of 384 dimensions nothing is gained after 40
 _LEAST = 2  # queries of a cluster; smaller ones join their nearest
 
 
@@ -130,6 +135,37 @@ def cluster_queries(
     means = np.stack([unit[labels == number].mean(0) for number in range(count)])
     inertia = float(((unit - means[labels]) ** 2).sum())
     return Clusters(labels, centroids.astype(np.float32), inertia, merged, about or {})
+
+
+def cover_queries(
+    clusters: Clusters, vectors_nH: NDArray[np.float32], tau_n: NDArray[np.float32], seed: int = 0
+) -> Clusters:
+    """Vectors of length 1 that together cover as many queries as they can, found from clusters' centroids: the coverage
+    objective over all queries, the soft maximum over all vectors. A query then belongs to the vector nearest to it, and
+    vectors of fewer than two queries are given up. What passages aim at is so known before the network is asked at all.
+
+    Arguments:
+        vectors_nH: of length 1.
+        tau_n: what a passage must pass for each query.
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors_nH))[:_MOST_COVERED])
+    objective = Coverage(torch.from_numpy(vectors_nH[rows]).double(), torch.from_numpy(tau_n[rows]).double())
+    free_kH = torch.from_numpy(clusters.perfect_kH.copy()).double().requires_grad_()
+    optimizer = torch.optim.Adam([free_kH], lr=_STEP)
+    with torch.enable_grad():
+        for _ in range(_STEPS):
+            optimizer.zero_grad()
+            (-objective.of_all(F.normalize(free_kH, dim=1))).backward()
+            optimizer.step()
+    found: NDArray[np.float32] = F.normalize(free_kH.detach(), dim=1).float().numpy()
+    sizes = np.bincount((vectors_nH @ found.T).argmax(1), minlength=len(found))
+    found = found[sizes >= min(_LEAST, int(sizes.max()))]
+    labels = (vectors_nH @ found.T).argmax(1)
+    order = np.argsort(-np.bincount(labels, minlength=len(found)), kind="stable")
+    labels, found = np.argsort(order)[labels], found[order]
+    inertia = float(((vectors_nH - found[labels]) ** 2).sum())
+    given_up = len(clusters) - len(found)
+    return Clusters(labels.astype(np.int64), found, inertia, clusters.merged + given_up, clusters.about)
 
 
 def _merge_small(unit_nH: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], int]:

@@ -22,7 +22,7 @@ from lmlab.distributed import fan_out
 from lmlab.errors import Interrupted, UserError
 from lmlab.files import read_mapping, sha256_json, write_json, write_text
 from lmlab.methods.corpus_poisoning.attack.adaptive import GateKnown, gate_digest, open_known_gate
-from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cluster_queries
+from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cluster_queries, cover_queries
 from lmlab.methods.corpus_poisoning.attack.crafted import (
     ATTACKERS,
     AdversarialSet,
@@ -156,7 +156,11 @@ def craft(
         console.print(f"The encoder does not see case; it reads the payload as '{read}'.", markup=False)
     if config.objective == "coverage" and tau_n is None:
         raise UserError("The coverage objective needs thresholds of the queries.", "Give the corpus, or judgments.")
-    clusters = _clusters(vectors_nH, config, directory, about)
+    if config.clusters == "coverage" and loaded.similarity != "cosine":
+        raise UserError(
+            "Vectors of any length cover all queries of a retriever by dot product.", "Leave clusters coverage out."
+        )
+    clusters = _clusters(vectors_nH, config, directory, about, tau_n)
     jobs = [
         _Job(
             encoder,
@@ -207,6 +211,8 @@ def _named(config: CraftConfig) -> dict[str, Any]:
             found.pop(name)
     if config.together == 1:
         found.pop("together")
+    if config.clusters == "means":
+        found.pop("clusters")
     if config.known_gate is not None:
         found |= {"known_gate": Path(gate).name, "gate_weight": weight}
     return found if model is None else {**found, "language_model": Path(model).name, "surprise": bound}
@@ -216,11 +222,19 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "token_ids": tuple(row["token_ids"])}
 
 
-def _clusters(vectors: NDArray[np.float32], config: CraftConfig, directory: Path, about: dict[str, Any]) -> Clusters:
+def _clusters(
+    vectors: NDArray[np.float32],
+    config: CraftConfig,
+    directory: Path,
+    about: dict[str, Any],
+    tau_n: NDArray[np.float32] | None,
+) -> Clusters:
     path = directory / "clusters.npz"
     about = {**about, "k": config.k, "seed": config.seed, "spherical": config.spherical}
     if config.each_query:
         about = {**about, "k": len(vectors), "each_query": True}
+    if config.clusters == "coverage" and tau_n is not None:
+        about = {**about, "covering": hashlib.sha256(tau_n.tobytes()).hexdigest()[:16]}
     if path.exists():
         return Clusters.load(path, about)
     if config.each_query:
@@ -228,6 +242,8 @@ def _clusters(vectors: NDArray[np.float32], config: CraftConfig, directory: Path
         found.save(path)
         return found
     found = cluster_queries(vectors, config.k, config.seed, config.spherical, about)
+    if config.clusters == "coverage" and tau_n is not None:
+        found = cover_queries(found, vectors, tau_n, config.seed)
     found.save(path)
     return found
 

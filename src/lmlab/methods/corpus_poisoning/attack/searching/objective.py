@@ -85,7 +85,14 @@ class Coverage:
 
     def __call__(self, vectors_BH: Tensor) -> Tensor:
         """The soft share of queries, [B]."""
-        scores_Bn = vectors_BH @ self.queries_nH.to(vectors_BH).T
+        return self._share(vectors_BH @ self.queries_nH.to(vectors_BH).T)
+
+    def of_all(self, vectors_kH: Tensor) -> Tensor:
+        """The soft share of queries that some of several vectors pass the threshold of, a number."""
+        scores_kn = vectors_kH @ self.queries_nH.to(vectors_kH).T
+        return self._share(torch.logsumexp(scores_kn * _BETA, 0, keepdim=True) / _BETA)[0]
+
+    def _share(self, scores_Bn: Tensor) -> Tensor:
         if self.others_n is not None:
             both = torch.stack([scores_Bn, self.others_n.to(scores_Bn).expand_as(scores_Bn)])
             scores_Bn = torch.logsumexp(both * _BETA, 0) / _BETA
