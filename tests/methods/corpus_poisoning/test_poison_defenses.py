@@ -153,6 +153,7 @@ def test_hubness_refuses_the_same_share_of_documents_that_are_new_as_of_the_corp
 def test_fusion_knows_no_passage_that_either_search_does_not_find(target, monkeypatch):
     """Else a passage that is nowhere near would be the first behind the documents that were looked at."""
     depth, fused = 3, []
+    target.hits(40)  # what another command has looked up deeper changes nothing
 
     def kept(runs, k):
         fused.append(runs)

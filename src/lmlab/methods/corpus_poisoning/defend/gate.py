@@ -81,11 +81,7 @@ class AdmissionGate:
         """
         if not 0 < rate < 1:
             raise UserError(f"The rate {rate} of refused clean passages is not between 0 and 1.")
-        if len(calibration) * rate < 1 or not len(fitting):
-            raise UserError(
-                f"{len(calibration)} clean passages cannot tell a threshold at which {100 * rate:g} % are refused.",
-                f"Give at least {int(np.ceil(1 / rate))}.",
-            )
+        require_clean(len(calibration) if len(fitting) else 0, rate)
         gate = cls(context.encoder, {name: make_detector(name, context) for name in dict.fromkeys(names)})
         for name, detector in gate.detectors.items():
             detector.fit(fitting)
@@ -228,6 +224,24 @@ def _digests(texts: Sequence[str]) -> NDArray[np.uint64]:
     """Eight bytes of a hash of each text: enough to know it again among millions."""
     found = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(found), np.uint64)
+
+
+def require_clean(count: int, rate: float, of: int = 1) -> None:
+    """Refuse to set a threshold on so few clean passages that the share to be refused is less than one of them.
+
+    Arguments:
+        of: each of how many documents of a collection is kept for the threshold.
+
+    Raises:
+        UserError: they are too few.
+    """
+    if count * rate < 1:
+        needed = of * int(np.ceil(1 / rate))
+        documents = f"a collection of {needed:,} documents, 1 of {of} for this" if of > 1 else f"{needed:,} of them"
+        raise UserError(
+            f"{count} clean passages cannot tell a threshold at which {100 * rate:g} % are refused.",
+            f"Give at least {documents}, or a larger --rate.",
+        )
 
 
 def _share_below(clean: Scores, values: Scores) -> Scores:

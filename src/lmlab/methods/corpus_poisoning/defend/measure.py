@@ -36,7 +36,7 @@ from lmlab.retrieval.metrics import ndcg
 from lmlab.retrieval.run_files import ranked
 
 _ESCAPED = 3  # passages that a report shows of what a defense let through
-_PARTS = 3  # `_thirds`: one document for each at least
+PARTS = 3  # `_thirds`: one document for each at least
 
 STACK = "stack"
 """The name of all detectors of a gate together."""
@@ -136,12 +136,12 @@ def _thirds(count: int) -> tuple[list[int], list[int], list[int]]:
     Raises:
         UserError: one of the three would be empty.
     """
-    if count < _PARTS:
+    if count < PARTS:
         raise UserError(
             f"{count} clean documents are too few to fit detectors, to set thresholds and to count false positives.",
             "Give a larger collection.",
         )
-    order, third = np.random.default_rng(0).permutation(count).tolist(), count // _PARTS
+    order, third = np.random.default_rng(0).permutation(count).tolist(), count // PARTS
     return order[:third], order[third : 2 * third], order[2 * third :]
 
 

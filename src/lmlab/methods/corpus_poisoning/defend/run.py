@@ -16,8 +16,8 @@ from lmlab.files import MAX_JSON_BYTES, open_binary, parse_json, read_mapping, r
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.config import DetectorsConfig
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
-from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
-from lmlab.methods.corpus_poisoning.defend.measure import measure_defenses, measure_fusion, sweep
+from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, require_clean, to_json
+from lmlab.methods.corpus_poisoning.defend.measure import PARTS, measure_defenses, measure_fusion, sweep
 from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import read_corpus, read_queries
@@ -41,6 +41,7 @@ def context_of(target: Target, settings: DetectorsConfig, seed: int = 0) -> Dete
 
 def fit_gate(target: Target, context: DetectorContext, names: Sequence[str], rate: float, out: Path) -> AdmissionGate:
     """A gate fitted on one half of a corpus, its threshold set on the other, written to a folder."""
+    require_clean((len(target.data.corpus) + 1) // 2, rate, of=2)  # before anything is encoded
     documents = Passages(target.data.corpus.texts, target.documents)
     order = np.random.default_rng(0).permutation(len(documents)).tolist()
     half = len(order) // 2
@@ -171,6 +172,8 @@ def report_rows(
     Arguments:
         stack: detectors of the gate that is measured as a whole, which refuses a share `rate` of clean passages.
     """
+    if context is not None and stack:
+        require_clean(len(target.data.corpus) // PARTS, rate, of=PARTS)  # before anything is encoded
     data, split = _place_of(target), target.data.split
     attacks = []
     sets: dict[str, Passages] = {}

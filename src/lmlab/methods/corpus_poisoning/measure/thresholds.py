@@ -42,6 +42,10 @@ class CleanHits:
         rows = list(queries)
         return CleanHits(self.scores_QK[rows], self.rows_QK[rows], self.document_ids, self.self_matches)
 
+    def to(self, depth: int) -> CleanHits:
+        """The first of them alone: what follows from hits must not depend on how deep another command has looked."""
+        return CleanHits(self.scores_QK[:, :depth], self.rows_QK[:, :depth], self.document_ids, self.self_matches)
+
     @property
     def depth(self) -> int:
         """How many documents of each query are known."""
@@ -97,12 +101,12 @@ def stored_hits(
     queries: Queries,
     depth: int,
 ) -> CleanHits:
-    """`clean_hits`, from a file if it holds those of the same encoder, corpus and queries to this depth."""
+    """`clean_hits`, from a file if it holds those of the same encoder, corpus and queries to this depth or beyond."""
     path = Path(path)
     if path.exists():
         found, known = _read(path)
         if known == about and found.depth >= min(depth, len(index) - bool(found.self_matches)):
-            return found
+            return found.to(depth)
     found = clean_hits(index, vectors_QH, queries, depth)
     buffer = io.BytesIO()
     np.savez(
