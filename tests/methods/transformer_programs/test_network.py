@@ -197,7 +197,9 @@ def test_a_table_too_long_gets_the_rows_that_data_reach() -> None:
     with torch.no_grad():
         model.get_parameter("blocks.1.num_value")[0] = torch.tensor([[-9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
         model.get_parameter("blocks.1.num_mlp.read")[0, 0] = torch.tensor([[0.0, 0, 0, 9, 0], [0.0, 0, 0, 0, 9]])
-    with pytest.raises(UserError, match="The table of 'num_mlp_1_0_outputs' would have 21,025 rows"):
+    ranges = r"'num_attn_1_0_outputs' 0 to 144, 'num_attn_1_1_outputs' 0 to 144"
+    told = rf"The table of 'num_mlp_1_0_outputs' would have 21,025 rows \({ranges}\); the limit is 1,000\."
+    with pytest.raises(UserError, match=told):
         to_program(model, max_rows=1000)
     inputs = list(every_input("ab", 5))
     program = to_program(model, reach=inputs, max_rows=1000)

@@ -3,12 +3,14 @@
 Rows of the first kind that stand elsewhere: shapes that are too small, tables that are too large and programs that
 differ from their network in test_network.py; unseen labels, rejected rows, plateaus and losses that are no number in
 test_program_training.py; unknown tokens in test_interpreter.py; tables with odd texts in test_program_files.py and
-test_program_hazards.py; statements that the reference does not write in test_import_python.py.
+test_program_hazards.py; statements that the reference does not write in test_import_python.py; runs that it did not
+write in test_import_commands.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +22,14 @@ from conftest import counting_program
 from lmlab.data.documents import Reject
 from lmlab.data.labeled import LabeledSequence, read_labeled
 from lmlab.errors import UserError
+from lmlab.files import read_mapping
 from lmlab.methods.transformer_programs.config import DataConfig, TrainSettings
 from lmlab.methods.transformer_programs.network.reference import load_reference
 from lmlab.methods.transformer_programs.program.files import save_program
+from lmlab.methods.transformer_programs.report import training_sections
 from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.tasks.rasp import task
+from lmlab.reports import Note
 
 
 def rows(path: Path, *records: dict[str, Any]) -> str:
@@ -130,6 +135,24 @@ def test_running_tells_what_it_cannot_read(lmlab: Callable[..., Any], tmp_path: 
     rows(path, {"tokens": [1]})
     assert "line 1: 'tokens' is not a list of texts" in " ".join(
         lmlab("programs", "run", program, "--input", path).err.split()
+    )
+
+
+def test_a_plateau_is_flagged_and_no_error(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    done = lmlab(
+        "programs", "train", "--task", "hist", "--size", "400", "--max-length", "5", "--num-layers", "1", "--seeds",
+        "2", "--epochs", "0.2", "--batch-size", "64", "--polish", "0", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    told = " ".join((done.out + done.err).split())
+    assert re.search(r"Best of 2 seeds \(seed \d\): \d\d\.\d\d % on test, most common answer \d\d\.\d %", told), told
+    assert "ALL SEEDS ARE ON A PLATEAU: try more seeds, more heads or more epochs" in told
+    results = read_mapping(tmp_path / "run" / "results.json")["program"]
+    assert results["plateau"] and results["program"]["faithful"]
+    (first, *_) = training_sections(results, None)
+    note = first.blocks[0]
+    assert (
+        isinstance(note, Note) and note.kind == "warning" and "All seeds are on a plateau: the best of 2" in note.text
     )
 
 

@@ -59,7 +59,7 @@ def test_the_seeds_differ(three: Fitted) -> None:
 
 @pytest.mark.parametrize("poison", ["weights", "gradient"])
 def test_a_seed_without_a_number_stops_and_the_others_go_on(
-    data: Dataset, three: Fitted, tmp_path: Path, poison: str
+    data: Dataset, three: Fitted, tmp_path: Path, poison: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = spec_of(SETTINGS, data)
     model = ProgramTransformer(spec, [4, 7, 9])
@@ -81,6 +81,8 @@ def test_a_seed_without_a_number_stops_and_the_others_go_on(
         assert parameter.isfinite().all(), name
         assert torch.equal(parameter[1:], three.model.get_parameter(name)[1:]), name
     assert [row["diverged"] for row in fitted.seeds] == [poison == "weights", False, False]
+    told = "The loss of seed 4 is no number at step 1 (temperature 3); it stops, the others go on."
+    assert (told in " ".join("".join(capsys.readouterr()).split())) == (poison == "weights")
     assert fitted.best != 0 or poison == "gradient"
 
 
