@@ -394,6 +394,16 @@ def test_polishing_raises_the_accuracy_of_the_training_data(data: Dataset, three
         three.model.load_state_dict(before)
 
 
+def test_the_seed_that_polishing_makes_the_best_is_polished(data: Dataset, three: Fitted, tmp_path: Path) -> None:
+    every = _fit(data, tmp_path / "every", [4, 7, 9], SETTINGS.model_copy(update={"polish": 3}))
+    one = _fit(data, tmp_path / "one", [4, 7, 9], SETTINGS.model_copy(update={"polish": 1}))
+    changed = [not torch.equal(one.model.unembed[place], three.model.unembed[place]) for place in range(len(one.seeds))]
+    after = [row["valid_accuracy"] for row in every.seeds]
+    assert len(set(after)) > 1 and sum(changed) == 1
+    assert one.best == changed.index(True) and after[one.best] == max(after)
+    assert torch.equal(one.model.unembed[one.best], every.model.unembed[one.best])
+
+
 def test_the_temperature_falls_as_in_the_paper() -> None:
     geometric = Temperature(3.0, 0.01, "geomspace", 4, 40)
     assert geometric.at(0) == pytest.approx(3.0)

@@ -136,8 +136,8 @@ class FitConfig(OnDevice):
         attention_default: how a head without a match falls back on the first place: sharp as in the paper, or smooth.
         loss: per_token averages within a sequence, per_seq sums.
         samples: forward passes of a step, each with its own noise.
-        polish: of so many seeds, the best by validation, the classifier is fitted again to the arg max at the end, a
-            logistic regression; 0 leaves all as training did.
+        polish: of so many seeds, the best by validation with a classifier fitted to a part of the data, it is fitted
+            again to all of them at the end, a logistic regression over the arg max; 0 leaves all as training did.
         init_embeddings: word vectors that categories of words begin from: a text file as GloVe's, or a model.
         evaluations: how often all seeds are measured with the arg max, the end included.
         checkpoint_every: steps from one checkpoint to the next.

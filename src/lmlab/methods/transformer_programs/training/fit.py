@@ -198,8 +198,12 @@ def fit(
     for row, each in zip(rows, gaps, strict=True):
         row["soft_gap"] = each
     if config.polish:
-        order = sorted(range(len(rows)), key=lambda place: -rows[place]["valid_accuracy"])
-        for place in order[: config.polish]:
+        worthy = list(range(len(rows)))
+        if config.polish < len(rows):  # before, their accuracies say little of what they have after it
+            worth = dict(zip(worthy, judge(packed, worthy), strict=True))
+            model = packed.networks()
+            worthy = sorted(worthy, key=lambda place: (rows[place]["diverged"], -worth[place]))[: config.polish]
+        for place in worthy:
             polish(model, place, train)
         polished, best = _table(model, packed, data, device)
         for row, before in zip(polished, rows, strict=True):
