@@ -12,6 +12,8 @@ import torch
 from lmlab.methods.autocompressor import AutoCompressor
 from lmlab.runs import Model
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 place, file = sys.argv[1:3]
 tokenizer = Model.find(place).tokenizer()
 compressor = AutoCompressor.from_base(place, summary_length=8)

@@ -23,6 +23,8 @@ from lmlab.methods.corpus_poisoning import (
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import read_queries
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 data, sentinels, encoder = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else "minilm"
 with TemporaryDirectory() as folder:
     retriever = Retriever(EncoderSpec(encoder), Path(folder) / "vectors")

@@ -1,6 +1,6 @@
 """OLMoE (Muennighoff et al. 2024): how evenly a model's routers use their experts.
 
-python examples/olmoe.py shared/data/olmoe/tiny/checkpoint 'texts/*.jsonl.zst'
+python examples/olmoe.py models/olmoe 'texts/*.jsonl.zst'    # any mixture of experts; here one that reads bytes
 """
 
 import sys
@@ -10,6 +10,8 @@ import numpy as np
 import lmlab
 from lmlab.methods.olmoe import load_summary
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 trace = lmlab.trace_routing(sys.argv[1], sys.argv[2], tokenizer="bytes", length=128, sequences=20)
 for place, layer in enumerate(trace.layers):
     counts_E = np.bincount(trace.expert_ids_STLk[:, :, place].ravel(), minlength=trace.num_experts)

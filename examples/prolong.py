@@ -7,6 +7,8 @@ import sys
 
 import lmlab
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 lengths = [int(length) for length in sys.argv[2:]]
 found = lmlab.measure_long(sys.argv[1], tasks=["json_kv", "niah"], lengths=lengths, contexts=1)
 for task, scores in found.items():

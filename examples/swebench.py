@@ -13,6 +13,8 @@ from pathlib import Path
 from lmlab.methods.swebench import Environments, EnvironmentSpec, Judge, TreeStore, Workspaces, collect_git, validate
 from lmlab.sandbox import Limits, choose_executor
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 python, folder = sys.argv[1], Path(sys.argv[2])
 repository = folder / "shop"
 (repository / "shop").mkdir(parents=True)

@@ -17,6 +17,8 @@ from lmlab.methods.transformer_programs import (
     train,
 )
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 out = Path(sys.argv[1])
 settings = TrainSettings(
     task="hist", size=4000, num_layers=1, cat_heads=0, num_heads=2, cat_mlps=0, seeds=2, epochs=20, evaluations=1

@@ -351,7 +351,7 @@ GOOD = {"model": "small", "messages": MESSAGES, "max_tokens": 3}
         ({"max_tokens": 2048}, 400, "messages", "maximum context length is 2048 tokens; the prompt has"),
         ({"top_logprobs": 3}, 400, "top_logprobs", "needs 'logprobs': true"),
         ({"logit_bias": {"9999": 1}}, 400, "logit_bias", "no token id below 300"),
-        ({"presence_penalty": 1}, 400, "presence_penalty", "less than or equal to 0"),
+        ({"presence_penalty": 1}, 400, "presence_penalty", "not supported by this server, but for 0"),
         ({"response_format": {"type": "xml"}}, 400, "response_format.type", "'text'"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format", "needs 'json_schema'"),
     ],
@@ -420,12 +420,14 @@ def test_bodies_that_are_none_are_refused(small, content, status):
 def test_other_paths_methods_and_kinds_of_content_are_refused_in_the_same_form(small):
     for response, status in [
         (httpx.get(small.url + "/nothing"), 404),
+        (post(small, {}, "/embeddings"), 404),
         (httpx.get(small.url + "/completions"), 405),
         (post(small, GOOD, **{"content-type": "text/plain"}), 415),
         (post(small, {"model": "small", "prompt": [300]}, "/completions"), 400),
         (post(small, {"model": "small", "prompt": []}, "/completions"), 400),
     ]:
         assert response.status_code == status and set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "has no encoder" in post(small, {}, "/embeddings").json()["error"]["message"]
 
 
 def test_a_page_cannot_reach_the_server_by_a_name_of_its_own(small):

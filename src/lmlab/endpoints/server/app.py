@@ -33,6 +33,11 @@ from lmlab.errors import UserError
 from lmlab.models import DecodingConfig
 
 _RETRY_AFTER_S = 1  # a place is free as soon as one answer ends, and clients wait longer at each try
+_OF_OTHER_SERVERS = {
+    "/v1/embeddings": "encoder; lmlab serve DIRECTORY --embeddings starts one that has",
+    "/v1/chat/completions": "language model, but an encoder",
+    "/v1/completions": "language model, but an encoder",
+}
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
 _HANGUP = 499  # nginx's status for a client that has gone; nobody reads it but logs
 T = TypeVar("T")
@@ -69,6 +74,13 @@ def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starle
     return application(server, routes)
 
 
+def _refused(request: Request, error: HTTPException) -> Response:
+    """What is not here is told with what would have it."""
+    missing = _OF_OTHER_SERVERS.get(request.url.path) if error.status_code == 404 else None
+    told = f"{error.detail}." if missing is None else f"this server has no {missing}."
+    return ApiError(error.status_code, f"{request.method} {request.url.path}: {told}").response()
+
+
 def application(server: Service, routes: Sequence[Route]) -> Starlette:
     """An ASGI application with what every server has, and further routes."""
     hosts = server.config.hosts
@@ -77,11 +89,7 @@ def application(server: Service, routes: Sequence[Route]) -> Starlette:
         UserError: lambda request, error: ApiError(400, " ".join(str(error).split())).response(),
         Busy: _busy,
         EngineFailed: lambda request, error: ApiError(500, str(error)).response(),
-        HTTPException: (
-            lambda request, error: ApiError(
-                error.status_code, f"{request.method} {request.url.path}: {error.detail}."
-            ).response()
-        ),
+        HTTPException: _refused,
         ClientDisconnect: lambda request, error: Response(status_code=_HANGUP),
         Exception: lambda request, error: ApiError(500, "The server failed on this request.").response(),
     }

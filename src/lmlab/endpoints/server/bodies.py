@@ -222,6 +222,7 @@ def _several(given: Any, name: str, most: int) -> list[str | list[int]]:
 
 
 B = TypeVar("B", bound=_Asked)
+_ONLY_ZERO = ("presence_penalty", "frequency_penalty")  # what clients send by default, and no more
 # How pydantic calls the alternatives of a field within the place of an error; they are no part of the body.
 _ALTERNATIVES = ("list[", "constrained-", "function-", "literal[", "ToolChoice")
 
@@ -239,6 +240,8 @@ def parse(kind: type[B], content: bytes) -> B:
     place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith(_ALTERNATIVES))
     if first["type"] == "json_invalid":
         raise ApiError(400, "The body is not valid JSON.", "invalid_json")
+    if place in _ONLY_ZERO and first["type"] in ("greater_than_equal", "less_than_equal"):
+        raise ApiError(400, f"'{place}' is not supported by this server, but for 0.", "unsupported_parameter", place)
     if first["type"] == "extra_forbidden":
         known = [name for name in kind.model_fields if name not in _IGNORED]
         remedy = did_you_mean(place, known) if "." not in place else ""
