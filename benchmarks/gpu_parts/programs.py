@@ -66,7 +66,9 @@ def _train(
     session: Session, task: str, shape: tuple[int, ...], changes: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     chosen: dict[str, Any] = {
-        "seeds": 16, "halvings": 2, "batch_size": 512, "sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1,
+        # fitting sixteen classifiers again would take seconds on the processor, and a job has few
+        "seeds": 16, "halvings": 2, "judge_by": "loss", "batch_size": 512, "sampling": "decoupled",
+        "gradient_tau": 1.0, "tau_end": 0.1,
         "evaluations": 1, "checkpoint_every": 10**9,
         "device": session.device.type, **dict(zip(_SHAPE, shape, strict=True)), **changes,
     }  # fmt: skip

@@ -127,8 +127,9 @@ class FitConfig(OnDevice):
             each seed for itself; a layer is released where validation falls by a point.
         halvings: so many times the worse half of the seeds stops: at a half of the steps, at a quarter and so on; what
             is trained to the end is the rest.
-        halve_by: accuracy compares the programs that the seeds are at that step, with the classifier that fits each
-            best; loss their losses in training, which costs nothing.
+        judge_by: how seeds are compared before they stop or are polished: accuracy is that of the programs that they
+            are by then, with the classifier that fits each best; loss is theirs in training (before polishing, their
+            accuracy as they are), which costs nothing.
         alpha_start, alpha_end: of entmax, at the start and at the end; 1 is softmax, 2 sparsemax.
         gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
         attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
@@ -159,7 +160,7 @@ class FitConfig(OnDevice):
     freeze: float = Field(default=1.0, gt=0, le=1)
     freeze_after: PositiveInt | None = None
     halvings: int = Field(default=0, ge=0)
-    halve_by: Literal["accuracy", "loss"] = "accuracy"
+    judge_by: Literal["accuracy", "loss"] = "accuracy"
     alpha_start: float = Field(default=1.5, ge=1, le=2)
     alpha_end: float = Field(default=1.5, ge=1, le=2)
     attention_noise: bool = True

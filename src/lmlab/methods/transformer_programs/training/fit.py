@@ -198,12 +198,12 @@ def fit(
     for row, each in zip(rows, gaps, strict=True):
         row["soft_gap"] = each
     if config.polish:
-        worthy = list(range(len(rows)))
-        if config.polish < len(rows):  # before, their accuracies say little of what they have after it
-            worth = dict(zip(worthy, judge(packed, worthy), strict=True))
+        worth = [row["valid_accuracy"] for row in rows]
+        if config.judge_by == "accuracy" and config.polish < len(rows):  # what they have after it may be far from that
+            worth = judge(packed, range(len(rows)))
             model = packed.networks()
-            worthy = sorted(worthy, key=lambda place: (rows[place]["diverged"], -worth[place]))[: config.polish]
-        for place in worthy:
+        order = sorted(range(len(rows)), key=lambda place: (rows[place]["diverged"], -worth[place]))
+        for place in order[: config.polish]:
             polish(model, place, train)
         polished, best = _table(model, packed, data, device)
         for row, before in zip(polished, rows, strict=True):

@@ -53,7 +53,7 @@ class Selection:
     def _halve(self, model: PackedNetworks) -> None:
         active = [place for place, idle in enumerate(model.idle.tolist()) if not idle]
         worth = [-float(model.loss[place]) for place in active]
-        if self.config.halve_by == "accuracy":
+        if self.config.judge_by == "accuracy":
             worth = list(self.judge(model, active))
         order = [place for _, place in sorted(zip(worth, active, strict=True), key=lambda each: -each[0])]
         for place in order[(len(active) + 1) // 2 :]:
