@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lmlab.terminal import Terminal, printable
+from lmlab.words import singular
 
 console = Terminal(stderr=True)
 
@@ -135,14 +136,16 @@ class _Lines:
         if self.any:
             elapsed = time.monotonic() - self.began
             print(
-                f"  {self.label}: {short(self.pace.done)} {self.unit} in {duration(elapsed)}",
+                f"  {self.label}: {_amount(self.pace.done, None, self.unit)} in {duration(elapsed)}",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:
-    return f"{short(done)}/{short(total)} {unit}" if total else f"{short(done)} {unit}"
+    if total:
+        return f"{short(done)}/{short(total)} {unit}"
+    return f"{short(done)} {singular(unit) if done == 1 else unit}"
 
 
 def short(value: float) -> str:

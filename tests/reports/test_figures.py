@@ -84,8 +84,16 @@ def test_a_few_values_of_a_logarithmic_axis_are_its_ticks() -> None:
 
     assert ticks(5, 10, 20) == (5, 10, 20)
     assert ticks(8192, 32768, 131072) == (8192, 32768, 131072)
-    assert ticks(1000, 1010, 2000) is None  # two labels would overlap
-    assert ticks(0.013, 0.04) is None
+    assert ticks(1000, 1010, 2000) == (1000, 1200, 1400, 1600, 1800, 2000)  # two labels would overlap
+    assert ticks(512) == ticks(512, 512) == (512,)
+    assert ticks(0.0031, 0.0034, 0.0042) == pytest.approx((0.0035, 0.004))
+    assert ticks(0.013, 0.04) == pytest.approx((0.02, 0.03, 0.04))
+
+
+def test_a_point_at_zero_is_not_cut_by_the_axis() -> None:
+    (trace,) = line_chart([Series("s", (1, 2), (0, 0))], "k", "recall").data
+    assert trace.mode == "lines+markers"
+    assert trace.cliponaxis is False
 
 
 def test_empty_charts_can_be_drawn() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmlab.progress import with_unit
-from lmlab.reports import format_bytes, format_duration, format_moment, format_number
+from lmlab.reports import format_bytes, format_duration, format_interval, format_moment, format_number
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,22 @@ def test_moments_are_told_in_utc() -> None:
 
 def test_quantities_have_a_space_before_their_unit() -> None:
     assert [with_unit(value, "B") for value in (12, 397e3, 4.76e10, 0)] == ["12 B", "397 kB", "47.6 GB", "0 B"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        ((1.414e-8, 8.298e-9, 2.073e-8), ("1.41e-8", "8.30e-9 to 2.07e-8")),
+        ((0.161, 0.08326, 0.2446), ("0.161", "0.083 to 0.245")),
+        ((43.43, 30.1, 55.2), ("43.4", "30.1 to 55.2")),
+        ((0.985, 0.9849, 0.9851), ("0.9850", "0.9849 to 0.9851")),
+        ((1.0, 0.5, 1.0), ("1.0", "0.5 to 1.0")),
+        ((1.0, 1.0, 1.0), ("1", "1 to 1")),
+        ((1.0, 1 - 2e-8, 1.0), ("1", "1 to 1")),
+        ((0.0, 0.0, 0.0), ("0", "0 to 0")),
+    ],
+)
+def test_a_figure_and_its_interval_have_the_same_decimals(
+    figure: tuple[float, float, float], expected: tuple[str, str]
+) -> None:
+    assert format_interval(*figure) == expected

@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from lmlab.reports import (
     Block,
+    Bounds,
     Cell,
     Code,
     Details,
@@ -289,6 +290,37 @@ def test_table_columns_share_their_decimals() -> None:
 )
 def test_numbers_in_a_table(values: Sequence[float | None], expected: list[str]) -> None:
     assert [row[0] for row in cells(Table(["v"], [[value] for value in values]))] == expected
+
+
+def test_bounds_share_the_decimals_of_their_figures() -> None:
+    alike: list[list[Cell]] = [
+        ["a", 0.161, Bounds(0.08326, 0.2446)],
+        ["b", 0.0482, Bounds(0.01, 0.09)],
+        ["c", 0.5, None],
+    ]
+    assert [row[1:] for row in cells(Table(["measure", "circuit", "interval"], alike))] == [
+        ["0.1610", "0.0833 to 0.2446"],
+        ["0.0482", "0.0100 to 0.0900"],
+        ["0.5000", "—"],
+    ]
+    apart: list[list[Cell]] = [
+        ["a", 1.414e-8, Bounds(8.298e-9, 2.073e-8)],
+        ["b", 1.0, Bounds(0.5, 1.0)],
+        ["c", None, None],
+    ]
+    assert [row[1:] for row in cells(Table(["measure", "circuit", "interval"], apart))] == [
+        ["1.41e-8", "8.30e-9 to 2.07e-8"],
+        ["1.0", "0.5 to 1.0"],
+        ["—", "—"],
+    ]
+    assert Bounds.of(None, 1.0) is None
+    assert Bounds.of(float("nan"), 1.0) is None
+
+
+def test_words_are_set_smaller_in_their_tile_than_numbers() -> None:
+    html = Page("p", sections=[Section("s", [Facts({"n": "6,144", "model": "models/smollm2"})])]).to_html()
+    assert "<div><dt>n</dt>" in html
+    assert '<div class="wordy"><dt>model</dt>' in html
 
 
 def test_number_columns_are_right_aligned_unless_told_otherwise() -> None:

@@ -41,15 +41,17 @@ def _whole_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
     """Ticks of a logarithmic axis, as dense as leaves them legible on a phone: at a few values the values themselves;
-    else Plotly's own below one decade.
+    below one decade even steps, as Plotly would write single digits there.
     """
     positive = [value for value in values if math.isfinite(value) and value > 0]
     known = sorted(set(positive))
     near = any(after < before * CLOSEST_LOG_TICKS for before, after in pairwise(known))
-    if 1 < len(known) <= MAX_LOG_TICKS and not near and all(float(each).is_integer() for each in known):
+    if 1 <= len(known) <= MAX_LOG_TICKS and not near and all(float(each).is_integer() for each in known):
         return {"tickmode": "array", "tickvals": known}
-    if not positive or max(positive) < 10 * min(positive):
+    if not positive:
         return {}
+    if max(positive) < 10 * min(positive):
+        return {"tickmode": "array", "tickvals": _even_ticks(min(positive), max(positive))}
     decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
     for leading in ((1, 2, 5), (1, 3), (1,)):
         ticks = [digit * 10.0**decade for decade in decades for digit in leading]
@@ -57,6 +59,17 @@ def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
         if len(ticks) <= MAX_LOG_TICKS:
             return {"tickmode": "array", "tickvals": ticks} if ticks else {}
     return {"dtick": math.ceil(len(decades) / MAX_LOG_TICKS)}
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """A few round numbers from one value to another; the value itself where there is but one."""
+    if low == high:
+        return [low]
+    rough = (high - low) / (MAX_LOG_TICKS - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
+    first, last = math.ceil(low / step - 0.01), math.floor(high / step + 0.01)
+    return [number * step for number in range(first, last + 1)]
 
 
 def category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:

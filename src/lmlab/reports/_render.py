@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lmlab.reports.page import Page
 
 _READABLE = 150  # edges that a reader can follow at first
+_TILE_WORD, _TILE_TEXT = 12, 24  # characters of large type that fit in a line and in two lines of a tile
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -70,6 +71,7 @@ def _environment() -> Environment:
     )
     environment.globals["template_of"] = _template_of
     environment.globals["columns_of"] = columns_of
+    environment.filters["wordy"] = _wordy
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["figure_json"] = lambda figure: Markup(figure_json(figure))
     environment.filters["graph_json"] = _graph_json
@@ -92,6 +94,11 @@ def _graph_json(graph: Graph) -> Markup:
         "links": graph.links,
     }
     return Markup(escape_json(json.dumps(redact_all(content), allow_nan=False)))
+
+
+def _wordy(text: str) -> bool:
+    """Whether a text is too long for the large type of a tile."""
+    return len(text) > _TILE_TEXT or any(len(word) > _TILE_WORD for word in text.split())
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -9,7 +10,23 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Cell = str | int | float | None
+
+@dataclass(frozen=True)
+class Bounds:
+    """The interval of a figure as a cell of a table, written with the decimals of that figure."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, low: float | None, high: float | None) -> Bounds | None:
+        """Bounds where there are some: None for missing ones and those that are no number."""
+        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+            return None
+        return cls(low, high)
+
+
+Cell = str | int | float | Bounds | None
 Align = Literal["left", "right"]
 NoteKind = Literal["info", "good", "warning", "bad"]
 
@@ -54,7 +71,7 @@ class Table:
 
     Numbers are right-aligned and written by column: a column with floats gets one number of decimals, one with only
     integers gets thousands separators. `None` is an em dash. A number that is a name (a year, a seed) is best given as
-    a string.
+    a string. `Bounds` belong to the nearest column of numbers before them, and share its decimals.
 
     Args:
         columns: the header, one text a column.

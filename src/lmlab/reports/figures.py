@@ -76,6 +76,7 @@ def line_chart(
                 mode="lines+markers" if len(one.x) <= FEW_POINTS and not one.dashed else "lines",
                 line={"color": color(index), "width": 2, "dash": "dash" if one.dashed else dash(index)},
                 marker={"color": color(index), "size": 6},
+                cliponaxis=False,  # a point at 0 is whole
             )
         )
     figure.update_layout(

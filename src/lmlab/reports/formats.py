@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 SIGNIFICANT_DIGITS = 4  # what most measurements here can tell apart, and what a table has room for
+MAX_DECIMALS = 6  # longer numbers are easier to read in scientific notation
+ROUNDING = 1e-6  # share of a figure that single precision does not hold
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -30,6 +33,43 @@ def format_number(value: float) -> str:
     decimals = max(SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value))), 0)
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    """Write a figure and the bounds of its interval with the same decimals: (0.161, 0.08326, 0.2446) -> ("0.161",
+    "0.083 to 0.245").
+
+    The figure keeps three significant digits and half the interval's width two; where that takes too many decimals,
+    all are in scientific notation: (1.414e-8, 8.298e-9, 2.073e-8) -> ("1.41e-8", "8.30e-9 to 2.07e-8").
+    """
+    decimals = interval_decimals(value, low, high)
+    values = (value, low, high)
+    texts = [scientific(each) for each in values] if decimals > MAX_DECIMALS else written_alike(values, decimals)
+    return texts[0], f"{texts[1]} to {texts[2]}"
+
+
+def interval_decimals(value: float, low: float, high: float) -> int:
+    """Decimals by which a figure keeps three significant digits, and half the width of its interval two."""
+    largest, half = max(map(abs, (value, low, high))), (high - low) / 2
+    wanted = [2 - math.floor(math.log10(largest))] if largest else []
+    # bounds that differ by rounding alone say nothing of the digits that are known
+    wanted += [1 - math.floor(math.log10(half))] if half > largest * ROUNDING else []
+    return max([0, *wanted])
+
+
+def written_alike(values: Sequence[float], decimals: int) -> list[str]:
+    """Numbers with so many decimals, less those in which all have a zero."""
+    texts = [f"{value:,.{decimals}f}" for value in values]
+    while decimals and all(text.endswith("0") for text in texts):
+        texts = [text[:-1] for text in texts]
+        decimals -= 1
+    return [text.removesuffix(".") for text in texts]
+
+
+def scientific(value: float) -> str:
+    """A number with three significant digits and an exponent: 1.41e-8."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}" if value else "0"
 
 
 def format_bytes(size: int) -> str:

@@ -11,11 +11,13 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.tutor.answering.run import begin_run
 from lmlab.methods.tutor.config import AnswerConfig, ScoreConfig
-from lmlab.methods.tutor.items.item import TutorItem
+from lmlab.methods.tutor.items.item import TutorItem, read_item
+from lmlab.methods.tutor.report import headline, sections
 from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known
 from lmlab.methods.tutor.scoring.grade import keep_items, kept_items
 from lmlab.methods.tutor.scoring.reference import import_answers
-from lmlab.methods.tutor.scoring.score import mean_figure, score, too_many_ungraded
+from lmlab.methods.tutor.scoring.score import breakdowns, mean_figure, score, too_many_ungraded
+from lmlab.reports import Page
 
 JUDGE = {
     "name": "j",
@@ -168,3 +170,49 @@ def test_imported_answers_bring_their_own_questions_and_replace_none_that_were_a
     begin_run(tmp_path / "asked", "m", "m", "h", AnswerConfig(), [])
     with pytest.raises(UserError, match="that was asked"):
         import_answers(tmp_path / "m.json", tmp_path / "asked")
+
+
+def offline(number, grade, **columns):
+    judged = {"raw": (), "requests": 0, "cost_usd": None, "usage": {}}
+    return row(number, grade, **columns) | {"judged": judged}
+
+
+def test_a_judge_that_asks_nobody_costs_nothing_and_its_percentages_only_order():
+    rows = [offline(0, 1.30131), offline(2, 3.0)]
+    found = score(rows)
+    assert found["cost_usd"] == 0
+    assert found["only_orders"]
+    page = Page("t", sections=sections(found, rows)).to_html()
+    assert "$0" in page
+    assert "order answers to one question" in page
+    assert "1.3 of 3" in page
+    assert "1.30131" not in page
+
+
+def test_a_judge_that_was_asked_without_a_known_price_has_no_known_cost():
+    asked = {"raw": ("3",), "requests": 1, "cost_usd": None, "usage": {}}
+    found = score([offline(0, 3.0), row(2, 1.0) | {"judged": asked}])
+    assert found["cost_usd"] is None
+    assert not found["only_orders"]
+    imported = row(0, 3.0) | {"tutor": {"model": "m", "output": "o", "format": "imported"}}
+    assert score([imported, row(2, 1.0)])["cost_usd"] is None
+
+
+def test_what_questions_do_not_say_is_unknown_and_not_no():
+    silent = read_item({"question": "q", "chapter": "c"}).about()
+    assert silent["misleading_question"] is None
+    assert silent["answer_in_chapter"] is None
+    said = read_item({"question": "q", "chapter": "c", "misleading_question": "no", "answer_in_chapter": 1}).about()
+    assert said["misleading_question"] is False
+    assert said["answer_in_chapter"] is True
+    columns = {name: silent[name] for name in ("misleading_question", "answer_in_chapter")}
+    found = breakdowns([row(0, 1.0, **columns), row(1, 1.0, **columns)])
+    assert "misleading_question" not in found
+    assert "answer_in_chapter" not in found
+    (value,) = breakdowns([row(0, 1.0, **columns), row(1, 1.0)])["misleading_question"].items()
+    assert value[0] == "no"
+    assert value[1]["n"] == 1
+
+
+def test_one_answer_about_one_chapter_is_told_in_the_singular():
+    assert "over 1 answer about 1 chapter;" in headline(score([row(0, 3.0)]))

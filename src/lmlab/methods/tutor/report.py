@@ -8,9 +8,21 @@ from typing import Any
 from lmlab.evals.rows import Row
 from lmlab.methods.tutor.scoring.compare import verdict
 from lmlab.reports import Block, Details, Facts, Figure, Note, Paragraph, Sample, Section, Table, bar_chart
+from lmlab.words import counted
 
 _SAMPLES = 4  # half of them the best answers, half the worst
 _CHARACTERS = 1500  # of an answer on the page
+
+ONLY_ORDERS = (
+    "The judge asks nobody. Its percentages order answers to one question; they do not say how right an answer is, and"
+    " a good one may get 40 %."
+)
+_COLUMNS = {
+    "misleading_question": "supposes something wrong",
+    "answer_in_chapter": "the chapter answers it",
+    "closed_book": "can do without the chapter",
+    "domain x difficulty": "domain, difficulty",
+}
 
 
 def figure_text(figure: dict[str, Any]) -> str:
@@ -24,9 +36,10 @@ def figure_text(figure: dict[str, Any]) -> str:
 
 def headline(report: dict[str, Any]) -> str:
     """The score in a sentence."""
-    told = f"{report['headline']} {figure_text(report['total'])} over {report['n_graded']:,} answers"
+    told = f"{report['headline']} {figure_text(report['total'])} over {counted(report['n_graded'], 'answers')}"
     missing = f", {report['n_ungraded']:,} without a grade" if report["n_ungraded"] else ""
-    return f"{told} about {report['chapters']:,} chapters{missing}; judged by {report['judge']['name']}."
+    about = counted(report["chapters"], "chapters")
+    return f"{told} about {about}{missing}; judged by {report['judge']['name']}."
 
 
 def sections(
@@ -48,7 +61,7 @@ def comparison_section(comparison: dict[str, Any]) -> Section:
         Table(["tutor", f"{comparison['headline']}, %"], rows),
         Facts(
             {
-                "better on": f"{comparison['better']:,} questions",
+                "better on": counted(comparison["better"], "questions"),
                 "worse on": f"{comparison['worse']:,}",
                 "p of no difference": "unknown" if comparison["p"] is None else f"{comparison['p']:.3g}",
                 "judge": comparison["judge"]["name"],
@@ -61,21 +74,32 @@ def comparison_section(comparison: dict[str, Any]) -> Section:
 def _overview(report: dict[str, Any], comparison: dict[str, Any] | None) -> list[Block]:
     facts = {name: figure_text(figure) for name, figure in report["criteria"].items()}
     facts |= {
-        "answers": f"{report['n']:,}, of which {report['n_graded']:,} are graded",
+        "answers": f"{report['n_graded']:,} of {report['n']:,} graded",
         "chapters": f"{report['chapters']:,}",
         "ungraded as zero": f"{report['total_ungraded_as_zero']:.1f} % (for comparison only)",
-        "tutor": f"{report['tutor']['model']} ({report['tutor']['format']}, prompts {report['tutor']['prompt_hash']})",
-        "judge": f"{report['judge']['name']} (prompts {report['judge']['prompt_hash'][:16]})",
-        "cost": "unknown" if report["cost_usd"] is None else f"${report['cost_usd']:.4f}",
+        "cost": _dollars(report["cost_usd"]),
+        "tutor": report["tutor"]["model"],
+        "format": report["tutor"]["format"] or "not noted",
+        "judge": report["judge"]["name"],
     }
     blocks: list[Block] = [Note(text, "warning") for text in report["warnings"]]
     blocks.append(Facts(facts))
+    if report.get("only_orders"):
+        blocks.append(Note(ONLY_ORDERS))
     if comparison is not None:
         blocks += [Paragraph(f"Against {comparison['first']}: {verdict(comparison)}")]
     statuses = [[status, count] for status, count in report["by_status"].items()]
     if len(statuses) > 1:
         blocks.append(Table(["status", "answers"], statuses, "What became of the answers."))
+    prompts = [[name, report[name]["prompt_hash"]] for name in ("tutor", "judge")]
+    blocks.append(Details("Hashes of the prompts", [Table(["prompts of", "hash"], prompts)]))
     return blocks
+
+
+def _dollars(cost: float | None) -> str:
+    if cost is None:
+        return "unknown"
+    return f"${cost:.4f}" if cost else "$0"
 
 
 def _breakdowns(report: dict[str, Any]) -> list[Block]:
@@ -93,7 +117,8 @@ def _breakdowns(report: dict[str, Any]) -> list[Block]:
                 [str(row[0]) for row in shown], {name: [row[3] for row in shown]}, {name: halves}, f"{name}, %", None
             )
             blocks.append(Figure(chart, f"By {column}, with intervals over chapters.", f"Scores by {column}"))
-        blocks.append(Table([column, "answers", "chapters", "score, %", "low", "high"], rows))
+        title = _COLUMNS.get(column, column)
+        blocks.append(Table([title, "answers", "chapters", "score, %", "low", "high"], rows))
     return blocks
 
 
@@ -112,7 +137,7 @@ def _answers(rows: Sequence[Row], main: str) -> list[Block]:
 
 def _title(row: Row, main: str) -> str:
     grade = row["grades"].get(main)
-    told = row["status"] if grade is None else f"{grade:g} of {row['judge']['maximum']:g}"
+    told = row["status"] if grade is None else f"{round(grade, 2):g} of {row['judge']['maximum']:g}"
     return f"{told}: {row['question'][:100]}"
 
 

@@ -73,12 +73,19 @@
     const links = [...document.querySelectorAll(".contents a")];
     const sections = links.map((link) => document.getElementById(link.hash.slice(1)));
     if (!links.length) return;
+    // A section is current once its heading is this close to the top, however tall the window is: of several short
+    // sections in view the first is read.
+    const NEAR_TOP = 112;
     let waiting = false;
     const mark = () => {
       waiting = false;
+      const tops = sections.map((section) => section.getBoundingClientRect().top);
       const atEnd = innerHeight + scrollY >= root.scrollHeight - 4 && scrollY > 0;
-      const passed = sections.filter((section) => section.getBoundingClientRect().top < innerHeight * 0.3).length;
-      const current = atEnd ? links.length - 1 : Math.max(passed - 1, 0);
+      const chosen = links.findIndex((link) => link.hash === location.hash);
+      const passed = tops.filter((top) => top < NEAR_TOP).length;
+      // The end of the page brings no section to the top; the one that was asked for is meant if it is in view.
+      const last = chosen >= 0 && tops[chosen] >= 0 ? chosen : links.length - 1;
+      const current = atEnd ? last : Math.max(passed - 1, 0);
       links.forEach((link, index) => {
         if (index === current) link.setAttribute("aria-current", "true");
         else link.removeAttribute("aria-current");

@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.judging import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
 from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, ScoreConfig, StudentConfig
+from lmlab.words import counted
 
 generate_help = example(
     "lmlab tutor generate --model models/smollm2 --data tutoreval.parquet --book open --out runs/tutor",
@@ -71,7 +72,8 @@ def generate(
     items = load_items(data, settings.book)[: settings.limit]
     if dry_run:
         words = sum(item.chapter_words for item in items) if settings.book == "open" else 0
-        print(f"{len(items):,} questions about {len({item.cluster for item in items}):,} chapters, {words:,} words.")
+        chapters = counted(len({item.cluster for item in items}), "chapters")
+        print(f"{counted(len(items), 'questions')} about {chapters}, {counted(words, 'words')}.")
         if is_endpoint(model):
             print(estimate_answers(endpoint_of(model, endpoint), items, settings, out, endpoint.redact))
         return
@@ -86,7 +88,9 @@ def generate(
             rows = answer_locally(model, items, settings, out)
         if world().is_main:
             bad = sum(row["answer_status"] != "ok" for row in rows)
-            print(f"{len(rows):,} questions" + (f", {bad:,} without an answer" if bad else "") + f": {out / ANSWERS}")
+            print(
+                counted(len(rows), "questions") + (f", {bad:,} without an answer" if bad else "") + f": {out / ANSWERS}"
+            )
 
 
 @options(AnswerJudgeConfig)
@@ -246,7 +250,7 @@ def export(
 def _tell(run: Path, rows: list[dict[str, object]], scores: ScoreConfig, page: Path | None = None) -> None:
     """Write the report, say the score, and end with code 3 where too many answers lack a grade."""
     from lmlab.files import write_json
-    from lmlab.methods.tutor.report import headline, sections
+    from lmlab.methods.tutor.report import ONLY_ORDERS, headline, sections
     from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, score, too_many_ungraded
     from lmlab.progress import console
     from lmlab.reports import Page
@@ -254,6 +258,8 @@ def _tell(run: Path, rows: list[dict[str, object]], scores: ScoreConfig, page: P
     found = score(rows, scores)
     write_json(run / "report.json", found)
     print(headline(found))
+    if found["only_orders"]:
+        print(ONLY_ORDERS)
     for warning in found["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     written = Page(f"A tutor: {found['tutor']['model']}", sections=sections(found, rows)).write(

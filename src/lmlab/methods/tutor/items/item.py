@@ -32,8 +32,8 @@ class TutorItem:
         chapter: the text that it is about; empty where there is none.
         key_points: what an expert expects of the answer; without them the row is flagged `no_key_points`.
         closed_book: it can be understood without the chapter.
-        answer_in_chapter: the chapter answers it.
-        misleading: it supposes something wrong.
+        answer_in_chapter: the chapter answers it; None where nobody has said.
+        misleading: it supposes something wrong; None where nobody has said.
         extra: further columns, by which figures are broken down.
     """
 
@@ -42,8 +42,8 @@ class TutorItem:
     chapter: str = ""
     key_points: tuple[str, ...] = ()
     closed_book: bool = True
-    answer_in_chapter: bool = False
-    misleading: bool = False
+    answer_in_chapter: bool | None = None
+    misleading: bool | None = None
     difficulty: str = ""
     domain: str = ""
     path_to_chapter: str = ""
@@ -140,13 +140,13 @@ def read_item(record: dict[str, Any], book: Book = "open", where: str = "the rec
     points = key_points_of(_first(record, _POINTS))
     path = str(record.get("path_to_chapter") or "")
     given = next((record[name] for name in ("id", "item_id") if record.get(name) not in (None, "")), None)
-    closed = record.get("closed_book")
+    closed = _flag(record.get("closed_book"), where, "closed_book")
     return TutorItem(
         str(given) if given is not None else item_id(str(question), path),
         str(question),
         str(chapter or ""),
         points,
-        _flag(closed, where, "closed_book") if closed is not None else not chapter,
+        closed if closed is not None else not chapter,
         _flag(record.get("answer_in_chapter"), where, "answer_in_chapter"),
         _flag(record.get("misleading_question"), where, "misleading_question"),
         str(record.get("difficulty") or ""),
@@ -169,10 +169,10 @@ def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
-def _flag(value: Any, where: str, name: str) -> bool:
-    """A truth value, also as the words that tables write for one."""
+def _flag(value: Any, where: str, name: str) -> bool | None:
+    """A truth value, also as the words that tables write for one; None where there is none."""
     if value is None or value == "":
-        return False
+        return None
     if isinstance(value, bool | int) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no", "0", "1"):

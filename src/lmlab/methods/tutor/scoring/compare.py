@@ -14,6 +14,7 @@ from lmlab.methods.tutor.config import ScoreConfig
 from lmlab.methods.tutor.scoring.grade import Grade
 from lmlab.methods.tutor.scoring.score import GRADED
 from lmlab.stats import paired_bootstrap
+from lmlab.words import counted
 
 _DEFAULTS = ScoreConfig()
 _FEWEST_CHAPTERS = 5  # a bootstrap of fewer says too little to stop by
@@ -113,10 +114,9 @@ def verdict(found: dict[str, Any]) -> str:
     """A comparison in a sentence."""
     gap = f"{found['difference']:+.1f} points"
     if found["low"] is None:
-        return f"{gap} over {found['n']} questions: {found['reason']}."
-    told = (
-        f"{gap} [{found['low']:+.1f}, {found['high']:+.1f}] over {found['n']} questions of {found['chapters']} chapters"
-    )
+        return f"{gap} over {counted(found['n'], 'questions')}: {found['reason']}."
+    over = f"{counted(found['n'], 'questions')} of {counted(found['chapters'], 'chapters')}"
+    told = f"{gap} [{found['low']:+.1f}, {found['high']:+.1f}] over {over}"
     known = (
         "which is better" if found["low"] > 0 else "which is worse" if found["high"] < 0 else "no difference is shown"
     )

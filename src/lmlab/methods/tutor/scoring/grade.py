@@ -13,6 +13,7 @@ from lmlab.judging import AnswerGrades, AnswerItem, AnswerJudge, judge_answers
 from lmlab.methods.tutor.answering.run import ANSWERS, RUN
 from lmlab.methods.tutor.items.item import TutorItem, load_items
 from lmlab.progress import progress
+from lmlab.words import counted
 
 ITEMS, JUDGE, EMPTY_ANSWER = "items.jsonl", "judge.json", "empty_answer"
 _AT_ONCE = 64  # answers that are shown to a judge together; a killed command loses no more than these
@@ -128,7 +129,7 @@ def estimate_grading(directory: Path, judge: AnswerJudge) -> str:
     items, closed = kept_items(directory), _book(directory) == "closed"
     shown = [row for row in read_answers(directory) if row["answer_status"] == "ok" and row["tutor"]["output"].strip()]
     found = judge.estimate([_item(row, items[row["id"]], closed) for row in shown])
-    return f"{len(shown):,} answers to grade; " + (
+    return f"{counted(len(shown), 'answers')} to grade; " + (
         "nobody is asked, and it costs nothing." if found is None else str(found)
     )
 

@@ -12,6 +12,7 @@ from lmlab.errors import UserError
 from lmlab.evals.rows import Row
 from lmlab.methods.tutor.config import ScoreConfig
 from lmlab.stats import percentiles, resampled_means
+from lmlab.words import counted
 
 GRADED = ("ok", "empty_answer")
 """Statuses of rows that enter means. What could not be read is no grade, and never the lowest one."""
@@ -48,6 +49,7 @@ def score(rows: Sequence[Row], config: ScoreConfig = _DEFAULTS) -> dict[str, Any
         "judge": {"name": judge["name"], "prompt_hash": judge["prompt_hash"]},
         "tokens": _tokens(rows),
         "cost_usd": _cost(rows),
+        "only_orders": _asked_nobody(graded),
         "breakdowns": breakdowns(graded, config),
         "warnings": _warnings(rows, graded, config),
     }
@@ -139,8 +141,9 @@ def _terciles(rows: Sequence[Row]) -> dict[str, str] | None:
     return found
 
 
-def _yes(value: Any) -> str:
-    return "yes" if value else "no"
+def _yes(value: bool | None) -> str:
+    """Yes or no; empty where the questions do not say."""
+    return "" if value is None else "yes" if value else "no"
 
 
 def _tokens(rows: Sequence[Row]) -> dict[str, int]:
@@ -155,10 +158,20 @@ def _tokens(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _cost(rows: Sequence[Row]) -> float | None:
-    """What was paid, where every price is known; never a guess."""
+    """What was paid, where every price is known; never a guess. A model of this machine and a judge that asks nobody
+    cost nothing; what imported answers and grades have cost is not known.
+    """
+    if any(row["tutor"].get("format") == "imported" for row in rows):
+        return None
     paid = [row["tutor"]["cost_usd"] for row in rows if "cost_usd" in row["tutor"]]
     paid += [row["judged"]["cost_usd"] for row in rows if row.get("judged", {}).get("requests")]
-    return round(sum(paid), 10) if paid and None not in paid else None
+    return round(sum(paid), 10) if None not in paid else None
+
+
+def _asked_nobody(rows: Sequence[Row]) -> bool:
+    """Whether grades are figures of a judge without replies, which order answers and say little of how right one is."""
+    judged = [row["judged"] for row in rows if "requests" in row.get("judged", {})]
+    return bool(judged) and not any(each["requests"] or each["raw"] for each in judged)
 
 
 def _warnings(rows: Sequence[Row], graded: Sequence[Row], config: ScoreConfig) -> list[str]:
@@ -172,13 +185,17 @@ def _warnings(rows: Sequence[Row], graded: Sequence[Row], config: ScoreConfig) -
         told.append("self_judging: the judge is the tutor itself, and models like their own answers.")
     ids = Counter(row["id"] for row in rows)
     if doubled := sum(count > 1 for count in ids.values()):
-        told.append(f"{doubled} questions are there more than once; each was asked once, and its rows share the grade.")
+        told.append(
+            f"{counted(doubled, 'questions are')} there more than once; each was asked once, its rows share the grade."
+        )
     if without := sum(not row["key_points"] for row in rows):
-        told.append(f"{without} questions have no key points (no_key_points): their grades rest on the judge alone.")
+        told.append(
+            f"{counted(without, 'questions have')} no key points (no_key_points): the judge alone grades there."
+        )
     if cut := sum(bool(row["tutor"].get("tokens_cut")) for row in rows):
-        told.append(f"{cut} chapters were cut in their middle to fit the window.")
+        told.append(f"{counted(cut, 'chapters were')} cut in the middle to fit the window.")
     if skipped := sum(row["status"] in _UNASKED for row in rows):
-        told.append(f"{skipped} questions were not answered, and count in no mean.")
+        told.append(f"{counted(skipped, 'questions were')} not answered, and count in no mean.")
     if len({row["cluster"] for row in rows}) == 1:
-        told.append("There is one chapter: no interval can be told.")
+        told.append("All questions are about one chapter, and one chapter gives no interval.")
     return told
