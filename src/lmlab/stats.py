@@ -304,6 +304,15 @@ def calibration_error(predicted: ArrayLike, outcome: ArrayLike, bins: int = 10) 
     return float(np.abs(gaps).sum() / len(p))
 
 
+def roc_auc(negative: ArrayLike, positive: ArrayLike) -> float:
+    """The area under the ROC curve: the chance that a positive scores above a negative, ties half."""
+    from scipy.stats import rankdata
+
+    low, high = np.asarray(negative, float), np.asarray(positive, float)
+    wins = rankdata(np.concatenate([low, high]))[len(low) :].sum() - len(high) * (len(high) + 1) / 2
+    return float(wins / (len(low) * len(high)))
+
+
 def _codes(clusters: Sequence[Hashable]) -> list[int]:
     """Numbers for labels of any kind, in the order in which they are first met."""
     numbers: dict[Hashable, int] = {}

@@ -15,7 +15,7 @@ from lmlab.errors import UserError
 from lmlab.sandbox import Box, Limits, Mount, SandboxFailure, choose_executor, docker
 from lmlab.sandbox.archives import TooLarge, pack, replace_by
 from lmlab.sandbox.bubblewrap import Bubblewrap
-from lmlab.sandbox.docker import Docker
+from lmlab.sandbox.docker import DEFAULT_IMAGE, Docker
 
 _SMALL = Limits(timeout_s=30, memory_mib=256, processes=64, cpus=1.5, tmp_mib=16, disk_mib=32, output_mib=0.1)
 
@@ -77,8 +77,9 @@ def test_what_cannot_be_had_is_said_by_its_name(fake: FakeDocker, tmp_path: Path
             pytest.raises(SandboxFailure, match=said),
         ):
             session.run([command])
-    with pytest.raises(SandboxFailure, match="needs an image"), Docker().open(Box(tmp_path)):
-        pass
+    with Docker().open(Box(tmp_path), _SMALL) as session:
+        assert session.run(["true"]).exit_code == 0
+    assert DEFAULT_IMAGE in fake.calls("create")[-1]
     assert {"memory", "processes", "cpus", "system calls"} <= set(Docker().probe().enforced)
     assert choose_executor("docker", require=["memory", "processes"]).name == "docker"
     (fake.folder / "no-daemon").touch()

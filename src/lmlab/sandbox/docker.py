@@ -14,9 +14,11 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,9 @@ from lmlab.sandbox.box import WORKSPACE, Box, Mount, get_file, put_file
 from lmlab.sandbox.limits import MIB, ExecResult, Limits, SandboxFailure
 from lmlab.sandbox.process import CappedSink, folder_bytes, run_process
 from lmlab.sandbox.session import ExecutorInfo, Session
+
+DEFAULT_IMAGE = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+"""For code that needs this Python and nothing else."""
 
 _OWNER = "lmlab.owner"  # label: machine and process that a container belongs to
 _DAEMON_S = 20.0  # for an answer of the daemon
@@ -51,15 +56,13 @@ class Docker:
         """Open a session on a workspace of the host.
 
         Raises:
-            SandboxFailure: no daemon answers, or the box names no image.
+            SandboxFailure: no daemon answers.
         """
         info = self.probe()
         if not info.available:
             raise SandboxFailure(f"Docker cannot be used: {info.reason}.", "Run: lmlab swe doctor")
-        if not box.image:
-            raise SandboxFailure("A container needs an image, and none is named.")
         _remove_orphans()
-        yield _Session(box, limits or Limits())
+        yield _Session(replace(box, image=box.image or DEFAULT_IMAGE), limits or Limits())
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,6 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
     Threshold,
     average_precision,
     make_detector,
-    roc_auc,
 )
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
@@ -35,6 +34,7 @@ from lmlab.methods.corpus_poisoning.defend.measure import (
 from lmlab.methods.corpus_poisoning.defend.run import score_passages
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.retrieval import ExactIndex, fuse_rrf, load_encoder
+from lmlab.stats import roc_auc
 from tiny_retriever import TOPICS, wordpiece, write_retriever
 
 

@@ -22,9 +22,10 @@ from swe_parts import BASE, FIXED
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
 from lmlab.methods.swebench.grading.verdict import grade_log
+from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
-from lmlab.methods.swebench.harness.evaluate import _on_ray, evaluate, result_key
+from lmlab.methods.swebench.harness.evaluate import _on_ray, evaluate, overlap, result_key
 from lmlab.methods.swebench.harness.judge import Judge, Memory, _reached
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
@@ -546,3 +547,36 @@ def test_a_cluster_judges_as_this_machine_does(judge: Judge, built: Instance, tm
     pytest.importorskip("ray", reason="ray is not installed")
     done = evaluate([built], _predictions(built, _HALF), judge, tmp_path / "out", "run", backend="ray")
     assert done.results[built.instance_id].status == "unresolved"
+
+
+def _run(name: str, rows: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    instances = {key: {"status": status, "evidence": {"changes": changes}} for key, (status, changes) in rows.items()}
+    return {"model": name, "instances": instances, "provenance": {}}
+
+
+def test_a_choice_by_agreement_is_told_with_auc_and_calibration() -> None:
+    good, bad = ("resolved", "a"), ("unresolved", "b")
+    runs = [
+        _run("m", {"x": good, "y": bad}),
+        _run("m", {"x": good, "y": ("resolved", "c")}),
+        _run("m", {"x": bad, "y": bad}),
+    ]
+    found = choose(runs, 3)
+    # Of x two agree and are right, of y two agree and are wrong
+    assert (found.chosen, found.one, found.any, found.issues) == (0.5, 0.5, 1.0, 2)
+    # Scores of right ones: 2/3, 2/3, 1/3; of wrong ones: 1/3, 2/3, 2/3
+    assert found.auc == pytest.approx(0.5) and found.ece == pytest.approx(
+        (4 * abs(2 / 3 - 1 / 2) + 2 * abs(1 / 3 - 1 / 2)) / 6
+    )
+    assert choose(runs, 1).chosen == 0.5 and choose(runs[:1], 1).auc == 0.5
+    with pytest.raises(UserError, match="needs 4 tries"):
+        choose(runs, 4)
+
+
+def test_costs_and_lines_of_the_solution_are_counted(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    half = Prediction(built.instance_id, "m", _HALF, {"cost": 0.25})
+    done = evaluate([built], {built.instance_id: half}, judge, tmp_path, "run")
+    assert done.summary["cost_usd"] == 0.25 and done.summary["cost_usd_per_resolved"] is None
+    # Of the longer lines that the solution adds this one has none
+    assert done.summary["lines_of_the_solution"] == {"patches": 1, "mean": 0.0}
+    assert overlap(built.patch, built.patch) == 1.0 and overlap("", _HALF) is None

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from lmlab.errors import UserError
+from lmlab.methods.swebench.config import InstancesConfig
 from lmlab.methods.swebench.instances.instance import Instance
-from lmlab.methods.swebench.instances.load import load_instances, write_instances
+from lmlab.methods.swebench.instances.load import load_chosen, load_instances, write_instances
 from lmlab.methods.swebench.instances.predictions import by_model, load_predictions
 from lmlab.methods.swebench.instances.task_repository import check_instance, image_name, write_task_repository
 
@@ -171,3 +172,23 @@ def test_a_folder_of_logs_is_graded_again(lmlab: Callable[..., Any], tmp_path: P
     assert "o__r-2: not resolved (NO)" in one.out and "t.py::a" in one.out
     missing = lmlab("swe", "report", tmp_path / "nowhere", "-i", tmp_path / "i.jsonl")
     assert missing.code == 2 and "has no logs of these instances" in missing.err
+
+
+def test_instances_are_chosen_by_their_dates(tmp_path: Path) -> None:
+    dates = {"a": "2023-12-31T23:30:00-02:00", "b": "2024-06-01T00:00:00Z", "c": "2025-01-01"}
+    rows = [{"instance_id": name, "repo": "o/r", "created_at": date} for name, date in dates.items()]
+    path = tmp_path / "i.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def chosen(**options: str) -> list[str]:
+        return [each.instance_id for each in load_chosen(InstancesConfig(instances=str(path), **options))]
+
+    # The first is of 2024 where clocks show UTC
+    assert chosen(created_since="2024-01-01") == ["a", "b", "c"] and chosen(created_before="2024-06-01") == ["a"]
+    assert chosen(created_since="2024-06-01", created_before="2025-01-01") == ["b"] and len(chosen()) == 3
+    for options, said in (({"created_since": "soon"}, "no date"), ({"created_since": "2030-01-01"}, "None of the 3")):
+        with pytest.raises(UserError, match=said):
+            chosen(**options)
+    path.write_text(json.dumps({"instance_id": "a", "repo": "o/r"}) + "\n")
+    with pytest.raises(UserError, match="Instances have no date: a"):
+        chosen(created_since="2024-01-01")

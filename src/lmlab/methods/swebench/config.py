@@ -90,11 +90,15 @@ class InstancesConfig(Config):
         instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.
         split: of the instances; by default test where there are several.
         ids: only this instance; may be repeated.
+        created_since: only issues from this date on, such as that of a model's training data, as 2024-01-01.
+        created_before: only issues before this date.
     """
 
     instances: Annotated[str, Flag(("--instances", "-i"))]
     split: str | None = None
     ids: Annotated[tuple[str, ...] | None, Flag(("--id",))] = None
+    created_since: str | None = None
+    created_before: str | None = None
 
 
 class CountingConfig(Config):

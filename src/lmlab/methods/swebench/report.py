@@ -35,6 +35,13 @@ def evaluation_page(
         "Isolation": summary["provenance"]["isolation"],
         "Time": format_duration(summary["seconds"]),
     }
+    if "cost_usd" in summary:
+        each = summary["cost_usd_per_resolved"]
+        facts["Cost, USD"] = f"{summary['cost_usd']:.4g}" + ("" if each is None else f", {each:.4g} an issue resolved")
+    if "full_suite" in summary:
+        facts["Break other tests"] = f"{summary['full_suite']['broken']} of {summary['full_suite']['checked']} resolved"
+    if "impossible" in summary:
+        facts["Impossible, passed"] = f"{summary['impossible']['passed']} of {summary['impossible']['total']}"
     first = [Facts(facts)]
     controlled = summary["provenance"]["control"]
     notes = [] if controlled else [Note("Without control runs a pass can be forged.", "warning")]

@@ -24,7 +24,7 @@ from lmlab.methods.swebench.harness.repairing import repaired
 from lmlab.methods.swebench.inference.contexts import counter_of
 from lmlab.methods.swebench.inference.infer import infer
 from lmlab.methods.swebench.inference.settings import InferConfig
-from lmlab.methods.swebench.instances.load import load_instances
+from lmlab.methods.swebench.instances.load import load_chosen, load_instances
 from lmlab.methods.swebench.instances.predictions import GOLD, by_model, load_predictions
 from lmlab.methods.swebench.report import evaluation_page, model_sections
 from lmlab.reports import Section
@@ -89,7 +89,7 @@ class SweInfer(Stage[SweInferConfig, SweInferResults]):
         """Ask."""
         endpoint = config.endpoint or Endpoint(backend="local", model=str(context.inputs["model"]))
         words = None if config.tokenizer is None else context.find(Vocabulary, "tokenizer").load()
-        found = load_instances(config.instances, config.split, config.ids)
+        found = load_chosen(config)
         own = part_of(InferConfig, config)
         workspaces = open_workspaces(config, trees_beside(config.instances))
         predictions = infer(found, workspaces, endpoint, own, context.directory, counter_of(words))
@@ -135,10 +135,10 @@ class SweEvaluate(Stage[SweEvaluateConfig, SweEvaluateResults]):
         Raises:
             LmlabError: some have no verdict, as their surroundings failed; the same command tries those again.
         """
-        found = load_instances(config.instances, config.split, config.ids)
+        found = load_chosen(config)
         known = {each.instance_id for each in found}
         source: str | Path = GOLD if config.patches is None else context.find(Patches, "patches").path
-        every = found if config.ids is None else load_instances(config.instances, config.split)
+        every = load_instances(config.instances, config.split)
         models = by_model(each for each in load_predictions(source, every) if each.instance_id in known)
         judge = replace(open_judge(config, trees_beside(config.instances)), full_suite=config.full_suite)
         rows, lost = [], list[str]()

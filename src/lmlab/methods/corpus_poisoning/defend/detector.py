@@ -120,23 +120,9 @@ class Threshold:
         return cls(float(order[min(len(order) - 1, int(np.floor(rate * len(order))))]), rate)
 
 
-def roc_auc(clean: Scores, crafted: Scores) -> float:
-    """The chance that a crafted passage scores above a clean one, ties half."""
-    order = np.concatenate([clean, crafted])
-    ranks = _mean_ranks(order)
-    wins = ranks[len(clean) :].sum() - len(crafted) * (len(crafted) + 1) / 2
-    return float(wins / (len(clean) * len(crafted)))
-
-
 def average_precision(clean: Scores, crafted: Scores) -> float:
     """Mean precision over the crafted passages, from the most suspicious down; clean ones first among equals."""
     values = np.concatenate([clean, crafted])
     crafted_here = np.concatenate([np.zeros(len(clean), bool), np.ones(len(crafted), bool)])
     hit = crafted_here[np.lexsort((crafted_here, -values))]
     return float((np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean())
-
-
-def _mean_ranks(values: Scores) -> Scores:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]

@@ -25,7 +25,6 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
     Threshold,
     average_precision,
     make_detector,
-    roc_auc,
 )
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores
@@ -34,6 +33,7 @@ from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
 from lmlab.retrieval.run_files import ranked
+from lmlab.stats import roc_auc
 
 _ESCAPED = 3  # passages that a report shows of what a defense let through
 PARTS = 3  # `_thirds`: one document for each at least

@@ -15,13 +15,14 @@ from lmlab.errors import UserError
 from lmlab.files import MAX_JSON_BYTES, open_binary, parse_json, read_mapping, require_mapping
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.config import DetectorsConfig
-from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
+from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, require_clean, to_json
 from lmlab.methods.corpus_poisoning.defend.measure import PARTS, measure_defenses, measure_fusion, sweep
 from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import read_corpus, read_queries
 from lmlab.retrieval.collections.records import document_text
+from lmlab.stats import roc_auc
 
 
 def context_of(target: Target, settings: DetectorsConfig, seed: int = 0) -> DetectorContext:

@@ -47,9 +47,9 @@ def infer(
     from lmlab.endpoints import Endpoint
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.infer import infer as ask
-    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.load import load_chosen
 
-    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    found = load_chosen(chosen)
     endpoint = Endpoint.named(model, **access.endpoint_options())
     predictions = ask(
         found,
@@ -87,11 +87,11 @@ def agent(
     from lmlab.files import read_mapping, write_json
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
     from lmlab.methods.swebench.inference.agent import asker, run_agent
-    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.load import load_chosen
     from lmlab.methods.swebench.instances.predictions import Prediction, write_predictions
     from lmlab.progress import progress
 
-    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    found = load_chosen(chosen)
     judge = open_judge(settings, trees_beside(chosen.instances))
     endpoint = Endpoint.named(model, **access.endpoint_options())
     out.mkdir(parents=True, exist_ok=True)

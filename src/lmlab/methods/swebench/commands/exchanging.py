@@ -34,12 +34,12 @@ def export(
     from lmlab.methods.swebench.harness.environment import Environments
     from lmlab.methods.swebench.harness.judge import Judge
     from lmlab.methods.swebench.harness.open import cache_of, open_workspaces, trees_beside
-    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.load import load_chosen
     from lmlab.methods.swebench.instances.task_repository import write_task_repository
     from lmlab.sandbox import Limits
     from lmlab.sandbox.local import Local
 
-    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    found = load_chosen(chosen)
     workspaces = open_workspaces(settings, trees_beside(chosen.instances))
     if form == "swebench":
         write_task_repository(out, [with_script(each) for each in found], name)

@@ -116,10 +116,10 @@ def impossible(
     from lmlab.methods.swebench.building.candidate import Rejection
     from lmlab.methods.swebench.building.impossible import impossible as contradict
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
-    from lmlab.methods.swebench.instances.load import load_instances, write_instances
+    from lmlab.methods.swebench.instances.load import load_chosen, write_instances
     from lmlab.progress import progress
 
-    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    found = load_chosen(chosen)
     judge = open_judge(settings, trees_beside(chosen.instances))
     made, rows = [], []
     with progress("impossible", len(found), "instances") as advance:

@@ -39,17 +39,17 @@ def evaluate(
     from lmlab.methods.swebench.harness.evaluate import evaluate as run
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
     from lmlab.methods.swebench.harness.repairing import repaired
-    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.load import load_chosen, load_instances
     from lmlab.methods.swebench.instances.predictions import by_model, load_predictions
     from lmlab.methods.swebench.report import evaluation_page
 
     if "/" in run_id or run_id in ("", ".", ".."):
         raise UserError(f"--run-id {run_id!r} is no name.", "Use letters, digits, points and hyphens.")
-    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    found = load_chosen(chosen)
     if shard is not None:
         found = found[_shard(shard)]
     known = {each.instance_id for each in found}
-    every = found if chosen.ids is None and shard is None else load_instances(chosen.instances, chosen.split)
+    every = load_instances(chosen.instances, chosen.split)
     models = by_model(each for each in load_predictions(predictions, every) if each.instance_id in known)
     judge = replace(open_judge(settings, trees_beside(chosen.instances)), full_suite=settings.full_suite)
     failed = False
@@ -127,6 +127,25 @@ def pass_at(
 
 
 pass_at_help = example("lmlab swe pass-at evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")
+
+
+def best_of(
+    runs: Annotated[list[Path], typer.Argument(help="MODEL.RUN.lmlab.json of several tries.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Tries among which one is chosen.")] = 2,
+) -> None:
+    """Choose one of k tries by how many make the same changes: what is won, and how good the score is."""
+    from lmlab.methods.swebench.harness.choosing import choose
+    from lmlab.methods.swebench.harness.evaluate import read_summary
+
+    found = choose([read_summary(each) for each in runs], k)
+    auc = "-" if found.auc is None else f"{found.auc:.3f}"
+    rows = [["one at random", f"{100 * found.one:.1f} %"], [f"chosen of {k}", f"{100 * found.chosen:.1f} %"]]
+    rows += [[f"any of {k} (pass@{k})", f"{100 * found.any:.1f} %"]]
+    print_rows(["patch", f"resolves of {found.issues} issues"], rows)
+    print(f"The score tells right from wrong with AUC {auc}, and is {found.ece:.3f} off as a chance (ECE).")
+
+
+best_of_help = example("lmlab swe best-of evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")
 
 
 def doctor() -> None:

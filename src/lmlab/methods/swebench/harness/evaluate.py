@@ -23,6 +23,7 @@ from lmlab.methods.swebench.harness.result import HARNESS_VERSION, Result
 from lmlab.methods.swebench.harness.testing import command_of, files_of
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
+from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.progress import progress
 from lmlab.stats import wilson
 
@@ -125,7 +126,9 @@ def evaluate(
         _write_logs(folder / name, known[name], predictions[name], result, _place(out, key))
     _write_metadata(folder.parent / METADATA, instances, began)
     report = make_run_report(instances, predictions, folder, network=False)
-    summary = _summary(results, report, instances, judge, time.time() - began)
+    summary = _summary(results, report, instances, judge, time.time() - began) | _of_predictions(
+        predictions, known, len(report["resolved_ids"])
+    )
     path = out / f"{model.replace('/', '__')}.{run_id}.json"
     write_json(path, report)
     write_json(path.with_suffix(".lmlab.json"), summary | {"model": model, "run_id": run_id})
@@ -328,6 +331,39 @@ def _summary(
             "machine": os.uname().machine,
         },
     }
+
+
+def _of_predictions(
+    predictions: Mapping[str, Prediction], known: Mapping[str, Instance], resolved: int
+) -> dict[str, Any]:
+    """What the answers cost, as far as they say so, and how much of the reference solutions they have word by word:
+    high shares over many issues tell of solutions that a model has seen.
+    """
+    found: dict[str, Any] = {}
+    costs = [
+        float(each.extra["cost"]) for each in predictions.values() if isinstance(each.extra.get("cost"), int | float)
+    ]
+    if costs:
+        found["cost_usd"] = round(sum(costs), 6)
+        found["cost_usd_per_resolved"] = round(sum(costs) / resolved, 6) if resolved else None
+    shares = [overlap(known[name].patch, each.patch) for name, each in predictions.items() if not each.empty]
+    told = [each for each in shares if each is not None]
+    if told:
+        found["lines_of_the_solution"] = {"patches": len(told), "mean": round(sum(told) / len(told), 4)}
+    return found
+
+
+_TELLING = 20  # characters of a line that two people do not write alike by accident
+
+
+def overlap(gold: str, patch: str | None) -> float | None:
+    """The share of the longer lines of the reference solution that a patch adds too; None where it adds none."""
+    own, other = (
+        {line.strip() for file in read_diff(text or "") for hunk in file.hunks for line in hunk.added}
+        for text in (gold, patch)
+    )
+    own = {line for line in own if len(line) >= _TELLING}
+    return len(own & other) / len(own) if own else None
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -283,6 +283,7 @@ class _Trial:
                 (workspace / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(pristine / path, workspace / path, follow_symlinks=False)
         self.changes = changes_digest(workspace, {path: changed[path] for path in changed if path not in infra | tests})
+        self.evidence["changes"] = self.changes
         self.facts["touches_test_infra"] = tuple(map(_shown, sorted(infra - self.hidden.paths)))
         self.facts["restored"] = tuple(map(_shown, sorted(tests - infra)))
 
@@ -292,7 +293,7 @@ class _Trial:
         self.facts["test_s"] = run.result.wall_s
         self.statuses = statuses_of(run)
         result = run.result
-        self.evidence = {
+        self.evidence |= {
             "exit_code": result.exit_code,
             "results": None if run.structured is None else len(run.structured),
             "logged": len(run.logged),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmlab.errors import UserError, missing_extra, reads
 from lmlab.files import read_json, read_jsonl, require_mapping, write_json, write_jsonl
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.task_repository import is_task_repository, read_task_repository
+
+if TYPE_CHECKING:
+    from lmlab.methods.swebench.config import InstancesConfig
 
 ALIASES = {
     "full": "SWE-bench/SWE-bench",
@@ -48,6 +52,38 @@ def load_instances(source: str | Path, split: str | None = None, ids: Sequence[s
         raise UserError(f"'{source}' has no instances {shown(unknown)}.", "Check the ids and the split.")
     wanted = set(ids)
     return [each for each in instances if each.instance_id in wanted]
+
+
+def load_chosen(config: InstancesConfig) -> list[Instance]:
+    """The instances that settings choose: by id, and by when they were created.
+
+    Raises:
+        UserError: as `load_instances`; or dates are asked for and an instance has none, or none is of that time.
+    """
+    found = load_instances(config.instances, config.split, config.ids)
+    since, before = config.created_since, config.created_before
+    if since is None and before is None:
+        return found
+    limits = [_instant(each) for each in (since, before) if each is not None]
+    if any(each is None for each in limits):
+        raise UserError(f"'{since or before}' is no date.", "Write it as 2024-01-01.")
+    dates = {each.instance_id: _instant(each.created_at) for each in found}
+    if undated := [name for name, date in dates.items() if date is None]:
+        raise UserError(f"Instances have no date: {shown(undated)}.", "Leave out --created-since and --created-before.")
+    first, end = _instant(since or "0001-01-02"), _instant(before or "9999-12-30")
+    kept = [each for each in found if first <= dates[each.instance_id] < end]  # type: ignore[operator]
+    if not kept:
+        raise UserError(f"None of the {len(found)} instances is of that time.")
+    return kept
+
+
+def _instant(text: str) -> datetime | None:
+    """A time with its zone; without one it is UTC."""
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def shown(ids: Iterable[str]) -> str:
