@@ -56,6 +56,8 @@ def factors(run: Path, candidates: int) -> dict[str, Any]:
     settings = FactorSettings(to=LENGTH, candidates=candidates, tasks=["json_kv"])
     found = search_factors(base, _tokenizer(run), settings, None, texts[:KNOWN], texts[-KNOWN:])
     print(f"  {found.candidates} candidates; the best is {found.from_rule or 'none of the rules'}")
+    told = ", ".join(f"{name} {value:.4f}" for name, value in found.heldout_nll.items())
+    print(f"  nats a token of answers about four other texts: {told}")
     configs = {
         name: with_factors(base.config, LENGTH, each) for name, each in known_factors(base.config, LENGTH).items()
     }

@@ -20,6 +20,7 @@ from lmlab.evals.long import (
     suites,
     task_name,
 )
+from lmlab.evals.long.helmet.results import read_helmet_results
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
@@ -151,6 +152,44 @@ def test_the_command_writes_files_of_helmets_names(tmp_path, data, tokenizer, lm
         "helmet_msmarco_rerank_psg__700",
     }
     assert suites["suites"]["helmet_recall__512"] == result["averaged_metrics"]["substring_exact_match"]
+
+
+def _official(folder, dataset, size, figures, judged=None, model="theirs"):
+    """A result as HELMET itself writes it."""
+    folder.mkdir(exist_ok=True)
+    stem = f"{dataset}_v1_test_in{size}_size100_shots2_sampFalsemax50min0t0.0p1.0_chatFalse_42"
+    args = {"datasets": dataset, "input_max_length": size, "model_name_or_path": model, "tag": "v1"}
+    for name, means in ((f"{stem}.json", figures), (f"{stem}-gpt4eval_o.json", judged)):
+        if means is not None:
+            (folder / name).write_text(json.dumps({"args": args, "data": [], "metrics": {}, "averaged_metrics": means}))
+
+
+def test_results_that_helmet_has_written_stand_beside_ours(tmp_path, lmlab):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    _official(theirs, "json_kv", 8192, {"substring_exact_match": 80.0, "rougeL_f1": 3.0})
+    _official(theirs, "ruler_niah_mk_2", 8192, {"ruler_recall": 40.0})
+    _official(theirs, "narrativeqa_7892", 8192, {"rougeL_f1": 9.0}, {"gpt-4-score": 1.5})
+    _official(theirs, "multi_lexsum_7492", 8192, {"rougeL_f1": 9.0}, {"gpt-4-f1": 0.25})
+    _official(theirs, "infbench_sum_eng_7492", 8192, {"rougeL_f1": 9.0})
+    found = read_helmet_results(theirs)
+    assert found.tasks["helmet_narrativeqa__8192"] == 50 and found.tasks["helmet_multi_lexsum__8192"] == 25
+    assert found.tasks["helmet_infbench_sum_eng__8192"] is None  # its judge has not spoken: never its ROUGE
+    assert found.suites["helmet_recall__8192"] == 60 and "helmet_summ__8192" not in found.suites
+    _official(ours, "narrativeqa_7892", 8192, {"rougeL_f1": 9.0}, model="ours")
+    (ours / "helmet.json").write_text(json.dumps({"tasks": {"helmet_narrativeqa__8192": 70.0}, "suites": {}}))
+    assert read_helmet_results(ours).tasks == {"helmet_narrativeqa__8192": 70}
+    done = lmlab("long", "report", theirs, ours, "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "page.html").read_text()
+    assert "helmet_niah_mk_2__8192" in page and "theirs" in page and "helmet_longqa__8192" in page
+    _official(ours, "json_kv", 8192, {"substring_exact_match": 1.0}, model="another")
+    refused = lmlab("long", "report", theirs, ours, "--out", tmp_path / "page.html")
+    assert refused.code == 2 and "several models: another, ours" in refused.err
+    (theirs / "json_kv_v2_in8192_size1_shots1.json").write_text('{"args": {}, "averaged_metrics": {}}')
+    refused = lmlab("long", "report", theirs, "--out", tmp_path / "page.html")
+    assert refused.code == 2 and "json_kv_v2" in refused.err and "no result of HELMET" in refused.err
+    with pytest.raises(UserError, match="holds no results of HELMET"):
+        read_helmet_results(tmp_path)
 
 
 def test_names_and_suites_are_those_of_olmo_eval():

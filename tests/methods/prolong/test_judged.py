@@ -25,7 +25,9 @@ from lmlab.evals.long import (
     helmet_instances,
     measure_written,
     read_instances,
+    read_suite_rows,
     run_suite,
+    write_helmet_results,
     write_instances,
 )
 from lmlab.evals.long.texts import passages
@@ -35,6 +37,7 @@ from lmlab.judging.offline.nli import OnnxNli
 from lmlab.methods.prolong.citations import borne_out, most_pairs, statements_of
 from lmlab.methods.prolong.evaluate import reached_by, read_judged
 from lmlab.methods.prolong.judged import judged_score
+from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 pytestmark = pytest.mark.skipif(olmes.version() is None, reason=f"the package {olmes.PACKAGE} is not installed")
 OUTPUT = "We propose a model. It fails on the moon. Nothing else is said."
@@ -215,8 +218,9 @@ def cited(tmp_path):
 def test_answers_with_citations_are_judged_by_a_classifier_or_who_is_asked(cited, lmlab, tmp_path, monkeypatch):
     _, out = cited
     how = ("--task", "alce_asqa", "--judge")
-    refused = lmlab("long", "judge", out, *how, "coverage")
-    assert refused.code == 2 and "does not tell whether a document bears out" in refused.err
+    for judges in (("coverage",), ("coverage", "--judge", "coverage:minilm")):
+        refused = lmlab("long", "judge", out, *how, *judges)
+        assert refused.code == 2 and "does not tell whether a document bears out" in refused.err
     script = [
         {"match": r"(?s)The claim:\W+It rains.*The text:\W+t: wet\n.*falling", "text": "VERDICT: met"},
         {"match": r"(?s)The claim:\W+The sun.*The text:\W+t: The sun shines", "text": "VERDICT: met"},
@@ -253,8 +257,38 @@ def test_a_figure_of_a_part_of_a_set_is_none_of_the_set(cited, capsys):
     whole = replace(found, name="narrativeqa_900")
     (out / "judged.json").write_text(json.dumps({"tasks": {"answer": {"900": cell}}}))
     assert reached_by(whole, {"rougeL_f1": 9.0}, read_judged(out)).value == 50
+    path = write_helmet_results(out, found, read_suite_rows(out), "w", {"citation_rec": 0.25})
+    averaged = read_json(path)["averaged_metrics"]
+    assert averaged["citations"] == pytest.approx(4 / 3) and averaged["str_em"] == pytest.approx(200 / 3)
+    assert averaged["citation_rec"] == 25 and read_json(path)["data"][0]["citations"] == 1
     assert reached_by(found, {"str_em": 9.0}, read_judged(out)).value == 9
     (out / "judged.json").write_text(json.dumps({"tasks": {"answer": {"900": cell | {"graded": 2}}}}))
     assert reached_by(whole, {"rougeL_f1": 9.0}, read_judged(out)).value is None
     said = capsys.readouterr()
     assert "2 of 3 answers have a grade" in " ".join((said.out + said.err).split())
+
+
+def test_figures_of_citations_join_helmets_files_when_it_is_run_again(tmp_path, lmlab):
+    tokenizer = Tokenizer.train(["Documents, questions and answers 0123456789. " * 9], 300)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model", 1024)
+    row = {"question": "And?", "qa_pairs": [{"short_answers": ["sun"]}], "answer": "The sun."}
+    row["docs"] = [{"title": "t", "text": text} for text in DOCUMENTS.values()]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "asqa.json").write_text(json.dumps([row]))
+    config = {"input_max_length": 900, "datasets": "alce_asqa_4", "generation_max_length": 8}
+    config |= {"test_files": "data/asqa.json", "demo_files": "", "use_chat_template": False, "shots": 0}
+    (tmp_path / "cite.yaml").write_text(json.dumps(config))
+    how = ("--data", tmp_path / "data", "--config", tmp_path / "cite.yaml", "--out", tmp_path / "out")
+    run = ("long", "helmet", tmp_path / "model", *how, "--precision", "fp32")
+    assert lmlab(*run).code == 0
+    (score,) = (tmp_path / "out").glob("*.score")
+    assert set(read_json(score)) == {"str_em", "citations"}
+    (tmp_path / "script.jsonl").write_text(json.dumps({"text": "VERDICT: not met"}) + "\n")
+    judged = ("--task", "alce_asqa", "--judge", "mock:x", "--replies", tmp_path / "script.jsonl")
+    done = lmlab("long", "judge", tmp_path / "out" / "alce_asqa_4-900", *judged)
+    assert done.code == 0, done.err
+    again = lmlab(*run)
+    assert again.code == 0 and "citation_rec" in again.out, again.err
+    assert read_json(score)["citation_rec"] == read_json(score)["citation_prec"] == 0  # it cites nothing

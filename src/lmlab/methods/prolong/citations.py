@@ -145,15 +145,13 @@ def most_pairs(answers: Sequence[Sequence[Statement]]) -> list[Pair]:
     return list(found)
 
 
-def classifier_of(judge: AnswerJudge) -> OnnxNli | None:
-    """The classifier of entailment that a judge is; None for one that is asked.
+def classifier_of(judge: AnswerJudge) -> OnnxNli:
+    """The classifier of entailment that a judge is which nobody is asked by.
 
     Raises:
-        UserError: it is a judge that cannot tell whether a text bears out a claim.
+        UserError: it is another one, which cannot tell whether a text bears out a claim.
     """
-    if not isinstance(judge, PointJudge):
-        return None
-    (scorer, *others) = judge.scorers
+    (scorer, *others) = judge.scorers if isinstance(judge, PointJudge) else [None]
     if others or not isinstance(scorer, OnnxNli) or scorer.support is None:
         raise UserError(
             f"The judge '{judge.name}' does not tell whether a document bears out a statement.",

@@ -134,12 +134,25 @@ def evaluate(
 @app.command(epilog=example("lmlab long report runs/base runs/tuned --out compared.html"))
 def report(
     results: Annotated[
-        list[Path], typer.Argument(help="Directories of `eval`; the first is what others compare with.")
+        list[Path],
+        typer.Argument(
+            help="Directories of `eval`, the first of which others compare with; or folders of `helmet`, or of HELMET."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("long.html"),
 ) -> None:
-    """Show runs of the suite on one page, side by side: scores over length, depth, controls, short tasks."""
-    print(f"Page: {_page(results, out)}")
+    """Show runs of the suite on one page, side by side: scores over length, depth, controls, short tasks. Results of
+    HELMET's own files stand side by side by their names.
+    """
+    from lmlab.evals.long.helmet.results import holds_helmet_results, read_helmet_results
+    from lmlab.methods.prolong.report import helmet_section
+    from lmlab.reports import Page
+
+    if not any(map(holds_helmet_results, results)):
+        print(f"Page: {_page(results, out)}")
+        return
+    found = [read_helmet_results(each) for each in results]
+    print(f"Page: {Page('HELMET', sections=[helmet_section(found)]).write(out)}")
 
 
 @app.command(

@@ -37,12 +37,13 @@ from lmlab.evals.long import (
     write_instances,
 )
 from lmlab.evals.long.helmet.families import FAMILIES, family_of
+from lmlab.evals.long.helmet.results import SUMMARY
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.models import weights_fingerprint
 from lmlab.progress import console
 from lmlab.redaction import redact
 
-INSTANCES, SHORT, SUITES = "instances.jsonl", "short.json", "helmet.json"
+INSTANCES, SHORT, SUITES = "instances.jsonl", "short.json", SUMMARY
 JUDGED = "judged.json"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmlab.evals.long import check_comparable
 from lmlab.evals.long.config import category_of
+from lmlab.evals.long.helmet.results import HelmetResults
 from lmlab.reports import (
     Block,
     Cell,
@@ -91,6 +92,21 @@ def probe_section(found: dict[str, Any]) -> Section:
     )
     columns = ["", "tokens", "recall", "95 % interval", "tokens right", "NLL"]
     return Section("Extended for a short while", [Table(columns, rows, caption)], rank=4)
+
+
+def helmet_section(found: Sequence[HelmetResults]) -> Section:
+    """Results in HELMET's layout side by side, sets and means of them by their names in olmo-eval."""
+    names = [each.model for each in found]
+    rows: list[list[Cell]] = [
+        [name, *(part(each).get(name) for each in found)]
+        for part in (lambda each: each.suites, lambda each: each.tasks)
+        for name in sorted({name for each in found for name in part(each)})
+    ]
+    caption = (
+        "0 to 100. A set whose judge has not spoken has no figure, and a mean that would lack one is left out. HELMET's"
+        " wording of prompts is not ours, so that figures of both are near each other at best."
+    )
+    return Section("HELMET", [Table(["", *names], rows, caption)])
 
 
 def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str, Any]]] = ()) -> list[Section]:

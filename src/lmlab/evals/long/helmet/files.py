@@ -31,6 +31,7 @@ _METRICS = {
     "rec_top5": "qampari_rec_top5",
 }
 """Figures that HELMET's collector looks for under other names than ours."""
+_COUNTS = frozenset({"citations"})
 _OF_FAMILY = {
     "ruler": {"recall": "ruler_recall"},
     "alce_qampari": {"recall": "qampari_rec", "precision": "qampari_prec"},
@@ -208,8 +209,8 @@ def write_helmet_results(
     model: str,
     more: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write `NAME.json` and `NAME.json.score`, as HELMET names and lays them out, figures by its names from 0 to 100;
-    returns the first.
+    """Write `NAME.json` and `NAME.json.score`, as HELMET names and lays them out, figures by its names from 0 to 100
+    and counts as they are; returns the first.
 
     Arguments:
         more: figures that stand for the whole set, 0 to 1.
@@ -223,7 +224,9 @@ def write_helmet_results(
     names = _METRICS | _OF_FAMILY.get(family_of(found.name), {})
     metrics = sorted({figure for row in rows for figure in row["figures"]})
     values = {
-        names.get(metric, metric): [100 * row["figures"][metric] for row in rows if metric in row["figures"]]
+        names.get(metric, metric): [
+            (1 if metric in _COUNTS else 100) * row["figures"][metric] for row in rows if metric in row["figures"]
+        ]
         for metric in metrics
     }
     averaged = {metric: sum(each) / len(each) for metric, each in values.items()}
