@@ -110,6 +110,17 @@ def test_the_statements_become_nodes(text_file: Path) -> None:
         ('predictions[0] = "<s>"', 'predictions[0] = "x"', "is no statement of a program"),
         ("somewhere/else/tiny_weights.csv", "other.csv", "No such file"),
         ("def run(tokens):", "def run(x):", "must take tokens"),
+        ("def run(tokens):", "@evil\ndef run(tokens):", "is not how the reference writes a function"),
+        ("def run(tokens):", "def run(tokens=evil()):", "is not how the reference writes a function"),
+        ("def run(tokens):", "def run(tokens) -> evil():", "is not how the reference writes a function"),
+        ("attn_0_0_output):\n", "attn_0_0_output, *more):\n", "line 34: .* is not how the reference writes a function"),
+        ("attn_0_0_output):\n", "attn_0_0_output=evil()):\n", "is not how the reference writes a function"),
+        ("    def mlp_0_0(", "    def mlp_0_0(a, b):\n        pass\n    def mlp_0_0(", "comes a second time"),
+        ("examples = [", "def run(tokens):\n    return 1\nexamples = [", "comes a second time"),
+        ("    logits = ", "    return predictions.tolist()\n    logits = ", "comes before the end of run"),
+        ("    return predictions.tolist()\n", "", "must return an answer"),
+        ("return 0\n", f"return {'-' * 900}1\n", "is nested more deeply"),
+        ("len(tokens)))\n", f"len(tokens{'.a' * 1500})))\n", "is nested more deeply"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(text_file: Path, old: str, new: str, message: str) -> None:

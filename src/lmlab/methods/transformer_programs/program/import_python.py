@@ -56,7 +56,10 @@ def import_python(path: str | Path, weights: str | Path | None = None) -> Progra
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"'{path}' is not Python: {error}.") from None
-    return _Reader(path, None if weights is None else Path(weights)).read(module)
+    try:
+        return _Reader(path, None if weights is None else Path(weights)).read(module)
+    except RecursionError:
+        raise UserError(f"'{path}' is nested more deeply than any program in the reference's layout.") from None
 
 
 class _Reader:
@@ -86,11 +89,16 @@ class _Reader:
 
     def read(self, module: ast.Module) -> Program:
         run = None
+        for function in ast.walk(module):
+            if isinstance(function, ast.FunctionDef):
+                self._plain(function)
         for statement in module.body:
             match statement:
                 case ast.Import() | ast.ImportFrom():
                     self._import(statement)
                 case ast.FunctionDef(name="run"):
+                    if run is not None:
+                        self.refuse(statement, "comes a second time")
                     run = statement
                 case ast.FunctionDef(name=name) if name in _HELPERS:
                     self._helper(statement)
@@ -108,7 +116,21 @@ class _Reader:
             self.refuse(run, "must take tokens")
         for statement in run.body:
             self._statement(statement)
+        last = run.body[-1]
+        for statement in run.body[:-1]:
+            if isinstance(statement, ast.Return):
+                self.refuse(statement, "comes before the end of run()")
+        if not isinstance(last, ast.Return):
+            self.refuse(last, "is the end of run(), which must return an answer")
         return self._program()
+
+    def _plain(self, function: ast.FunctionDef) -> None:
+        """A function as the reference writes it has a name, its arguments and a body, and nothing that would run."""
+        given = function.args
+        usual = function.name == "run" and [ast.unparse(each) for each in given.defaults] == ["False"]
+        odd = given.posonlyargs or given.vararg or given.kwonlyargs or given.kwarg or (given.defaults and not usual)
+        if odd or function.decorator_list or function.returns or any(each.annotation for each in given.args):
+            self.refuse(function, "is not how the reference writes a function")
 
     def _program(self) -> Program:
         if self.classifier is None:
@@ -173,6 +195,8 @@ class _Reader:
     def _statement(self, statement: ast.stmt) -> None:
         match statement:
             case ast.FunctionDef(name=name):
+                if name in self.functions:
+                    self.refuse(statement, "comes a second time")
                 self.functions[name] = statement
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 self._assign(name, value, statement)
