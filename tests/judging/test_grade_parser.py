@@ -225,10 +225,10 @@ def test_long_replies_take_little_time(shape: str) -> None:
 
 
 def _seconds(text: str) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     parse_grades(text)
     parse_like_reference(text)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_other_criteria_and_scales() -> None:

@@ -213,3 +213,93 @@ def test_mrbench(lmlab: Callable[..., Any], tmp_path: Path) -> None:
     done = lmlab("judge", "mrbench", data, "--judged", labels)
     assert done.code == 0 and "100.0" in done.out and "71.8" in done.out
     assert lmlab("judge", "mrbench", data).code == 2
+
+
+def test_validate_tells_kin_and_consistency(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["system,judge_1,judge_2,human"]
+    for number in range(120):
+        human = int(rng.integers(0, 7)) / 2
+        own = 0.5 * (number % 2)
+        first, second = (human + own + rng.normal(0, 0.2) for _ in range(2))
+        lines.append(f"{'gpt-' if number % 2 else 'llama-'}{number % 4},{first:.2f},{second:.2f},{human}")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(lines) + "\n")
+    asked = (
+        "judge",
+        "validate",
+        table,
+        "--resamples",
+        "50",
+        "--sample-columns",
+        "judge_1",
+        "--sample-columns",
+        "judge_2",
+    )
+    kin = ("--system-column", "system", "--own-family", "gpt-*")
+    found = json.loads(lmlab(*asked, *kin, "--json").out)
+    assert found["own_family"]["value"] == pytest.approx(0.5, abs=0.15) and found["own_family"]["low"] > 0.2
+    assert found["consistency"]["samples"] == 2 and found["consistency"]["reliability"]["value"] > 0.9
+    told = lmlab(*asked, *kin).out
+    assert "its own family (gpt-*): 0." in told and "ICC(1)" in told
+    refused = lmlab(*asked, "--own-family", "gpt-*")
+    assert refused.code == 2 and "system_column" in refused.err.replace("-", "_")
+    assert lmlab(*asked, "--system-column", "system", "--own-family", "claude").code == 2
+
+
+def test_samples_of_a_run_become_columns(
+    lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path
+) -> None:
+    run, queue, both = tmp_path / "run", tmp_path / "queue.csv", tmp_path / "both.csv"
+    lmlab("judge", "run", answers, "-j", "mock:script", "--replies", script, "--samples", "2", "--out", run)
+    assert lmlab("judge", "review-export", answers, "--out", queue).code == 0
+    queue.write_text(queue.read_text().replace("Air scatters it.,,,", "Air scatters it.,3,1,"))
+    assert lmlab("judge", "review-import", queue, "--run", run, "--out", both).code == 0
+    rows = list(csv.DictReader(both.read_text().splitlines()))
+    assert {row["item_id"]: (row["judge_1"], row["judge_2"]) for row in rows}["q1"] == ("3.0", "3.0")
+    table = run / "grades.jsonl"  # read as a table, it has a column a sample
+    told = ("--sample-columns", "correctness_1", "--sample-columns", "correctness_2", "--resamples", "20")
+    told = ("--human-column", "correctness", *told)
+    assert "2 grades of each of 1 answers" in lmlab("judge", "validate", table, *told).out
+
+
+def test_judgebench(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    data, script, out = tmp_path / "pairs.jsonl", tmp_path / "script.jsonl", tmp_path / "out"
+    rows = [("right", "w", "A>B", "math"), ("w", "right", "B>A", "math"), ("other", "longer one", "A>B", "law")]
+    lines = [
+        {"pair_id": n, "question": "?", "response_A": a, "response_B": b, "label": label, "source": source}
+        for n, (a, b, label, source) in enumerate(rows)
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = [
+        {"match": r"\[Option A\][^\[]*Answer: right", "text": "A"},
+        {"match": r"\[Option B\][^\[]*Answer: right", "text": "B"},
+        {"match": "", "text": "A"},
+    ]
+    script.write_text("".join(json.dumps(line) + "\n" for line in said))
+    command = [
+        "judge",
+        "judgebench",
+        data,
+        "-j",
+        "mock:m",
+        "--replies",
+        script,
+        "--mode",
+        "votes",
+        "--generations",
+        "2",
+    ]
+    done = lmlab(*command, "--out", out)
+    assert done.code == 0, done.err
+    report = json.loads((out / "report.json").read_text())
+    # two pairs are right, and of the third the order decides
+    assert report["accuracy"]["value"] == pytest.approx(2.5 / 3) and report["orders_disagree"] == pytest.approx(1 / 3)
+    assert report["by_source"]["law"]["accuracy"]["value"] == 0.5 and report["by_source"]["math"]["pairs"] == 2
+    assert "At equal length" in done.out and lmlab(*command, "--out", out, "--min-accuracy", "0.9").code == 3
+    endpoint = ("-j", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--price", "1,2")
+    told = lmlab("judge", "judgebench", data, *endpoint, "--out", tmp_path / "none", "--dry-run")
+    assert told.code == 0 and "3 pairs, each in both orders" in told.out and "6" in told.out, told.err
+    assert not (tmp_path / "none").exists()
+    data.write_text('{"question": "?"}\n')
+    assert "line 1" in lmlab(*command, "--out", out).err

@@ -21,6 +21,8 @@ from lmlab.judging import (
     rogan_gladen,
     validate_judge,
 )
+from lmlab.judging.measures.consistency import self_consistency
+from lmlab.judging.measures.own_family import of_family
 
 
 def drawn(rng: np.random.Generator, n: int, corr: float, of_chapter: float, N: int = 834, chapters: int = 202):
@@ -215,3 +217,42 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
     merged = [["Yes" if each == "To some extent" else each for each in side] for side in (people, judge)]
     assert macro_f1(judge, people, lenient=True) == pytest.approx(f1_score(*merged, average="macro"))
     assert macro_f1([None] * 100, people) == 0 and macro_f1([], []) is None
+
+
+def kin(rng: np.random.Generator, favor: float, n: int = 600) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """Grades of a judge and of people, chapters, and which answers are of the judge's family; its own are better."""
+    own = np.arange(n) % 3 == 0
+    people = np.clip(1.5 + 0.5 * own + rng.normal(0, 0.6, n), 0, 3)
+    return people + 0.2 + favor * own + rng.normal(0, 0.4, n), people, (np.arange(n) // 6).tolist(), own
+
+
+def test_a_judge_that_favors_its_kin_is_told_from_one_whose_kin_is_better() -> None:
+    rng = np.random.default_rng(0)
+    for favor in (0.0, 0.3):
+        judge, people, chapters, own = kin(rng, favor)
+        found = validate_judge(judge, people, chapters, own_family=own, resamples=300).own_family
+        assert found is not None and found.low < favor < found.high and found.high - found.low < 0.3
+    judge, people, chapters, own = kin(rng, 0.3)
+    one_side = validate_judge(judge, people, chapters, own_family=np.zeros(len(own), bool), resamples=50)
+    assert one_side.own_family is None
+    with pytest.raises(UserError, match=r"None of the systems.*a, b"):
+        of_family(["a", "b"], ["gpt-*"])
+    assert of_family(["GPT-4o", "llama"], ["gpt-*"]).tolist() == [True, False]
+
+
+def test_consistency_is_that_of_a_one_way_model() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.normal(0, 1.0, (4000, 1)) + rng.normal(0, 0.5, (4000, 3))
+    found = self_consistency(table, resamples=50)
+    assert found.spread.value == pytest.approx(0.5, rel=0.05)
+    assert found.reliability is not None and found.reliability.value == pytest.approx(1 / 1.25, abs=0.02)
+    assert found.reliability_of_mean == pytest.approx(3 * 0.8 / (1 + 2 * 0.8), abs=0.02)
+    # Shrout and Fleiss (1979), table 2: six targets, four judges; ICC(1, 1) = 0.17 and ICC(1, 4) = 0.44
+    published = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    found = self_consistency(published, resamples=50)
+    assert found.reliability is not None and found.reliability.value == pytest.approx(0.17, abs=0.005)
+    assert found.reliability_of_mean == pytest.approx(0.44, abs=0.005)
+    same = self_consistency([[2, 2], [2, 2], [math.nan, 1]], resamples=50)
+    assert same.items == 2 and same.equal.value == 1 and same.spread.value == 0 and same.reliability is None
+    with pytest.raises(UserError, match="at least two"):
+        self_consistency([[1], [2]])

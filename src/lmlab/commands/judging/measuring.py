@@ -20,6 +20,7 @@ from lmlab.judging.measures.config import (
 
 if TYPE_CHECKING:
     from lmlab.judging.measures.agreement import Agreement
+    from lmlab.judging.measures.consistency import SelfConsistency
     from lmlab.judging.people.tables import GradeTable
     from lmlab.stats import Interval
 
@@ -30,6 +31,8 @@ Table = Annotated[Path, typer.Argument(help="Grades of people and of the judge: 
 validate_help = example(
     "lmlab judge validate graded.csv --human-column human --judge-column judge --cluster-column chapter",
     "lmlab judge validate graded.csv --min-spearman 0.6 --max-bias 0.2",
+    "lmlab judge validate graded.csv --system-column system --own-family 'gpt-*'",
+    "lmlab judge validate graded.csv --sample-columns judge_1 --sample-columns judge_2",
 )
 
 
@@ -40,19 +43,29 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """A judge's grades beside people's: correlations, kappa, bias, the effect of length, with clustered intervals."""
+    import numpy as np
+
+    from lmlab.judging.measures.own_family import of_family
     from lmlab.judging.measures.validation import validate_judge
     from lmlab.judging.people.tables import GradeTable
 
     read = GradeTable.read(table)
-    judge, people, clusters = _grades(read, settings)
+    samples = np.stack([read.numbers(name) for name in settings.sample_columns], 1) if settings.sample_columns else None
+    if samples is None:
+        judge, people, clusters = _grades(read, settings)
+    else:
+        judge, people, clusters = samples.mean(1), read.numbers(settings.human_column), _clusters(read, settings)
+    systems = None if settings.system_column is None else read.texts(settings.system_column)
     found = validate_judge(
         judge,
         people,
         clusters,
         None if settings.length_column is None else _lengths(read, settings.length_column),
-        None if settings.system_column is None else read.texts(settings.system_column),
+        systems,
         None if settings.second_column is None else read.numbers(settings.second_column),
         {column: read.texts(column) for column in settings.by},
+        of_family(systems, settings.own_family) if systems is not None and settings.own_family else None,
+        samples,
         resamples=settings.resamples,
         seed=settings.seed,
     )
@@ -66,8 +79,10 @@ def validate(
         _print_json(
             {
                 "agreement": {name: _agreement_json(each) for name, each in shown.items()},
-                "length_effect": _interval_json(found.length_effect),
+                "length_effect": interval_json(found.length_effect),
                 "systems": found.systems,
+                "own_family": interval_json(found.own_family),
+                "consistency": _consistency_json(found.consistency),
                 "reasons": found.reasons,
             }
         )
@@ -76,9 +91,18 @@ def validate(
         for name, reason in found.reasons.items():
             print(f"{name} is not defined: {reason}.")
         if found.length_effect is not None:
-            print(f"Judge beyond people for each unit of log length: {_shown(found.length_effect)}")
+            print(f"Judge beyond people for each unit of log length: {interval_text(found.length_effect)}")
         if found.systems is not None:
             print(f"Rank correlation of {found.systems[1]} systems: {found.systems[0]:.3f}")
+        if settings.own_family:
+            kin = ", ".join(settings.own_family)
+            print(f"Judge beyond people for answers of its own family ({kin}): {interval_text(found.own_family)}")
+        if (again := found.consistency) is not None:
+            print(f"{again.samples} grades of each of {again.items:,} answers by the judge:")
+            print(f"  standard deviation around an answer's mean: {interval_text(again.spread)}")
+            print(f"  equal grades: {interval_text(again.equal)}")
+            of_mean = "" if again.reliability_of_mean is None else f", of their mean {again.reliability_of_mean:.3f}"
+            print(f"  reliability of a single grade, ICC(1): {interval_text(again.reliability)}{of_mean}")
     failures = found.passes(settings.min_spearman, settings.max_bias)
     if failures:
         print(f"The judge does not pass: {'; '.join(failures)}.")
@@ -142,12 +166,12 @@ def estimate(
     found = estimate_mean(people[graded], judge[graded], clusters, settings.level)
     left_out = int((~graded).sum())
     if as_json:
-        parts = {"mean": _interval_json(found.mean), "people_alone": _interval_json(found.people)}
+        parts = {"mean": interval_json(found.mean), "people_alone": interval_json(found.people)}
         numbers = {"judge_alone": found.judge, "weight": found.weight, "labeled": found.labeled, "items": found.items}
         _print_json({**parts, **numbers, "clusters": found.clusters, "without_grade": left_out})
         return
-    print(f"Mean that people would give: {_shown(found.mean)}")
-    print(f"  people alone, {found.labeled:,} answers in {found.clusters:,} clusters: {_shown(found.people)}")
+    print(f"Mean that people would give: {interval_text(found.mean)}")
+    print(f"  people alone, {found.labeled:,} answers in {found.clusters:,} clusters: {interval_text(found.people)}")
     print(f"  the judge alone, {found.items:,} answers: {found.judge:.3f}, which is off by its bias")
     source = (
         f"the judge has a weight of {found.weight:.2f}" if found.weight else "the judge does not help: people alone"
@@ -159,8 +183,11 @@ def estimate(
 
 def _grades(table: GradeTable, columns: GradeColumns) -> tuple[Any, Any, list[str] | None]:
     """The judge's grades, people's, and what makes rows depend on each other."""
-    clusters = None if columns.cluster_column is None else table.texts(columns.cluster_column)
-    return table.numbers(columns.judge_column), table.numbers(columns.human_column), clusters
+    return table.numbers(columns.judge_column), table.numbers(columns.human_column), _clusters(table, columns)
+
+
+def _clusters(table: GradeTable, columns: GradeColumns) -> list[str] | None:
+    return None if columns.cluster_column is None else table.texts(columns.cluster_column)
 
 
 def _lengths(table: GradeTable, column: str) -> Any:
@@ -193,20 +220,30 @@ def _print_agreement(shown: dict[str, Agreement]) -> None:
     table.add_row("answers", *(f"{each.items:,}" for each in shown.values()))
     table.add_row("without both grades", *(f"{each.missing:,}" for each in shown.values()))
     for name in next(iter(shown.values())).figures:
-        table.add_row(name, *(_shown(each.figures.get(name)) for each in shown.values()))
+        table.add_row(name, *(interval_text(each.figures.get(name)) for each in shown.values()))
     print_table(table)
 
 
-def _shown(interval: Interval[float] | None) -> str:
+def interval_text(interval: Interval[float] | None) -> str:
+    """A figure with its interval; a dash where there is none."""
     return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _agreement_json(agreement: Agreement) -> dict[str, Any]:
-    figures = {name: _interval_json(each) for name, each in agreement.figures.items()}
+    figures = {name: interval_json(each) for name, each in agreement.figures.items()}
     return {"items": agreement.items, "missing": agreement.missing, **figures}
 
 
-def _interval_json(interval: Interval[float] | None) -> dict[str, float | None] | None:
+def _consistency_json(found: SelfConsistency | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    intervals = {name: interval_json(getattr(found, name)) for name in ("spread", "equal", "reliability")}
+    counts = {"samples": found.samples, "items": found.items}
+    return {**counts, **intervals, "reliability_of_mean": found.reliability_of_mean}
+
+
+def interval_json(interval: Interval[float] | None) -> dict[str, float | None] | None:
+    """Value and bounds; None for what is not known."""
     import math
 
     if interval is None:

@@ -1,4 +1,4 @@
-"""`lmlab judge draw`, `review-export`, `review-import`, `mrbench`: what people say of answers, and files of it."""
+"""`lmlab judge draw`, `review-*`, `mrbench`, `judgebench`: what people say of answers, and files of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example, print_table
+from lmlab.commandline.options import OnlyTell, example, print_table
 from lmlab.commands.judging.grading import Items
+from lmlab.commands.judging.measuring import EXIT_GATE, interval_json, interval_text
 from lmlab.errors import UserError
 from lmlab.judging.answers.config import AnswerJudgeConfig
+from lmlab.judging.config import JudgeConfig
 from lmlab.judging.measures.config import DrawConfig
 
 Queue = Annotated[Path, typer.Option("--out", "-o", help="CSV, or an HTML page in which people grade.")]
@@ -89,7 +91,7 @@ def review_import(
     """Put people's grades beside the judge's, for `validate`, `calibrate` and `estimate`."""
     from lmlab.judging import GradingRubric
     from lmlab.judging.answers.rows import GRADES, read_rows
-    from lmlab.judging.people.review import joined_with_rows, read_review, write_joined
+    from lmlab.judging.people.review import joined_with_rows, read_review, sample_columns, write_joined
 
     chosen = GradingRubric.load(asked.rubric)
     found = read_review(review, chosen.names, chosen.grades)
@@ -99,7 +101,8 @@ def review_import(
     others = [row for row in rows if row["content_hash"] not in known]
     for row in others:
         own = {name: row[name] for name in ("item_id", "system", "group", "answer_length")}
-        beside.append(own | {"judge": row["grades"].get(criterion or chosen.headline), "human": None, "note": ""})
+        judged = {"judge": row["grades"].get(criterion or chosen.headline), "human": None, "note": ""}
+        beside.append(own | judged | sample_columns(row, criterion or chosen.headline))
     write_joined(out, beside)
     print(f"{out}: {len(found):,} answers graded by people, {len(others):,} by the judge alone")
 
@@ -156,6 +159,64 @@ def mrbench(
         best = "-" if figures[2] is None else f"{figures[2]:.1f}"
         shown.add_row(row["dimension"], str(row["n"]), str(row["n_unjudged"]), *texts, best)
     print_table(shown)
+
+
+judgebench_help = example(
+    "lmlab judge judgebench judgebench.jsonl -j openai:NAME --base-url https://HOST/v1 --key-env KEY --dry-run",
+    "lmlab judge judgebench judgebench.jsonl -j exact:models/smollm2 --min-accuracy 0.6",
+)
+
+
+@options(JudgeConfig, flags={"judge": ("--judge", "-j")}, exclude=("orders",))
+def judgebench(
+    data: Annotated[Path, typer.Argument(help="Pairs in JudgeBench's form: question, response_A, response_B, label.")],
+    settings: JudgeConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of verdicts and replies.")] = Path("runs/judgebench"),
+    clause: Annotated[
+        str | None, typer.Option(help="Completes 'choose the one which ...'.", show_default=False)
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Exit with 3 where the judge is right less often.", show_default=False)
+    ] = None,
+    dry_run: OnlyTell = False,
+) -> None:
+    """How often a judge that compares prefers the right answer: in both orders, by source, and at equal length."""
+    from rich.table import Table as RichTable
+
+    from lmlab.files import write_json, write_jsonl
+    from lmlab.judging.answers.rows import REPLIES
+    from lmlab.judging.people.judgebench import answer_criterion, questions_of, read_judgebench, score_pairs
+
+    pairs, criterion = read_judgebench(data), answer_criterion(clause)
+    judge = settings.make(out / REPLIES)
+    if dry_run:
+        asks = getattr(judge, "estimate", None)
+        print(f"{len(pairs):,} pairs, each in both orders")
+        print("Nobody is asked, and it costs nothing." if asks is None else asks(questions_of(criterion, pairs)))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    found = score_pairs(judge, criterion, pairs)
+    rows = ({"id": pair.id, "source": pair.source, "right": right}
+            for pair, right in zip(pairs, found.right, strict=True))  # fmt: skip
+    write_jsonl(out / "pairs.jsonl", rows)
+    equal, orders = found.lengths.controlled, found.orders
+    figures = {"accuracy": interval_json(found.accuracy), "at_equal_length": interval_json(equal)}
+    counts = {"pairs": len(pairs), "missing": found.missing}
+    counts |= {"orders_disagree": orders.disagreements, "first_place": orders.first_place}
+    by_source = {name: {"pairs": n, "accuracy": interval_json(each)} for name, (each, n) in found.by_source.items()}
+    about = {"judge": judge.name, "prompt_hash": criterion.prompt_hash}
+    write_json(out / "report.json", {**about, **counts, **figures, "by_source": by_source})
+    table = RichTable("pairs of", "pairs", "right")
+    for name, (each, count) in [*found.by_source.items(), ("all", (found.accuracy, len(pairs)))]:
+        table.add_row(name or "-", f"{count:,}", interval_text(each))
+    print_table(table)
+    print(f"At equal length: {interval_text(equal)}; by {judge.name}")
+    print(f"The order changes the winner of {orders.disagreements:.1%}; the first place wins {orders.first_place:.1%}")
+    if found.missing:
+        print(f"{found.missing:,} pairs without a verdict in both orders count as wrong")
+    if min_accuracy is not None and not found.accuracy.value >= min_accuracy:
+        print(f"The judge does not pass: its accuracy is {found.accuracy.value:.3f}, below {min_accuracy:g}.")
+        raise typer.Exit(EXIT_GATE)
 
 
 def _export(out: Path, items: list[Any], rubric: str) -> None:

@@ -257,7 +257,13 @@ class RubricJudge:
         elif bad:
             flags.add("samples_missing")
         return AnswerGrades(
-            grades, status, tuple(sorted(flags)), spread, {}, tuple(_details(item, parts)), **_spent(parts)
+            grades,
+            status,
+            tuple(sorted(flags)),
+            spread,
+            tuple(values for values, _, _ in samples) if len(samples) > 1 else (),
+            details=tuple(_details(item, parts)),
+            **_spent(parts),
         )
 
     def _samples(

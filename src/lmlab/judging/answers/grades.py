@@ -25,6 +25,7 @@ class AnswerGrades:
             `endpoint_error`, `no_key_points`.
         flags: what is odd about the reply or the item.
         spread: standard deviation over samples by criterion; None for a single one.
+        samples: the grades of each of several samples; empty for a single one.
         scores: raw figures of a judge that is no model asked for grades, such as a similarity.
         details: by key point, where the judge looks at each: its verdict or its score.
         raw: the replies, as they came.
@@ -36,6 +37,7 @@ class AnswerGrades:
     status: str = "ok"
     flags: tuple[str, ...] = ()
     spread: Mapping[str, float | None] = field(default_factory=dict)
+    samples: tuple[Mapping[str, float | None], ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     details: tuple[Mapping[str, Any], ...] = ()
     raw: tuple[str, ...] = ()

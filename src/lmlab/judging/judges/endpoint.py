@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmlab.endpoints import Backend, ChatRequest, Endpoint, Reply, answer
+from lmlab.endpoints import Backend, ChatRequest, Endpoint, Estimate, Reply, answer, estimate
 from lmlab.errors import UserError
 from lmlab.judging.config import Mode
 from lmlab.judging.judge import Marks, Question, Rubric, Verdict
@@ -45,12 +45,8 @@ class EndpointJudge:
     def compare(self, questions: Sequence[Question], take: Callable[[int, Verdict], None]) -> None:
         """Ask; answers that an endpoint without `n` leaves out are asked for one by one."""
         tallies = [_Tally() for _ in questions]
-        first: dict[str, Any] = {"n": self.generations, "temperature": 1.0, "max_tokens": _VOTE_TOKENS}
-        if self.mode == "logprobs":
-            first = {"n": 1, "temperature": 1.0, "max_tokens": 1, "top_logprobs": _TOP}
-        requests = (each.criterion.pair_request(each.text_a, each.text_b, **first) for each in questions)
         self._run(
-            requests,
+            self._first(questions),
             lambda number, reply: tallies[number].add(reply, self.mode, questions[number].criterion.wording.labels),
         )
         missing = [
@@ -73,6 +69,18 @@ class EndpointJudge:
             )
         for number, tally in enumerate(tallies):
             take(number, tally.verdict())
+
+    def estimate(self, questions: Sequence[Question]) -> Estimate:
+        """What comparing will cost, without asking."""
+        identity = None if self.backend is None else self.backend.identity
+        return estimate(self.endpoint, self._first(questions), self.cache, identity)
+
+    def _first(self, questions: Sequence[Question]) -> Iterable[ChatRequest]:
+        """The first request of each question."""
+        options: dict[str, Any] = {"n": self.generations, "temperature": 1.0, "max_tokens": _VOTE_TOKENS}
+        if self.mode == "logprobs":
+            options = {"n": 1, "temperature": 1.0, "max_tokens": 1, "top_logprobs": _TOP}
+        return (each.criterion.pair_request(each.text_a, each.text_b, **options) for each in questions)
 
     def grade(
         self, rubric: Rubric[Item], items: Sequence[Item], take: Callable[[int, tuple[Marks, ...]], None]

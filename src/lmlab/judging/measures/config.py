@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmlab.config import Config
 from lmlab.runs.loading import Drawn
@@ -43,6 +43,9 @@ class ValidateConfig(GradeColumns, Drawn):
         second_column: column of a second person, for the ceiling.
         length_column: column with lengths of answers, or with answers.
         system_column: column of who answered.
+        own_family: systems of the judge's own family, by names or patterns such as gpt-*; needs system_column.
+        sample_columns: columns with several grades of each answer by the judge, for how far it agrees with itself; its
+            grade is their mean.
         by: column by whose values to tell it too.
         min_spearman: exit with 3 where the correlation is lower.
         max_bias: exit with 3 where the bias is larger.
@@ -53,11 +56,21 @@ class ValidateConfig(GradeColumns, Drawn):
     second_column: str | None = None
     length_column: str | None = None
     system_column: str | None = None
+    own_family: tuple[str, ...] = ()
+    sample_columns: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     min_spearman: float | None = None
     max_bias: float | None = None
     calibrate: CalibrationKind | None = None
     resamples: int = Field(default=1000, ge=20)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ValidateConfig:
+        if self.own_family and self.system_column is None:
+            raise ValueError("own_family needs system_column, the column of who answered.")
+        if len(self.sample_columns) == 1:
+            raise ValueError("sample_columns: name at least two columns.")
+        return self
 
 
 class CalibrateConfig(GradeColumns, Covered, Drawn):

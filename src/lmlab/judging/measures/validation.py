@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.judging.measures.agreement import Agreement, grade_agreement
+from lmlab.judging.measures.consistency import SelfConsistency, self_consistency
 from lmlab.judging.measures.length import length_effect
+from lmlab.judging.measures.own_family import own_family_bias
 from lmlab.judging.rubrics.numbers import Scale
 from lmlab.judging.rubrics.parser import HALF_POINTS
 from lmlab.stats import Interval, bootstrap
@@ -31,6 +33,9 @@ class Validation:
         by: column -> value -> agreement within it.
         systems: rank correlation of the systems' mean grades, with their number; None for fewer than three.
         ceiling: agreement of a second person with the first; None where there is none.
+        own_family: grade points that answers of the judge's own family gain beyond what people give them, against all
+            others; None where it was not asked for, or one side is empty.
+        consistency: of several grades of each answer by the judge.
         reasons: figure -> why it is None.
     """
 
@@ -39,6 +44,8 @@ class Validation:
     by: Mapping[str, Mapping[str, Agreement]] = field(default_factory=dict)
     systems: tuple[float, int] | None = None
     ceiling: Agreement | None = None
+    own_family: Interval[float] | None = None
+    consistency: SelfConsistency | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def passes(self, min_spearman: float | None = None, max_bias: float | None = None) -> list[str]:
@@ -62,6 +69,8 @@ def validate_judge(
     systems: Sequence[str] | None = None,
     second_person: ArrayLike | None = None,
     by: Mapping[str, Sequence[Any]] | None = None,
+    own_family: ArrayLike | None = None,
+    samples: ArrayLike | None = None,
     scale: Scale = HALF_POINTS,
     resamples: int = 1000,
     seed: int = 0,
@@ -77,6 +86,8 @@ def validate_judge(
         systems: who answered each.
         second_person: grades of another person, for the ceiling.
         by: columns by whose values agreement is told too.
+        own_family: which answers are of the judge's own family.
+        samples: several grades of each answer by the judge, [answers, samples].
 
     Raises:
         UserError: no item has both grades.
@@ -98,8 +109,18 @@ def validate_judge(
     ceiling = None
     if second_person is not None:
         ceiling = on_scale(np.asarray(second_person, float), y, clusters, scale, resamples, seed)
+    kin = None
+    if own_family is not None:
+        kin = own_family_bias((f - y)[known], np.asarray(own_family, bool)[known], kept, resamples, seed)
     return Validation(
-        agreement, slope, parts, _of_systems(f, y, known, systems), ceiling, _reasons(agreement, f[known], y[known])
+        agreement,
+        slope,
+        parts,
+        _of_systems(f, y, known, systems),
+        ceiling,
+        kin,
+        None if samples is None else self_consistency(samples, clusters, resamples, seed),
+        _reasons(agreement, f[known], y[known]),
     )
 
 

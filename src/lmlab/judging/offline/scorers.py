@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,12 +80,15 @@ class PointJudge:
     def judge(self, items: Sequence[AnswerItem], take: Take) -> None:
         """Score all items, then grade each."""
         known = [number for number, item in enumerate(items) if item.key_points]
+        started = time.perf_counter()
         figures = [scorer.score([items[number] for number in known]) for scorer in self.scorers if known]
+        seconds = (time.perf_counter() - started) / max(1, len(known))  # they are scored together
         for number, item in enumerate(items):
             if not item.key_points:
                 take(number, AnswerGrades({self.headline: None}, "no_key_points", ("no_key_points",)))
         for place, number in enumerate(known):
-            take(number, self._grades(items[number], [each[place] for each in figures]))
+            grades = self._grades(items[number], [each[place] for each in figures])
+            take(number, replace(grades, seconds=seconds))
 
     def estimate(self, items: Sequence[AnswerItem]) -> Estimate | None:
         """Nobody is asked."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.judging.judge import Judge, Question, Verdict
-from lmlab.judging.measures.length import BothOrders, both_orders
-from lmlab.judging.wording import Criterion
+from lmlab.judging.measures.length import BothOrders, LengthControlled, both_orders, length_controlled
+from lmlab.judging.wording import Criterion, load_wording, make_criterion
 from lmlab.stats import Interval, bootstrap
 
 _BETTER = {"A>B": 1.0, "A<B": 0.0, "B>A": 0.0, "B<A": 1.0}
@@ -66,11 +66,31 @@ class PairScore:
         accuracy: the right answer wins in both orders together; where the orders disagree, half a point.
         orders: what the order of answers does.
         missing: pairs without a verdict in both orders, which count as wrong.
+        by_source: accuracy with the number of pairs, by the source of the questions.
+        lengths: the accuracy at equal length of both answers, of the pairs with a verdict.
+        right: of each pair: 1, 0, or 1/2 where the orders disagree; None without a verdict.
     """
 
     accuracy: Interval[float]
     orders: BothOrders
     missing: int
+    by_source: Mapping[str, tuple[Interval[float], int]]
+    lengths: LengthControlled
+    right: tuple[float | None, ...]
+
+
+def answer_criterion(clause: str | None = None) -> Criterion:
+    """Which answer is right, in the words of `judgebench-v1.yaml`, or by a clause of one's own."""
+    return make_criterion("correctness", clause, load_wording(Path(__file__).with_name("judgebench-v1.yaml")))
+
+
+def questions_of(criterion: Criterion, pairs: Sequence[LabeledPair]) -> list[Question]:
+    """Every pair in both orders, one after the other."""
+    found = []
+    for pair in pairs:
+        asked = [f"Question: {pair.question}\n\nAnswer: {text}" for text in (pair.first, pair.second)]
+        found += [Question(criterion, asked[0], asked[1]), Question(criterion, asked[1], asked[0])]
+    return found
 
 
 def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]) -> PairScore:
@@ -79,10 +99,7 @@ def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]
     Raises:
         UserError: the judge has no verdict on any pair.
     """
-    questions = []
-    for pair in pairs:
-        asked = [f"Question: {pair.question}\n\nAnswer: {text}" for text in (pair.first, pair.second)]
-        questions += [Question(criterion, asked[0], asked[1]), Question(criterion, asked[1], asked[0])]
+    questions = questions_of(criterion, pairs)
     verdicts: list[Verdict | None] = [None] * len(questions)
     judge.compare(questions, verdicts.__setitem__)
     shares = [_share(each) for each in verdicts]
@@ -92,12 +109,32 @@ def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]
         raise UserError("The judge has no verdict on any pair.", "See what it replies.")
     orders = both_orders([a for a, _ in both], [b for _, b in both])
     wins = iter(orders.wins)
-    right = []
-    for pair, keep in zip(pairs, known, strict=True):
-        win = next(wins) if keep else None
-        right.append(0.0 if win is None else win if pair.first_wins else 1 - win)
-    accuracy = bootstrap(lambda chosen: float(sum(right[each] for each in chosen) / len(chosen)), len(right))
-    return PairScore(accuracy, orders, known.count(False))
+    said = [next(wins) if keep else None for keep in known]
+    right = [
+        None if win is None else win if pair.first_wins else 1 - win for win, pair in zip(said, pairs, strict=True)
+    ]
+    sources: dict[str, list[float]] = {}
+    for pair, value in zip(pairs, right, strict=True):
+        sources.setdefault(pair.source, []).append(value or 0.0)
+    judged = [(pair, value) for pair, value in zip(pairs, right, strict=True) if value is not None]
+    sizes = [sorted((len(pair.first), len(pair.second)), reverse=_longer_first(pair)) for pair, _ in judged]
+    return PairScore(
+        _accuracy([value or 0.0 for value in right]),
+        orders,
+        known.count(False),
+        {source: (_accuracy(values), len(values)) for source, values in sorted(sources.items())},
+        length_controlled([value for _, value in judged], [each[0] for each in sizes], [each[1] for each in sizes]),
+        tuple(right),
+    )
+
+
+def _longer_first(pair: LabeledPair) -> bool:
+    """Whether the right answer is the longer one."""
+    return (len(pair.first) > len(pair.second)) == pair.first_wins
+
+
+def _accuracy(right: Sequence[float]) -> Interval[float]:
+    return bootstrap(lambda chosen: float(sum(right[each] for each in chosen) / len(chosen)), len(right))
 
 
 def _share(verdict: Verdict | None) -> float | None:

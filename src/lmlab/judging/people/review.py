@@ -140,17 +140,25 @@ def joined_with_rows(
         row = by_hash[each.content_hash]
         known = {name: row[name] for name in ("item_id", "system", "group", "answer_length")}
         found.append(
-            known | {"judge": row["grades"].get(criterion), "human": each.grades[criterion], "note": each.note}
+            known
+            | {"judge": row["grades"].get(criterion), "human": each.grades[criterion], "note": each.note}
+            | sample_columns(row, criterion)
         )
     return found
 
 
+def sample_columns(row: Mapping[str, Any], criterion: str) -> dict[str, Any]:
+    """The grades of each sample of a row, for `lmlab judge validate --sample-columns`: `judge_1`, `judge_2`, ..."""
+    return {f"judge_{number}": each.get(criterion) for number, each in enumerate(row.get("samples") or (), 1)}
+
+
 def write_joined(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write grades of both as a table; its cells are safe for a spreadsheet, as those of `write_review_csv`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _JOINED, lineterminator="\n")
+    text, kept = io.StringIO(), list(rows)
+    columns = dict.fromkeys([*_JOINED, *(name for row in kept for name in row)])
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    for row in rows:
+    for row in kept:
         writer.writerow({name: _cell(value) if isinstance(value, str) else value for name, value in row.items()})
     write_text(Path(path), text.getvalue())
 

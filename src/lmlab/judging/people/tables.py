@@ -32,7 +32,8 @@ class GradeTable:
 
     @classmethod
     def read(cls, location: str | Path) -> GradeTable:
-        """From CSV, JSON lines, Parquet; a row of `grades.jsonl` gives a column a criterion.
+        """From CSV, JSON lines, Parquet; a row of `grades.jsonl` gives a column a criterion, and one a sample, such as
+        `correctness_1`.
 
         Raises:
             UserError: it cannot be read, or is empty.
@@ -94,4 +95,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
         inner = record.get(nested)
         if isinstance(inner, dict):
             found |= {name: value for name, value in inner.items() if name not in found}
+    for number, sample in enumerate(record.get("samples") or (), 1):
+        if isinstance(sample, dict):
+            found |= {f"{name}_{number}": value for name, value in sample.items() if f"{name}_{number}" not in found}
     return found

@@ -207,9 +207,10 @@ def _graded(row: Row, judge: AnswerJudge, grades: Mapping[str, float | None], st
 
 
 def kept_of(grades: AnswerGrades) -> dict[str, Any]:
-    """What is kept of a judgment beside its grades; times are not, as they differ from run to run."""
+    """What is kept of a judgment beside its grades. Its seconds enter no report, as they differ from run to run."""
     found = grades.to_dict()
-    return {name: found[name] for name in ("raw", "details", "scores", "usage", "cost_usd", "requests", "attempts")}
+    kept = ("raw", "details", "scores", "samples", "usage", "cost_usd", "requests", "attempts")
+    return {**{name: found[name] for name in kept}, "seconds": round(grades.seconds, 4)}
 
 
 def _item(row: Row, item: TutorItem, closed: bool) -> AnswerItem:
