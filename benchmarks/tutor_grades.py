@@ -65,7 +65,7 @@ def main() -> None:
     for name, model in models.items():
         lmlab("tutor", "generate", "--model", model, "--data", questions, "--book", given.book,
               "--max-new-tokens", given.max_new_tokens, "--out", folders[name])  # fmt: skip
-        words = [len(row["answer"].split()) for row in read_jsonl(folders[name] / "answers.jsonl")]
+        words = [len(row["tutor"]["output"].split()) for row in read_jsonl(folders[name] / "answers.jsonl")]
         print(f"{name}: {sum(words) / len(words):.0f} words an answer; {seconds() - started:.0f} CPU s", flush=True)
     for judge in given.judge or ["coverage"]:
         print(f"\nGraded by {judge}", flush=True)

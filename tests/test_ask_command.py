@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import tracemalloc
 
 import pytest
 from typer.testing import CliRunner
@@ -128,3 +131,32 @@ def test_requests_that_are_all_refused_for_what_was_given_are_the_users_mistake(
     command = ["ask", str(tmp_path / "requests.jsonl"), "--endpoint", f"local:{model}", "--out", str(tmp_path / "out")]
     error = CliRunner().invoke(app, command).exception
     assert isinstance(error, UserError) and "has no chat template" in error.message and ".." not in error.message
+
+
+def test_neither_requests_nor_replies_are_held_in_memory(place):
+    count, size = 800, 16_000
+    rows = ({"id": f"r{n}", "prompt": f"{n} " + "x" * size} for n in range(count))
+    (place / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "script.jsonl").write_text(json.dumps({"match": "", "text": "y" * size}) + "\n")
+    out = place / "replies.jsonl"
+    tracemalloc.start()
+    try:
+        run(place, "--out", out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < count * size / 2, f"{peak:,} bytes of {2 * count * size:,}"
+    assert [row["id"] for row in rows_of(out)] == [f"r{n}" for n in range(count)]
+    assert not list(place.glob("*.tmp"))
+
+
+def test_requests_come_through_a_pipe_too(place):
+    pipe = place / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("".join(json.dumps(row) + "\n" for row in ROWS)))
+    writer.start()
+    command = ["ask", pipe, "--endpoint", "mock:x", "--replies", place / "script.jsonl", "--out", place / "out.jsonl"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    writer.join()
+    assert result.exception is None or result.exit_code == 0, result.output
+    assert [row["id"] for row in rows_of(place / "out.jsonl")] == ["a", 2, 7]

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 
 import pytest
+import torch
 from faulty import FaultyEndpoint, running
 
 from lmlab.endpoints import (
@@ -27,6 +28,7 @@ from lmlab.endpoints import (
     read_batch,
     write_batch,
 )
+from lmlab.endpoints.backends import Transient
 from lmlab.endpoints.engine.local import LocalBackend
 from lmlab.endpoints.server import background
 from lmlab.errors import UserError
@@ -114,6 +116,27 @@ def test_replies_of_a_local_model_are_kept_under_the_hash_of_its_files(model_dir
     assert LocalBackend.load(model_directory, "bf16").identity != LocalBackend.load(model_directory).identity
     with pytest.raises(UserError, match="nowhere"):
         run(Endpoint.named("local:nowhere"))
+
+
+@pytest.mark.parametrize(("again", "attempts"), [(True, 3), (False, 1)])
+def test_a_failure_that_would_come_again_is_not_tried_again(no_waiting, again, attempts):
+    sent = []
+
+    def fail(request):
+        sent.append(request)
+        raise Transient("no numbers", again=again)
+
+    (reply,), _ = run(Endpoint(model="m", max_retries=2), [ask("x")], backend=MockBackend(fail))
+    assert (reply.status, reply.attempts, len(sent)) == ("failed", attempts, attempts)
+
+
+def test_a_local_model_without_numbers_fails_at_once(make_served, no_waiting):
+    served = make_served()
+    with torch.no_grad():
+        next(served.network.parameters())[:] = float("nan")
+    backend = LocalBackend(served, "local:broken")
+    (reply,), _ = run(Endpoint(model="m"), [ask("x")], backend=backend)
+    assert (reply.status, reply.attempts) == ("failed", 1) and "not numbers" in (reply.error or "")
 
 
 def test_recorded_replies_are_repeated_and_what_was_not_recorded_is_refused(url, tmp_path):

@@ -30,16 +30,25 @@ class Transient(Exception):
     """An attempt that failed for now.
 
     Attributes:
+        again: another attempt may end otherwise, as it may where a network or others' requests lie between; a model in
+            this process fails of the same request again.
         retry_after_s: the shortest wait that the endpoint asks for.
         overloaded: it said that there are too many requests.
         answered: it answered, and so took no money for the attempt.
     """
 
     def __init__(
-        self, message: str, *, retry_after_s: float = 0.0, overloaded: bool = False, answered: bool = True
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 0.0,
+        overloaded: bool = False,
+        answered: bool = True,
+        again: bool = True,
     ) -> None:
         super().__init__(message)
         self.retry_after_s, self.overloaded, self.answered = retry_after_s, overloaded, answered
+        self.again = again
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ from lmlab.data.chapters.read import READERS, reader_of
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
 from lmlab.errors import UserError
-from lmlab.files import find_files, is_url, names_within
+from lmlab.files import find_files, is_url
 from lmlab.redaction import redact
 
 _MIN_WORDS = 200  # prefaces, indexes and lists of references are shorter, and are no chapters to teach from
@@ -39,28 +39,19 @@ class ChaptersSource(FileSource):
     is_text: ClassVar[bool] = True
 
     def read(self) -> Iterator[Document | Reject]:
-        """Yield a document for each chapter; those of one book are held out together. Its id is its whole place, since
-        chapters of several sources may be called alike within them.
-        """
-        for shown, place, item in self._read():
+        """Yield a document for each chapter; those of one book are held out together."""
+        for item in self.chapters():
             if isinstance(item, Reject):
                 yield item
             else:
-                yield Document(shown + item.path.removeprefix(place), item.text, item.domain, item.book)
+                yield Document(self._prefix + item.path, item.text, item.domain, item.book)
 
     def chapters(self) -> Iterator[Chapter | Reject]:
         """Yield the chapters of one file after the other; what is no chapter is a reject that says why."""
-        return (item for _, _, item in self._read())
-
-    def _read(self) -> Iterator[tuple[str, str, Chapter | Reject]]:
-        """The chapters, each behind its file as it is shown, and as it is called within the source."""
         self._tell()
-        files, name = self.files(), names_within(self.path)
+        files, name = self.files(), self._called()
         for path in files:
-            shown = redact(path)
-            place = name(shown)
-            for item in self._reading(path, partial(self._of_file, path, place)):
-                yield shown, place, item
+            yield from self._reading(path, partial(self._of_file, path, name(redact(path))))
 
     def _found(self) -> list[str]:
         found = [path for path in find_files(self.path, tuple(READERS)) if reader_of(path) is not None]

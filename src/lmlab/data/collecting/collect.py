@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from lmlab.data.collecting.dedup import NUM_PERMUTATIONS, NearDuplicates, signat
 from lmlab.data.collecting.spool import Spool, read_range
 from lmlab.data.documents import Reject, Source
 from lmlab.data.rejects import Rejects
+from lmlab.data.sources.reading.files import FileSource
 from lmlab.distributed import fan_out
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, json_value, write_json
@@ -139,7 +140,7 @@ def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, di
         progress("read", None, "documents") as advance,
         Rejects(directory / "rejects.jsonl", config.max_reject_fraction) as rejects,
     ):
-        for item in (item for source in sources for item in source.read()):
+        for item in (item for source in _told_apart(sources) for item in source.read()):
             reject = item if isinstance(item, Reject) else spool.add(item)
             if reject is not None:
                 rejects.add(reject)
@@ -154,6 +155,14 @@ def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, di
         told = f": all {others:,} records are of other splits" if others else ": the sources hold no document"
         raise UserError(f"The corpus is empty{told}.", "Name the split (split:), or check the paths of the sources.")
     return account
+
+
+def _told_apart(sources: Sequence[Source]) -> Iterator[Source]:
+    """The sources, so that documents that are called by their places have ids of their own in each."""
+    number = 0
+    for source in sources:
+        number += isinstance(source, FileSource)
+        yield source.apart(number) if isinstance(source, FileSource) else source
 
 
 def _choose_heldout(spool: Spool, config: CollectConfig) -> tuple[NDArray[np.bool_], str | None]:

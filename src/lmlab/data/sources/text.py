@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
-from lmlab.files import DamagedError, bytes_read, names_within, share_read
+from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
 
 # With fewer files than this a held-out share of a few percent can hardly be made of whole files.
@@ -47,12 +47,12 @@ class TextSource(FileSource):
         """Yield the documents of one file after the other; parts are numbered from 1 and form one group."""
         self._tell()
         files = self.files()
-        few, name = len(files) < _FEW_FILES, names_within(self.path)
+        few, name = len(files) < _FEW_FILES, self._called()
         for path in files:
             yield from self._reading(path, partial(self._documents, path, name(redact(path)), few))
 
     def _documents(self, path: str, group: str, few: bool) -> Iterator[Document | Reject]:
-        where = redact(path)
+        where, called = redact(path), self._prefix + group
         with open_text(self, path, self.encoding) as file:
             texts = self._texts(file, where)
             if self.documents == "file":
@@ -65,10 +65,10 @@ class TextSource(FileSource):
                 head, ended = head + (more or ""), more is None
             size = self._part_size(len(head) if ended else None, few)
             if size is None:
-                yield Document(where, head, self.domain or "text", group)
+                yield Document(called, head, self.domain or "text", group)
                 return
             for number, text in enumerate(cut(head, texts, size), 1):
-                yield Document(f"{where}#{number}", text, self.domain or "text", group)
+                yield Document(f"{called}#{number}", text, self.domain or "text", group)
 
     def _whole(self, texts: Iterator[str], where: str, group: str) -> Document | Reject:
         pieces, length = list[str](), 0
@@ -77,7 +77,7 @@ class TextSource(FileSource):
             length += len(piece)
             if length > self.max_record_bytes:
                 return Reject(where, f"a file of more than {self.max_record_bytes} bytes (max_record_bytes)")
-        return Document(where, "".join(pieces), self.domain or "text", group)
+        return Document(self._prefix + group, "".join(pieces), self.domain or "text", group)
 
     def _part_size(self, length: int | None, few: bool) -> int | None:
         """How long parts are of a text of some length (None: very long); None to keep it whole."""

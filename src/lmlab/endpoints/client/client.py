@@ -289,7 +289,7 @@ def _retrying(
         stop=tenacity.stop_after_attempt(endpoint.max_retries + 1),
         wait=lambda state: _wait(state, endpoint),
         sleep=sleep,
-        retry=tenacity.retry_if_exception_type(Transient),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Transient) and error.again),
         before_sleep=tell,
         reraise=True,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.protocol import ChatRequest, Reply
-from lmlab.files import read_jsonl
+from lmlab.files import json_value, read_jsonl
 
 
 class Message(Config):
@@ -102,3 +105,48 @@ def reply_row(id: Any, reply: Reply) -> dict[str, Any]:
     if any(choice.tool_calls for choice in reply.choices):
         row["tool_calls"] = [list(choice.tool_calls) for choice in reply.choices]
     return row if reply.error is None else row | {"error": reply.error}
+
+
+class ReplyRows:
+    """The lines of replies that come in any order, on the disk until all are there: in memory are eight bytes each.
+
+    Arguments:
+        folder: where the file is that holds them; it has no name, so that nothing is left behind.
+        count: of the requests.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115
+        self._places, self._end = array("q", [-1]) * count, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, number: int) -> bool:
+        return self._places[number] >= 0
+
+    def put(self, number: int, row: Mapping[str, Any]) -> None:
+        """Keep the line of a request."""
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        self._file.seek(self._end)
+        self._file.write(line)
+        self._places[number], self._end = self._end, self._end + len(line)
+
+    def get(self, number: int) -> dict[str, Any] | None:
+        """The line of a request; None where it has none yet."""
+        if self._places[number] < 0:
+            return None
+        self._file.seek(self._places[number])
+        row: dict[str, Any] = json_value(self._file.readline(), allow_nan=True)
+        return row
+
+    @property
+    def missing(self) -> int:
+        """How many requests have no line."""
+        return sum(place < 0 for place in self._places)

@@ -81,7 +81,7 @@ class LocalBackend:
         except Busy:
             raise Transient("too many requests wait", overloaded=True) from None
         except EngineFailed as error:
-            raise Transient(str(error)) from None
+            raise Transient(str(error), again=False) from None
         choices = tuple(Choice(each.text or "", each.finish_reason, self._log_probs(each, request)) for each in done)
         return Reply(
             "ok",

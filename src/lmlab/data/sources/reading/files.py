@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
-from typing import IO, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import IO, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from lmlab.data.documents import Reject
 from lmlab.data.sources.reading.dataset_card import MAX_BYTES, Card, read_card
@@ -24,6 +24,7 @@ from lmlab.files import (
     describe,
     find_files,
     json_value,
+    names_within,
     open_binary,
     open_raw,
     share_read,
@@ -92,6 +93,27 @@ class FileSource(SplitOption):
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     is_text: ClassVar[bool] = False
+    _within: str | None = PrivateAttr(default=None)
+    _prefix: str = PrivateAttr(default="")
+
+    def apart(self, number: int, within: str | None = None) -> Self:
+        """A copy whose documents without an id of their own are told from those of other sources.
+
+        Such a document is called by its place within the source, which stays when all of it moves. Of several sources
+        the second and later ones put their number before it; no place begins like that.
+
+        Arguments:
+            number: of the source, from 1.
+            within: the location of which this source reads a part, below which its files are called.
+        """
+        copy = self.model_copy()
+        copy._prefix = self._prefix if number == 1 else f"{number}//"
+        copy._within = within if within is not None else self._within
+        return copy
+
+    def _called(self) -> Callable[[str], str]:
+        """How files and places in them are called within the source."""
+        return names_within(self._within or self.path)
 
     def files(self) -> list[str]:
         """The files in sorted order.

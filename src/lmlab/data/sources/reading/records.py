@@ -9,7 +9,7 @@ from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.data.sources.reading.splits import ALL
-from lmlab.files import ParseError, json_value, names_within
+from lmlab.files import ParseError, json_value
 
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted
@@ -35,7 +35,7 @@ class RecordSource(FileSource, RecordFields):
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield a document for each record; those that are unfit are rejects that say where and why."""
-        place = names_within(self.path)
+        place = self._called()
         for where, record in self.records(self.columns):
             yield record if isinstance(record, Reject) else self._document(where, place(where), record)
 
@@ -115,7 +115,10 @@ class RecordSource(FileSource, RecordFields):
                 f"the field '{self._names.get(broken, broken)}' holds half of a surrogate pair, which is no character",
             )
         return Document(
-            names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or place
+            names.get("id") or self._prefix + place,
+            text,
+            self.domain or names.get("domain") or "text",
+            names.get("group") or place,
         )
 
     @property

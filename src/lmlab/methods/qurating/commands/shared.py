@@ -11,27 +11,16 @@ from lmlab.errors import UserError
 
 
 def documents_at(location: str, fields: ReadingOptions) -> list[Any]:
-    """All documents at a location of the data layer; records that cannot be read are counted and told.
-
-    Documents without an id are called by their place in the location, so that what is drawn by ids does not depend on
-    how it is written or where it lies.
-    """
-    from dataclasses import replace
-
+    """All documents at a location of the data layer; records that cannot be read are counted and told."""
     from lmlab.config import validate
     from lmlab.data import Document, SourceConfig, source_settings
-    from lmlab.files import names_within
     from lmlab.progress import console
 
     settings = source_settings(location, fields.given())
     source = validate(SourceConfig, settings, f"'{location}'")
     documents, rejects = list[Any](), list[Any]()
-    place = names_within(location) if fields.id_field is None else str
     for item in source.read():
-        if isinstance(item, Document):
-            documents.append(replace(item, id=place(item.id)))
-        else:
-            rejects.append(item)
+        (documents if isinstance(item, Document) else rejects).append(item)
     if rejects:
         console.print(
             f"{len(rejects):,} records cannot be read, the first: {rejects[0].where}: {rejects[0].reason}",
