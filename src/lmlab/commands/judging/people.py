@@ -201,7 +201,7 @@ def judgebench(
     write_jsonl(out / "pairs.jsonl", rows)
     equal, orders = found.lengths.controlled, found.orders
     figures = {"accuracy": interval_json(found.accuracy), "at_equal_length": interval_json(equal)}
-    counts = {"pairs": len(pairs), "missing": found.missing}
+    counts: dict[str, float] = {"pairs": len(pairs), "missing": found.missing}
     counts |= {"orders_disagree": orders.disagreements, "first_place": orders.first_place}
     by_source = {name: {"pairs": n, "accuracy": interval_json(each)} for name, (each, n) in found.by_source.items()}
     about = {"judge": judge.name, "prompt_hash": criterion.prompt_hash}

@@ -67,6 +67,6 @@ class FolderSource(FileSource, RecordFields):
             named = {name: value for name, value in {**settings, **fields}.items() if name in made.model_fields}
             few = {"documents": "file"} if kind == "text" and len(paths) > 1 else {}
             for path in paths:
-                part: FileSource = made(**{**named, **few, "path": path})
+                part: Any = made(**{**named, **few, "path": path})
                 part._prefix = self._prefix
                 yield part.apart(1, self._within or self.path)
