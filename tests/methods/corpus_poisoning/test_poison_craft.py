@@ -37,7 +37,7 @@ from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, places
 from lmlab.methods.corpus_poisoning.measure.evaluate import success, success_by_count
 from lmlab.methods.corpus_poisoning.setup import Retriever
 from lmlab.models import ModelConfig, Transformer, save_pretrained
-from lmlab.retrieval import ExactIndex, Queries, load_encoder
+from lmlab.retrieval import ExactIndex, Queries, load_dataset, load_encoder
 from tiny_retriever import write_collection, write_retriever
 
 FAST = {"length": 10, "evaluations": 250, "candidates": 12, "precision": "fp32"}
@@ -331,6 +331,26 @@ def test_vectors_that_cover_queries_together_cover_more_than_centroids_and_share
         crafted(target, tmp_path / "a", tau=tau + 0.1, **settings)
     with pytest.raises(ValueError, match="clusters coverage is for the objective coverage"):
         CraftConfig(clusters="coverage")
+
+
+def test_a_start_from_relevant_documents_is_their_words(target, small, tmp_path):
+    config = CraftConfig(**{**FAST, "k": 2, "start": "gold", "evaluations": 60})
+    found = craft_for(target.retriever, str(small), "train", config, tmp_path / "gold")
+    data = load_dataset(small, "train")
+    texts = dict(zip(data.corpus.ids, data.corpus.texts, strict=True))
+    vectors = target.retriever.encoder.encode_text(data.queries.texts, "query")
+    own = found.clusters.labels_n == 0
+    nearest = np.flatnonzero(own)[int((vectors[own] @ vectors[own].mean(0)).argmax())]
+    judged = data.qrels[data.queries.ids[nearest]]
+    first = texts[next(id for id, grade in judged.items() if grade > 0)].split()
+    still = craft_for(
+        target.retriever, str(small), "train", config.model_copy(update={"evaluations": 1}), tmp_path / "still"
+    )
+    assert still.passages.texts[0].split()[:4] == first[:4]
+    assert found.passages.passages[0].objective_text > still.passages.passages[0].objective_text
+    (tmp_path / "others.jsonl").write_text('{"_id": "x", "text": "sea ship"}\n{"_id": "y", "text": "star moon"}\n')
+    with pytest.raises(UserError, match="2 of 2 queries have no relevant document"):
+        craft_for(target.retriever, str(small), "train", config, tmp_path / "o", str(tmp_path / "others.jsonl"))
 
 
 def test_a_run_stops_adding_passages_at_its_target(target, small, tmp_path):

@@ -14,7 +14,7 @@ PRECISION: Precision = "bf16"  # of encoding collections; what is accepted of a 
 
 PayloadPosition = Literal["none", "prefix", "suffix"]
 ObjectiveName = Literal["mean", "coverage"]
-Start = Literal["queries", "mask", "random"]
+Start = Literal["queries", "gold", "mask", "random"]
 
 
 class ChosenConfig(Config):
@@ -47,7 +47,8 @@ class CraftConfig(ChosenConfig):
         evaluations: passage forwards for each passage; by default 1,300, and 6,500 for a single passage.
         norm_cap: the longest vector that a passage may have, for retrievers by dot product.
         candidates: replacements that are scored at once.
-        start: the cluster's own queries (stuffing), mask tokens, or random words.
+        start: the cluster's own queries (stuffing), documents that are relevant to them (gold), mask tokens, or random
+            words.
         words: all tokens that stand for text of their own, or words of letters alone.
         payload_position: where the payload stands: none, prefix or suffix.
         payload: a text that every passage holds; by default none, and with a position a harmless canary.

@@ -109,6 +109,7 @@ class _Job:
     queries_nH: NDArray[np.float32]
     texts: tuple[str, ...]
     tau_n: NDArray[np.float32] | None
+    golds: tuple[str, ...] | None
     payload: str
     path: Path
 
@@ -121,6 +122,7 @@ def craft(
     directory: str | Path,
     tau_n: NDArray[np.float32] | None = None,
     stop: Any = None,
+    golds: Sequence[str] | None = None,
 ) -> Craft:
     """Craft passages against a retriever of one's own.
 
@@ -129,6 +131,7 @@ def craft(
         directory: receives `clusters.npz`, one file a cluster, `adversarial.jsonl`, `removal.txt` and `craft.json`.
         tau_n: for the coverage objective, what a passage must pass for each query.
         stop: asked after each passage with all so far; True ends the run (`target_asr`).
+        golds: for the start gold, a document that is relevant to each query.
 
     Raises:
         UserError: there are fewer distinct queries than clusters, the passage is too long, or the payload does not fit.
@@ -136,6 +139,8 @@ def craft(
     directory = Path(directory)
     if not len(texts):
         raise UserError("There are 0 queries to attack.")
+    if config.start == "gold" and golds is None:
+        raise UserError("The start gold needs documents that are relevant to the queries.", "Give judgments of them.")
     if encoder.late:
         check_late(config)
     loaded = encoder.attacked()
@@ -146,6 +151,8 @@ def craft(
     if config.known_gate is not None:
         open_known_gate(config.known_gate, loaded)
         passed = [*passed, *gate_digest(config.known_gate)]
+    if config.start == "gold" and golds is not None:
+        passed = [*passed, sha256_json(list(golds))]
     if config.language_model is not None:
         passed = [*passed, language_model(config.language_model, loaded.device)[2]]
     run = sha256_json([about, {**_named(config), "k": config.k}, *passed])[:8]
@@ -170,6 +177,9 @@ def craft(
             vectors_nH[clusters.labels_n == number],
             tuple(text for text, label in zip(texts, clusters.labels_n, strict=True) if label == number),
             None if tau_n is None else tau_n[clusters.labels_n == number],
+            None
+            if golds is None
+            else tuple(text for text, label in zip(golds, clusters.labels_n, strict=True) if label == number),
             payload,
             directory / "clusters" / f"{run}-{number:05d}.json",
         )
@@ -347,7 +357,8 @@ def _interrupted(found: dict[int, dict[str, Any]], jobs: list[_Job]) -> Interrup
 def _start(job: _Job, encoder: AnyEncoder) -> NDArray[np.int64]:
     if job.config.optimizer == "decode":  # it starts from nothing
         return np.zeros(job.config.length, np.int64)
-    return start_ids(job.config, encoder, job.texts, job.queries_nH)
+    texts = job.golds if job.config.start == "gold" and job.golds is not None else job.texts
+    return start_ids(job.config, encoder, texts, job.queries_nH)
 
 
 def _objective(job: _Job, encoder: AnyEncoder) -> Objective:

@@ -74,8 +74,11 @@ def _folded(text: str) -> str:
 def start_ids(
     config: CraftConfig, encoder: AnyEncoder, texts: Sequence[str], vectors_nH: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Where the optimization starts, [length]: the queries nearest to their mean one after another (stuffing), mask
-    tokens, or random words.
+    """Where the optimization starts, [length]: texts one after another, those first whose queries are nearest to their
+    mean (of the queries themselves this is stuffing), mask tokens, or random words.
+
+    Arguments:
+        texts: one for each query.
 
     Raises:
         UserError: the encoder has no mask token.

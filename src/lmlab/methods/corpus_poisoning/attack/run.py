@@ -74,8 +74,30 @@ def craft_for(
 
         texts, attack = [texts[number] for number in kept], vectors[kept]
         tau = None if tau is None else tau[kept]
+    golds = None
+    if config.start == "gold":
+        of = {} if target is None else gold_texts(target)
+        if missing := sum(id not in of for id in asked.ids):
+            raise UserError(
+                f"{missing:,} of {len(asked):,} queries have no relevant document to start from.",
+                "Choose another --start.",
+            )
+        golds = [of[id] for id in asked.ids]
+        golds = golds if config.target_asr is None else [golds[number] for number in kept]
     with time_limit(max_seconds):
-        return craft(retriever.spec, texts, attack, config, out, tau, stop)
+        return craft(retriever.spec, texts, attack, config, out, tau, stop, golds)
+
+
+def gold_texts(target: Target) -> dict[str, str]:
+    """Of each judged query the text of its first relevant document."""
+    corpus = target.data.corpus
+    place = {id: row for row, id in enumerate(corpus.ids)}
+    texts = corpus.texts
+    first = {
+        query: next((id for id, grade in judged.items() if grade > 0), None)
+        for query, judged in target.data.qrels.items()
+    }
+    return {query: texts[place[id]] for query, id in first.items() if id is not None}
 
 
 def _craft_late(

@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec, craft
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.attack.run import gold_texts
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig
 from lmlab.methods.corpus_poisoning.defend.measure import clean_ndcg
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores, success
@@ -81,14 +82,12 @@ def training_pairs(target: Target, sets: list[AdversarialSet], negatives: int, s
     """Each judged query with its first relevant document and crafted passages that are drawn for it."""
     texts = [text for each in sets for text in each.texts]
     generator = np.random.default_rng(seed)
-    place = {id: row for row, id in enumerate(target.data.corpus.ids)}
-    documents = target.data.corpus.texts
+    golds = gold_texts(target)
     pairs = []
     for query, text in zip(target.data.queries.ids, target.data.queries.texts, strict=True):
-        good = [id for id, grade in target.data.qrels[query].items() if grade > 0]
-        if good:
+        if query in golds:
             drawn = generator.choice(len(texts), negatives, replace=len(texts) < negatives)
-            pairs.append(TrainingPair(text, documents[place[good[0]]], tuple(texts[row] for row in drawn)))
+            pairs.append(TrainingPair(text, golds[query], tuple(texts[row] for row in drawn)))
     return pairs
 
 
