@@ -82,6 +82,9 @@ def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tm
     stores = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("meta.json")]
     assert {each["fingerprint"]["model"] for each in stores} > {hardened.fingerprint["model"]}
     assert {each["dim"] for each in stores} == {16}  # in all rounds
+    other = settings.model_copy(update={"learning_rate": 3e-2})  # the finished training is not taken for this one
+    with pytest.raises(UserError, match="belong to something else: encoder"):
+        harden(retriever, str(collection), config, other, tmp_path / "out")
     with pytest.raises(UserError, match="A gate is for one encoder"):
         harden(retriever, "", config.model_copy(update={"known_gate": tmp_path}), settings, tmp_path / "gate")
 

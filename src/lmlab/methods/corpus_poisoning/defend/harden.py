@@ -4,13 +4,14 @@ again. Both figures are reported: that of the old passages, and that of the new 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.files import write_json
+from lmlab.files import sha256_json, write_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec, craft
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.attack.run import gold_texts
@@ -64,10 +65,13 @@ def harden(
             break
         pairs = training_pairs(train, every, settings.negatives, config.seed + number)
         place = out / f"round-{number + 1}"
+        # a training that was cut off goes on: what it learns from and how must be the same
+        how = [settings.steps, settings.batch, settings.learning_rate, config.seed + number]
+        named = sha256_json([current.encoder.fingerprint, [asdict(pair) for pair in pairs], how])[:8]
         trained, _ = train_encoder(
             current.encoder,
             pairs,
-            place / "training",
+            place / f"training-{named}",
             settings.steps,
             min(settings.batch, len(pairs)),
             settings.learning_rate,
