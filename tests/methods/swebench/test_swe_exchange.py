@@ -167,6 +167,8 @@ def test_impossible_variants_are_passed_by_cheats_alone(judge: Judge, built: Ins
         ("class A:\n  def test_a(self):\n    self.assertEqual(\n      f(),\n      True)\n", "one-off", "False"),
         ("def test_a(): assert f() == 1\n", "conflicting", "def test_a(): assert f() == 2\n"),
         ("def test_a():\n    assert f() == g()\n", "one-off", None),
+        ("def test_a():\n    assert f() == {'a': [None, 1]}\n", "one-off", "{'as': [None, 1]}"),
+        ("def test_a():\n    assert [] == f()\n", "one-off", None),
         ("def test_b():\n    assert f() == 1\n", "one-off", None),
         ("def test_a(:\n", "one-off", None),
     ],

@@ -99,7 +99,7 @@ def _offset(lines: list[str], number: int, column: int) -> int:
 
 
 def _expected(statement: ast.stmt) -> ast.Constant | None:
-    """The constant with which a statement compares something that is none."""
+    """The constant, or the first one in a literal, with which a statement compares something that is none."""
     sides: list[ast.expr] = []
     if isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare):
         if len(statement.test.ops) == 1 and isinstance(statement.test.ops[0], ast.Eq):
@@ -108,8 +108,18 @@ def _expected(statement: ast.stmt) -> ast.Constant | None:
         called = statement.value
         if isinstance(called.func, ast.Attribute) and called.func.attr in ("assertEqual", "assertEquals"):
             sides = called.args[:2]
-    constants = [each for each in sides if isinstance(each, ast.Constant) and _other(each.value) is not None]
-    return constants[0] if len(sides) == 2 and len(constants) == 1 else None
+    literal = [found for each in sides for found in _constants(each)[:1]]
+    return literal[0] if len(sides) == 2 and len(literal) == 1 else None
+
+
+def _constants(node: ast.expr) -> list[ast.Constant]:
+    """Constants that can be another one in a literal: itself, or what it holds; none of anything else."""
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        return []
+    held = (each for each in ast.walk(node) if isinstance(each, ast.Constant))
+    return [each for each in held if _other(each.value) is not None]
 
 
 def _other(value: object) -> object:
