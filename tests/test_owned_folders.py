@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from lmlab.data import record_source
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, find_files, owned_folder
+from lmlab.files.owned import only_writer
 
 
 def write(folder: Path, files: dict[str, str], command: str = "lmlab one", **options: object) -> None:
@@ -120,6 +125,26 @@ def test_a_folder_that_another_command_has_written_meanwhile_is_refused(tmp_path
     with pytest.raises(UserError, match="lmlab other"), owned_folder(tmp_path, "lmlab one"):
         pass
     assert (tmp_path / "theirs.jsonl").exists()
+
+
+def test_a_folder_on_a_file_system_that_locks_no_folders_has_one_writer_too(tmp_path, monkeypatch, caplog):
+    """NFS locks files that are open for writing, and nothing else; some file systems lock nothing, and that is said."""
+    flock, nothing = fcntl.flock, False
+
+    def as_on_nfs(descriptor, how):
+        if nothing or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "no locks")
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    with only_writer(tmp_path), pytest.raises(UserError, match="Another process is writing"), only_writer(tmp_path):
+        pass
+    with only_writer(tmp_path):  # the first one is done
+        pass
+    assert not caplog.text
+    nothing = True
+    with only_writer(tmp_path), only_writer(tmp_path):
+        assert "has no locks" in caplog.text
 
 
 def test_two_writers_with_one_process_number_leave_a_whole_file(tmp_path):

@@ -6,10 +6,11 @@ one result, never the mixture of two, and a command that fails or is killed leav
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,8 @@ from lmlab.errors import UserError
 from lmlab.files.atomic import draft_of, read_mapping, sha256_json, write_json
 
 MANIFEST = "lmlab-files.json"
-_STAGING = "writing"
+_STAGING, _LOCK = "writing", ".lmlab-lock"
+_log = logging.getLogger(__name__)
 _writing: set[Path] = set()  # folders that this process is writing: no part of what it reads
 
 
@@ -105,19 +107,30 @@ def only_writer(path: str | Path, remedy: str = "Wait for it, or choose another 
     Raises:
         UserError: another process holds it.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if not locked(descriptor):
+    with ExitStack() as opened:
+        descriptor = os.open(path, os.O_RDONLY)
+        opened.callback(os.close, descriptor)
+        held = try_lock(descriptor)
+        if held is None:  # NFS locks no folders, and no files but those that are open for writing
+            beside = os.open(Path(path) / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            opened.callback(os.close, beside)
+            held = try_lock(beside)
+        if held is None:
+            _log.warning("The file system of '%s' has no locks: see that one command at a time writes there.", path)
+        if held is False:
             raise UserError(f"Another process is writing to '{path}'.", remedy)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def locked(file: IO[Any] | int) -> bool:
     """Keep others from writing a file or folder for as long as it is open in this process; False where one does
-    already. The system takes the lock back from a process that dies.
+    already. The system takes the lock back from a process that dies. Where there are no locks it is as if nobody wrote.
     """
+    return try_lock(file) is not False
+
+
+def try_lock(file: IO[Any] | int) -> bool | None:
+    """As `locked`; None where the file system cannot lock what this is."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -126,8 +139,8 @@ def locked(file: IO[Any] | int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:
+        return None
     return True
 
 
