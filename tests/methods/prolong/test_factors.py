@@ -14,6 +14,7 @@ from lmlab.evals.long.texts import passages
 from lmlab.evals.rows import RowFile
 from lmlab.evals.tasks import olmes
 from lmlab.files import read_json
+from lmlab.methods.prolong.answered import answered
 from lmlab.methods.prolong.config import FactorSettings
 from lmlab.methods.prolong.factors import known_factors, search_factors, with_factors
 from lmlab.models import ModelConfig, RopeScaling, Transformer, from_pretrained, rotary_frequencies, save_pretrained
@@ -63,6 +64,8 @@ def test_a_search_is_no_worse_than_its_rules_and_goes_on_where_it_was_stopped(mo
     assert model.config == before
     assert whole.nll["searched"] <= min(whole.nll.values()) and set(whole.heldout_nll) == set(whole.nll)
     assert whole.candidates == 16 and whole.factors[0] >= 1 and list(whole.factors) == sorted(whole.factors)
+    own = [answered(tokenizer, SETTINGS.tasks, 512, 1, 4, seed) for seed in (0, 1)]
+    assert search_factors(model, tokenizer, SETTINGS, None, *own) == whole  # by texts of one's own, here the same ones
     written = RowFile.append
 
     def dies(self, row):
