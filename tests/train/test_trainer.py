@@ -17,7 +17,7 @@ from lmlab.distributed import World
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.files import read_json
 from lmlab.hardware import ways
-from lmlab.models import ModelConfig, Transformer
+from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora
 from lmlab.train import (
     OptimizerConfig,
     ParameterGroup,
@@ -335,6 +335,31 @@ def test_tiles_of_tokens_give_the_same_gradients_and_keep_less(gated, recompute)
     assert recompute or tiled < whole - 2 * 200 * 256  # of every layer the inner numbers of all tokens at least
     with pytest.raises(UserError, match="no dense feed-forward network"):
         prepare(torch.nn.Linear(1, 1), TrainerConfig(steps=1, batch_size=1, tile_mlp=8), *rest)
+
+
+def test_what_adapters_drop_is_dropped_again_where_blocks_are_recomputed():
+    shape = ModelConfig(vocab_size=40, num_layers=2, d_model=32, num_heads=2, init_std=0.1)
+    ids = torch.randint(40, (2, 50), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": torch.zeros(2, 50, dtype=torch.long)}
+    found = []
+    for every in (0, 1):
+        model = Transformer(shape).initialize(0)
+        add_lora(model, LoRAConfig(rank=4, dropout=0.5))
+        generator = torch.Generator().manual_seed(1)
+        learned = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        with torch.no_grad():
+            for each in learned.values():  # B is 0 at first, and A then has no gradient
+                each.copy_(0.1 * torch.randn(each.shape, generator=generator))
+        model.recompute_blocks = every
+        torch.manual_seed(0)
+        language_model_step(model.train(), batch).loss_sum.backward()
+        found.append({name: each.grad for name, each in learned.items()})
+    for name, each in found[0].items():
+        assert float(each.abs().max()) > 0
+        torch.testing.assert_close(found[1][name], each)
+    config = TrainerConfig(steps=1, batch_size=1, tile_mlp=8)
+    with pytest.raises(UserError, match="tile_mlp goes without lora.dropout"):
+        prepare(model, config, World(0, 1), torch.device("cpu"), torch.float32)
 
 
 def test_recomputed_blocks_give_the_same_course(tmp_path):

@@ -33,7 +33,7 @@ from lmlab.models.forward.tokens import Tokens
 from lmlab.models.initialize import draw
 from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
-from lmlab.models.layers.linear import Linear
+from lmlab.models.layers.linear import Linear, has_dropout
 from lmlab.models.layers.norm import frozen_norm, make_norm
 from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.layers.soft_cap import cap
@@ -398,9 +398,11 @@ class Transformer(nn.Module):
         # a block that is computed again would show its intermediates, and write to the cache, twice
         twice = torch.is_grad_enabled() and context.taps is None and context.cache is None
         recompute = self.recompute_blocks if twice else 0
+        # what is dropped must be dropped again, and the state of chance is copied for nothing else
+        drops = bool(recompute) and self.training and has_dropout(self)
         for number, block in enumerate(self.blocks):
             if recompute and number % recompute == 0:
-                x_BTD, routed = checkpoint(block, x_BTD, context, use_reentrant=False, preserve_rng_state=False)
+                x_BTD, routed = checkpoint(block, x_BTD, context, use_reentrant=False, preserve_rng_state=drops)
             else:
                 x_BTD, routed = block(x_BTD, context)
             if routed is not None:

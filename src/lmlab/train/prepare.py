@@ -11,6 +11,7 @@ from torch import nn
 from lmlab.distributed import World
 from lmlab.errors import UserError
 from lmlab.models.layers.feed_forward import FeedForward
+from lmlab.models.layers.linear import has_dropout
 from lmlab.train.config import TrainerConfig
 from lmlab.train.parallelism.parallel import parallelize
 
@@ -42,6 +43,8 @@ def prepare(
         networks = [module for module in model.modules() if isinstance(module, FeedForward)]
         if not networks:
             raise UserError(f"tile_mlp: {type(model).__name__} has no dense feed-forward network.", "Set it to 0.")
+        if any(map(has_dropout, networks)):
+            raise UserError("tile_mlp goes without lora.dropout, which would not drop the same twice.", "Set one to 0.")
         for network in networks:
             network.tile = config.tile_mlp
     on_meta = any(parameter.is_meta for parameter in model.parameters())

@@ -13,3 +13,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
         return linear(x, self.weight, self.bias)
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether some layer within drops inputs at random while training, as adapters may: what is computed again must
+    drop the same ones.
+    """
+    return any(getattr(each, "dropout", 0.0) for each in module.modules())
