@@ -20,7 +20,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
     make_detector,
 )
 from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
-from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
+from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, _share_below
 from lmlab.methods.corpus_poisoning.defend.language import _bigrams, turned
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
 from lmlab.methods.corpus_poisoning.defend.measure import (
@@ -78,6 +78,21 @@ def test_thresholds_and_figures_of_detection_are_those_by_hand():
         assert roc_auc(clean, crafted) == pytest.approx(roc_auc_score(labels, values))
         fine = generator.normal(size=39)  # without ties, where both say the same
         assert average_precision(fine[:30], fine[30:]) == pytest.approx(average_precision_score(labels, fine))
+
+
+def test_what_lies_in_a_gap_between_clean_scores_is_not_all_alike(context, clean, monkeypatch):
+    scores = np.sort(np.r_[np.arange(40.0) / 40, 9.0])  # one clean passage far above the others
+    assert _share_below(scores, scores) == pytest.approx(np.arange(41) / 41)
+    assert _share_below(np.array([1.0, 1.0, 2.0]), np.array([0.0, 1.0, 1.5, 2.0])) == pytest.approx(
+        [0, 0, 1 / 3, 2 / 3]
+    )
+    within = np.linspace(1.0, 12.0, 50)
+    assert (np.diff(_share_below(scores, within)) > 0).all()
+    gate = AdmissionGate.fit(["similarity"], context, clean.part(range(41)), clean.part(range(41, 120)), 0.1)
+    gate._clean = {"similarity": scores}  # of a detector to which all that it was not fitted on looks odd
+    monkeypatch.setattr(gate.detectors["similarity"], "score", lambda passages: within[: len(passages)])
+    bound = Threshold.at(gate.suspicion(clean.part(range(50))), 0.1)
+    assert (gate.suspicion(clean.part(range(50))) > bound.value).sum() == 5
 
 
 def test_how_well_a_gate_parts_is_told_on_documents_that_it_was_not_fitted_on(context, clean, crafted, tmp_path):

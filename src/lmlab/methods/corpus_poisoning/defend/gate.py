@@ -245,8 +245,12 @@ def require_clean(count: int, rate: float, of: int = 1) -> None:
 
 
 def _share_below(clean: Scores, values: Scores) -> Scores:
-    """The share of clean scores below each value; beyond all of them a little more with the distance."""
-    share = np.searchsorted(clean, values, side="left") / len(clean)
+    """The share of clean scores below each value, between two of them in proportion: ranks alone would make equals of
+    all that lie in a wide gap, and a threshold among equals refuses none of them. Beyond all of them it is a little
+    more with the distance.
+    """
+    points, counts = np.unique(clean, return_counts=True)
+    share = np.interp(values, points, (np.cumsum(counts) - counts) / len(clean))
     spread = float(clean[-1] - clean[0]) or 1.0
     return share + np.where(values > clean[-1], _TAIL * (1 - np.exp(-(values - clean[-1]) / spread)), 0.0)
 
