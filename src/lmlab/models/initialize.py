@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lmlab.models.config import ModelConfig
+from lmlab.models.spread import is_spread
 
 _WRITE_TO_THE_STREAM = ("attention.output.weight", "ffn.down.weight", "shared.down.weight", "experts.down")
 _CUT = 3.0  # standard deviations, as OLMo cuts its normal distributions
@@ -31,7 +31,9 @@ def draw(name: str, parameter: Tensor, config: ModelConfig, generator: torch.Gen
         nn.init.trunc_normal_(drawn, std=std, a=-_CUT * std, b=_CUT * std, generator=generator)
     else:
         drawn = torch.randn(parameter.shape, generator=generator) * std
-    if isinstance(parameter, DTensor):  # every process draws the whole and keeps its share
+    if is_spread(parameter):  # every process draws the whole and keeps its share
+        from torch.distributed.tensor import distribute_tensor
+
         drawn = distribute_tensor(
             drawn.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )

@@ -33,7 +33,7 @@ from lmlab.models.forward.tokens import Tokens
 from lmlab.models.initialize import draw
 from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
-from lmlab.models.layers.linear import Linear, has_dropout
+from lmlab.models.layers.linear import Embedding, Linear, has_dropout
 from lmlab.models.layers.norm import frozen_norm, make_norm
 from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.layers.soft_cap import cap
@@ -71,11 +71,11 @@ class Transformer(nn.Module):
         self.spread: Spread | None = None
         self.recompute_blocks = 0
         self.read_as: str | None = None
-        self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
+        self.embedding = Embedding(config.padded_vocab_size, config.d_model)
         self.position_embedding = None
         if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, config.d_model)
-        self.token_type_embedding = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
+            self.position_embedding = Embedding(config.max_seq_len + config.position_offset, config.d_model)
+        self.token_type_embedding = Embedding(config.token_types, config.d_model) if config.token_types else None
         self.embedding_norm = make_norm(config, config.d_model) if config.embedding_norm else None
         self.blocks = nn.ModuleList()
         for layer in range(config.num_layers):

@@ -216,10 +216,11 @@ class Model(Artifact):
 
         from lmlab.hardware import select_device
         from lmlab.models import Transformer, add_lora, from_pretrained, load_lora, remove_lora, with_scalar_head
-        from lmlab.train import load_checkpoint
 
         device = select_device(device) if isinstance(device, str) else device
         if self.form == "checkpoint":
+            from lmlab.train import load_checkpoint  # which takes a second of all that training needs with it
+
             if self.base is not None and self.lora is not None:
                 model = self.base.load(allow_pickle=allow_pickle)
                 add_lora(model, self.lora)

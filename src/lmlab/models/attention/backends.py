@@ -20,14 +20,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from lmlab.models.attention.cpu import cpu_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
 from lmlab.models.layers.soft_cap import cap
 
-_VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
+varlen_attn: Callable[..., Any] | None = None
+if torch.backends.cuda.is_built():  # it runs on GPUs alone, and its import takes all of PyTorch's compiler with it: 2 s
+    from torch.nn.attention.varlen import varlen_attn
+
+# its parameters differ between versions of PyTorch
+_VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 
 # for fewer queries PyTorch 2.11 takes another kernel, which does not compile for grouped heads in fp32
 _SHORTEST_FLEX = 128
@@ -251,6 +255,8 @@ def _refuse(condition: bool, backend: str, what: str) -> None:
 
 
 def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    if varlen_attn is None:
+        raise ValueError("the attention back end 'varlen' needs a build of PyTorch for GPUs; use 'sdpa'")
     batch, heads, length, width = q_BNTH.shape
     borders, longest = visibility.unwindowed.sequences(batch, q_BNTH.device)
     before = -1 if visibility.window is None else visibility.window - 1

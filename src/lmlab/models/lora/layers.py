@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from lmlab.models.dtypes import compute_dtype
@@ -17,6 +16,7 @@ from lmlab.models.layers.linear import Linear
 from lmlab.models.lora.quantized import QuantizedLinear, dequantize, quantized_product, whole_linear
 from lmlab.models.moe.experts import Experts, run_experts
 from lmlab.models.moe.router import Pairs
+from lmlab.models.spread import is_spread
 
 
 class _Folding(nn.Module):
@@ -271,4 +271,4 @@ def _thin(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
 
 def _local(tensor: Any) -> Tensor:
     """This process's part of a tensor that may be spread."""
-    return cast(Tensor, tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+    return cast(Tensor, tensor.to_local() if is_spread(tensor) else tensor)

@@ -6,6 +6,8 @@ Shapes: B batch, T tokens, M = B T, D model width, E experts, k experts for each
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int = 0, experts: Experts | None = None) -> None:
         super().__init__()
+        _stay_out_of_graphs()
         moe = config.moe
         assert moe is not None
         self.config, self.layer = moe, layer
@@ -75,7 +78,6 @@ class MoE(nn.Module):
                 pairs = pairs_of_tokens(weights.flatten(0, 1), indices.flatten(0, 1), self.config)
         return RouterOutput(logits_BTE, weights, indices, pairs.counts_E), pairs
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows an expert has is known only when it runs
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, RouterOutput]:
         """Map [B, T, D] to [B, T, D], and say what the router decided."""
         routed, pairs = self.route(x_BTD)
@@ -108,3 +110,11 @@ class MoE(nn.Module):
         self.bias_E += self.config.bias_update_rate * torch.sign(counts_E.mean(dtype=torch.float64) - counts_E).to(
             self.bias_E
         )
+
+
+@cache
+def _stay_out_of_graphs() -> None:
+    """How many rows an expert has is known only when it runs, so that no compiled graph holds it. A decorator would
+    import PyTorch's compiler wherever any model is read.
+    """
+    MoE.forward = torch.compiler.disable(MoE.forward)  # type: ignore[method-assign]
