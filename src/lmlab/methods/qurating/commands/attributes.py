@@ -1,4 +1,4 @@
-"""`lmlab quality attributes` and `join`: ratings as files beside documents, and back."""
+"""`lmlab quality attributes`, `join` and `ensemble`: ratings as files beside documents, back, and of several raters."""
 
 from __future__ import annotations
 
@@ -45,3 +45,28 @@ def join(
     from lmlab.methods.qurating.analysis.attributes import join_attributes
 
     print(f"{join_attributes(documents, attribute, out):,} rows.\nDocuments with ratings: {out}")
+
+
+@app.command(epilog=example("lmlab quality ensemble rated-0 rated-1 rated-2 --out rated"))
+@options(ShardOptions, "written", only=("columns",), notes={"columns": "Of ratings, by default all NAME_average."})
+@options(SelectionSettings, only=("id",))
+def ensemble(
+    rated: Annotated[list[str], typer.Argument(help="Folders of one corpus, each annotated by another rater.")],
+    written: ShardOptions,
+    settings: SelectionSettings,
+    out: Out = Path("rated"),
+) -> None:
+    """Join the ratings of several raters: their mean, and their disagreement, which `select --uncertainty` holds
+    against a row.
+    """
+    from lmlab.methods.qurating.analysis.ensemble import write_ensemble
+
+    found = write_ensemble(rated, out, written.columns, id=settings.id or "id")
+    print(f"{found.rows:,} rows by {found.raters} raters.")
+    for name, value in found.agreement.items():
+        left = f"; {found.missing[name]:,} rows lack a rating, and get none" if found.missing[name] else ""
+        print(f"{name}: the raters correlate by {value:.3f} on average{left}")
+    name = next(iter(found.agreement))
+    print(
+        f"Choose by a lower bound: lmlab quality select --in {out} --metric {name} --uncertainty {name}_deviation ..."
+    )
