@@ -3,7 +3,7 @@
 python benchmarks/swebench_mining.py --work FOLDER [--releases 7] [--mutants 5] [PACKAGE ...]
 
 Runs `lmlab swe collect`, `validate` and `adequacy` for each package on its newest releases, and prints candidates,
-valid and flaky ones, reasons, adequacy, seconds of the clock and of processors. What is in FOLDER is neither fetched
+valid and flaky ones, reasons, adequacy and minutes. What is in FOLDER is neither fetched
 nor run again.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
     places = archives(package, releases, work / "archives" / package)
     out = work / package
     lmlab = (sys.executable, "-m", "lmlab", "swe")
-    began, busy = time.monotonic(), _busy()
+    began = time.monotonic()
     _run(*lmlab, "collect", *map(str, places), "--name", f"{package}/{package}", "--out", str(out))
     candidates = [json.loads(line) for line in (out / "candidates.jsonl").read_text().splitlines()]
     instances = []
@@ -72,7 +71,7 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         wanted = [part for each in needs for part in ("--require", each)]
         _run(*lmlab, "validate", str(out / "candidates.jsonl"), "--timeout-s", "120", *wanted)
         instances = [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
-    seconds, spent = time.monotonic() - began, _busy() - busy
+    seconds = time.monotonic() - began
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()] if candidates else []
     if instances and mutants:
         _run(*lmlab, "adequacy", str(out / "instances.jsonl"), "--mutants", str(mutants), "--timeout-s", "120")
@@ -86,15 +85,8 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         "flaky tests": sum(len(each["flaky"]) for each in instances),
         "reasons": dict(Counter(each["reason"] for each in rejected)),
         "minutes": round(seconds / 60, 2),
-        "processor seconds": round(spent, 1),
         "scores": [round(each["score"], 3) for each in scores],
     }
-
-
-def _busy() -> float:
-    """Processor seconds of all commands so far."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -112,10 +104,8 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     candidates, valid = (sum(int(str(each[key])) for each in rows) for key in ("candidates", "valid"))
-    spent = sum(float(str(each["processor seconds"])) for each in rows)
     scores = sorted(score for each in rows for score in each["scores"])  # type: ignore[attr-defined]
-    each = spent / max(candidates, 1)
-    print(f"all: {candidates} candidates, {valid} valid, {each:.0f} processor seconds a candidate")
+    print(f"all: {candidates} candidates, {valid} valid")
     if scores:
         fifths = Counter(min(int(5 * score), 4) for score in scores)
         print(f"adequacy of {len(scores)}: mean {statistics.fmean(scores):.2f}, median {statistics.median(scores):.2f}")

@@ -12,7 +12,7 @@ from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.commands.shared import Folder, print_rows
-from lmlab.methods.swebench.config import InstancesConfig, NamedConfig, RequiredConfig, SandboxConfig
+from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, NamedConfig, RequiredConfig, SandboxConfig
 from lmlab.runs.loading import Drawn
 
 
@@ -58,16 +58,15 @@ synth_help = example("lmlab swe synth ../mypackage --bugs 50 --timeout-s 60 --ou
 
 @options(SandboxConfig)
 @options(InstancesConfig, "chosen", only=("ids",))
+@options(EvaluateConfig, "how", only=("full_suite",))
 @options(Drawn, "drawn")
 def adequacy(
     instances: Annotated[Path, typer.Argument(help="instances.jsonl of `validate`; scores are written into it.")],
     settings: SandboxConfig,
     chosen: InstancesConfig,
+    how: EvaluateConfig,
     drawn: Drawn,
     mutants: Annotated[int, typer.Option(min=1, help="Mutants of each solution.")] = 10,
-    full_suite: Annotated[
-        bool, typer.Option("--full-suite", help="Run all tests of the repository on mutants that live.")
-    ] = False,
 ) -> None:
     """Say how many mutants of each solution its tests kill, and which of its lines they run: mutants that live are
     wrong patches that would pass."""
@@ -85,7 +84,7 @@ def adequacy(
     with progress("adequacy", len(wanted), "instances") as advance:
         for each in every:
             if each.instance_id in wanted:
-                found = measure(each, judge, mutants, drawn.seed, full_suite)
+                found = measure(each, judge, mutants, drawn.seed, how.full_suite)
                 each = replace(each, extra={**each.extra, "adequacy": found.to_row()})
                 score = "" if found.score is None else f"{found.score:.2f}"
                 covered = "" if found.covered is None else f"{found.covered:.2f}"
