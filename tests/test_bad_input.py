@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from lmlab.config import Config, validate
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_json
@@ -85,6 +86,26 @@ def test_a_wrong_recipe_is_refused_before_any_work(lmlab, recipe, tmp_path, case
     for text in expected:
         assert text in shown.err
     assert not list((tmp_path / "run").glob("*/stage.json"))
+
+
+def test_keys_that_are_known_are_listed_once():
+    with pytest.raises(UserError) as found:
+        validate(_Settings, {"qqq": 1, "www": 2, "eee": 3, "promt": "x", "inner": {"zzz": 1}}, "line 1")
+    assert found.value.message.splitlines() == [
+        "line 1: 3 problems:",
+        "  - unknown key 'inner.zzz'. Known: alpha.",
+        "  - unknown keys 'qqq', 'www', 'eee'. Known: inner, prompt.",
+        "  - unknown key 'promt'. Did you mean 'prompt'?",
+    ]
+
+
+class _Inner(Config):
+    alpha: int = 1
+
+
+class _Settings(Config):
+    prompt: str = ""
+    inner: _Inner = _Inner()
 
 
 def test_several_problems_are_shown_at_once(lmlab, recipe, tmp_path):

@@ -220,7 +220,7 @@ def validate(kind: Any, data: Any, where: str) -> Any:
             return kind.model_validate(data)
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        lines = [_explain(_models_in(kind), problem) for problem in error.errors()]
+        lines = _explained(_models_in(kind), error.errors())
         if len(lines) == 1:
             raise UserError(f"{where}: {lines[0]}") from None
         count, left = len(lines), len(lines) - _MOST_PROBLEMS
@@ -231,6 +231,25 @@ def validate(kind: Any, data: Any, where: str) -> Any:
 def part_of(kind: type[C], config: BaseModel) -> C:
     """The settings of a base class of a configuration, such as those of a method within those of its stage."""
     return kind.model_validate({name: getattr(config, name) for name in kind.model_fields})
+
+
+def _explained(models: list[type[BaseModel]], problems: list[Any]) -> list[str]:
+    """A line of each problem; unknown keys of one place that resemble none share one, and its list."""
+    lines: list[str] = []
+    unlike: dict[str, list[tuple[int, str]]] = {}
+    for problem in problems:
+        line = _explain(models, problem)
+        hint = line.partition("'. ")[2]
+        if problem["type"] == "extra_forbidden" and hint.startswith("Known:"):
+            unlike.setdefault(hint, []).append((len(lines), ".".join(map(str, problem["loc"]))))
+        lines.append(line)
+    merged: dict[int, str | None] = {}
+    for hint, found in unlike.items():
+        if len(found) > 1:
+            merged |= dict.fromkeys((number for number, _ in found))
+            merged[found[0][0]] = f"unknown keys {', '.join(repr(name) for _, name in found)}. {hint}"
+    told = [merged.get(number, line) for number, line in enumerate(lines)]
+    return [line for line in told if line is not None]
 
 
 def _explain(models: list[type[BaseModel]], problem: Any) -> str:

@@ -215,7 +215,7 @@ def _columns(found: Inspection) -> list[str]:
     return [
         "documents",
         found.unit,
-        "bytes each",
+        "bytes a token" if found.unit == "tokens" else "bytes a document",
         "shortest",
         "10 %",
         "median",

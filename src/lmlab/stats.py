@@ -99,6 +99,13 @@ def ratio_error(numerators: ArrayLike, denominators: ArrayLike) -> float | None:
     return float(math.sqrt(len(a) / (len(a) - 1) * ((a - value * b) ** 2).sum()) / b.sum())
 
 
+def without_noise(value: float | None, scale: float = 1.0) -> float | None:
+    """A mean of numbers of this size, as 0 where it is below what single precision holds of them: such a mean is the
+    rounding of numbers that cancel, and no figure.
+    """
+    return 0.0 if value is not None and abs(value) < 1e-6 * scale else value
+
+
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval[float]:
     """The mean of independent units with Student's interval; its bounds are not-a-number for fewer than two units."""
     found = np.asarray(values, float)

@@ -327,6 +327,8 @@ def test_figures_are_means_with_intervals_over_contexts():
     assert found["average"]["512"] == 0.5 and found["average"]["1024"] == 0.5  # needles are in no average
     assert found["effective_length"]["json_kv.int"] == {"length": 512, "base": 0.75}
     assert effective_length({"512": {"score": 0.3}, "1024": {"score": 0.3}})["length"] is None
+    alone = summarize([row("json_kv.int", 512, 0, float(n > 0)) for n in range(4)])["tasks"]["json_kv.int"]["512"]
+    assert (alone["score"], alone["low"], alone["high"]) == (0.75, None, None)  # of one context there is no interval
     yes_no = [row("longqa", 512, n, float(n > 0), answer="yes" if n < 3 else "no") for n in range(4)]
     assert summarize(yes_no)["tasks"]["longqa"]["512"]["score"] == pytest.approx((2 / 3 + 1) / 2)
 
@@ -342,6 +344,8 @@ def test_the_commands_build_measure_and_show(directory, tmp_path, lmlab):
         assert found.code == 0, found.err
     assert lmlab("long", "report", tmp_path / "base", tmp_path / "tuned", "--out", tmp_path / "both.html").code == 0
     page = (tmp_path / "both.html").read_text()
+    for name in ("base", "tuned"):  # two runs of one model are told apart
+        assert f"{directory} ({tmp_path / name}, fp32" in page
     assert "Where in the context" in page and "gold_only" in page and "Effective length" in page
     # the same place with other weights is another model, and without controls rows are others
     other = from_pretrained(directory)

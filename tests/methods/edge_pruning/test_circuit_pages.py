@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from lmlab.methods.edge_pruning import (
 )
 from lmlab.methods.edge_pruning.prompts import busiest_heads, prompts_section
 from lmlab.methods.edge_pruning.report import circuit_page, strongest_paths
+from lmlab.methods.edge_pruning.search import attribution
 from lmlab.models.internals.taps import Recorder
 from lmlab.reports import Figure, Table
 
@@ -50,6 +53,25 @@ def test_paths_lead_from_an_embedding_to_the_output_by_their_weakest_edge(networ
         (1.0, ["tok_embeds", "a0.h1.v", "a0.h1", "resid_post"]),
     ]
     assert len(strongest_paths(_circuit(task, edges[:2]))) == 0
+    page = circuit_page(_circuit(task, edges, [3.0, 2.0, 9.0, 1.0, 8.0])).to_html()
+    assert "tok_embeds → a0.h1.v → a0.h1 → m0 → resid_post" in page  # one feed-forward part, and no loop
+
+
+@pytest.mark.parametrize(("method", "passes"), [("eap", 1), ("eap-ig", 5), ("eap-gp", 5), ("mask-ig", 5)])
+def test_progress_of_scores_counts_passes(network, task_of, monkeypatch, method, passes):
+    told = []
+
+    @contextmanager
+    def watched(label, total, unit):
+        told.append(total)
+        yield told.append
+
+    monkeypatch.setattr(attribution, "progress", watched)
+    task = task_of(network("gpt2"))
+    attribution.attribute(task, method)
+    total, *done = told
+    assert total == sum(done) == passes * len(task.examples)
+    assert len(done) == passes * len(list(task.batches()))
 
 
 def test_shared_keys_lead_to_every_head_of_their_group(network, task_of):

@@ -27,7 +27,9 @@ from lmlab.methods.qurating import (
 )
 from lmlab.methods.qurating.rating.problems import CriteriaMismatch, NoConfidentPairs
 from lmlab.methods.qurating.rating.train_rater import split_groups
+from lmlab.methods.qurating.report import judgment_sections, rater_sections
 from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.reports import Note, Page
 
 
 @pytest.mark.parametrize(("confidence", "temperature"), list(product([0.0, 0.5, 0.8], [0.5, 1.0, 2.0])))
@@ -291,6 +293,26 @@ def test_the_head_of_a_language_model_is_replaced(tmp_path: Path, tokenizer: Tok
         length_judgments(20), ("one",), tokenizer, small_config(epochs=1), tmp_path / "out", init=tmp_path / "lm"
     )
     assert trained.rater.model.config.num_labels == 1
+
+
+def test_a_training_of_one_step_says_that_nothing_was_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    config = small_config(epochs=1, batch_pairs=512)
+    trained = train_rater(length_judgments(20), ("one",), tokenizer, config, tmp_path / "out")
+    assert trained.results["training"]["steps"] == 1
+    pairs = trained.results["pairs"]
+    assert f"{pairs} pairs in 1 step, 512 pairs at a time" in trained.results["warning"]
+    (section,) = rater_sections(trained.results)
+    assert any(isinstance(block, Note) and block.kind == "warning" for block in section.blocks)
+
+
+def test_a_bias_that_is_rounding_is_zero_and_unasked_groups_are_told() -> None:
+    criterion = {"labels": 60, "position_bias": -2.82e-18, "position_bias_error": 1.6e-18, "swap_consistency": 1.0}
+    figures = {"groups": 60, "questions": 118, "identical_groups": 1, "skipped_groups": 0, "missing": []}
+    figures |= {"judge": "j", "connected_sets": 1, "criteria": {"c": criterion | {"confidence": [60] + [0] * 9}}}
+    page = Page("p", sections=judgment_sections(figures)).to_html()
+    assert "e-18" not in page
+    assert "1 group was not shown, whose texts are equal." in page
+    assert "its confidence is |2y - 1|" in page
 
 
 def test_nothing_confident_is_an_error_with_a_histogram(tokenizer: Tokenizer) -> None:

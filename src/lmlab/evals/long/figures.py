@@ -46,15 +46,14 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def score_over_contexts(value: Callable[[Any], float], contexts: Sequence[str]) -> dict[str, float | None]:
-    """A score with its 95 % bootstrap interval over contexts; the bounds are None where nothing can be drawn.
+    """A score with its 95 % bootstrap interval over contexts; the bounds are None where there is one context
+    alone, which tells nothing of the spread between contexts.
 
     Arguments:
         value: the score of some answers, by their numbers.
         contexts: of each answer.
     """
-    # one context alone: its questions are all there is to draw from
-    clusters = contexts if len(set(contexts)) > 1 else None
-    found = stats.bootstrap(value, len(contexts), clusters=clusters, seed=len(contexts))
+    found = stats.bootstrap(value, len(contexts), clusters=contexts, seed=len(contexts))
     low, high = (bound if np.isfinite(bound) else None for bound in found.bounds)
     return {"score": found.value, "low": low, "high": high}
 

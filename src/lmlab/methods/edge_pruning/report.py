@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lmlab.methods.edge_pruning.graph.formats import node_of, shared_inputs
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.methods.edge_pruning.search.find import ranking
-from lmlab.reports import Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.reports import Bounds, Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
 
 _KINDS = (("query", "#b8527a", "q"), ("key", "#3f7f93", "k"), ("value", "#4f8a4f", "v"), ("other", "#8a8f98", ""))
 _MOST_EDGES, _MOST_DRAWN = 4000, 20_000  # more make a page slow; of a larger circuit up to the second number
@@ -203,7 +204,10 @@ def strongest_paths(circuit: Circuit, most: int = 20) -> list[tuple[float | None
 
 def _paths(circuit: Circuit) -> Section:
     found = strongest_paths(circuit)
-    rows: list[list[Any]] = [[" → ".join(way), len(way) // 2, weakest] for weakest, way in found]
+    # a feed-forward part reads and writes under one name
+    rows: list[list[Any]] = [
+        [" → ".join(name for name, _ in groupby(way)), len(way) // 2, weakest] for weakest, way in found
+    ]
     block = Table(["path", "edges", "weakest score"], rows) if rows else Note("No path leads to the output.", "warning")
     return Section("Paths from input to output", [block], "Those whose weakest edge has the highest score come first.")
 
@@ -240,7 +244,7 @@ def _figures(metrics: Mapping[str, Any], caption: str) -> Table:
             _NAMES[name],
             metrics.get("full", {}).get(name),
             found[name],
-            " to ".join(f"{each:.4g}" for each in intervals.get(name, ())),
+            Bounds.of(*intervals.get(name, (None, None))),
             errors.get(name),
             metrics.get("empty", {}).get(name),
         ]
@@ -248,7 +252,7 @@ def _figures(metrics: Mapping[str, Any], caption: str) -> Table:
         if name in found
     ]
     for name, value in metrics.get("worst", {}).items():
-        rows.append([_WORST.get(name, name), None, value, "", None, None])
+        rows.append([_WORST.get(name, name), None, value, None, None, None])
     return Table(["measure", "model", "circuit", "95 % interval", "standard error", "no edges"], rows, caption)
 
 

@@ -344,6 +344,7 @@ def _page(places: list[Path], out: Path) -> Path:
     def found_at(place: Path) -> dict[str, object]:
         found = read_results(place)
         beside = {"short": place / SHORT, "judged": place / JUDGED}
+        found = {**found, "directory": str(place)}
         return found | {name: read_mapping(path) for name, path in beside.items() if place.is_dir() and path.is_file()}
 
     found = [found_at(place) for place in places]

@@ -10,6 +10,7 @@ from lmlab.evals.long.config import category_of
 from lmlab.evals.long.helmet.results import HelmetResults
 from lmlab.reports import (
     Block,
+    Bounds,
     Cell,
     Details,
     Facts,
@@ -84,7 +85,7 @@ def probe_section(found: dict[str, Any]) -> Section:
     rows: list[list[Cell]] = []
     for when in ("before", "after"):
         for length, cell in found[when].items():
-            bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell["low"] is not None else None
+            bounds = Bounds.of(cell["low"], cell["high"])
             rows.append([when, int(length), cell["score"], bounds, cell["token_accuracy"], cell["nll"]])
     caption = (
         "Share of right answers, all of whose tokens are the likeliest ones, with a 95 % interval over contexts, none"
@@ -141,8 +142,24 @@ def _over_length(series: Sequence[Series], title: str) -> Any:
 
 
 def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What runs are called: by their model; those of one model by their directory and precision too."""
     names = [str(each["model"]) for each in results]
-    return names if len(set(names)) == len(names) else [f"{number}. {name}" for number, name in enumerate(names, 1)]
+    if len(set(names)) == len(names):
+        return names
+    told = [", ".join(part for part in (_directory(each), _precision(each)) if part) for each in results]
+    longer = [f"{name} ({more})" if more else name for name, more in zip(names, told, strict=True)]
+    if len(set(longer)) == len(longer):
+        return longer
+    return [f"{number}. {name}" for number, name in enumerate(longer, 1)]
+
+
+def _directory(results: dict[str, Any]) -> str:
+    return str(results.get("directory") or "")
+
+
+def _precision(results: dict[str, Any]) -> str:
+    """Of `lmlab, bf16 on cuda` the part behind the comma."""
+    return str(results.get("device") or "").partition(", ")[2]
 
 
 def _lengths(results: Sequence[dict[str, Any]]) -> list[int]:
@@ -150,20 +167,12 @@ def _lengths(results: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _overview(results: Sequence[dict[str, Any]]) -> list[Block]:
-    first = results[0]
-    facts = {
-        "Model": str(first["model"]),
-        "Mode": str(first["mode"]),
-        "Average": _shown(first["average"].get("all")),
-        "Categories": ", ".join(first["categories"]) or "none",
-        "Wording": str(first["template"]),
-    }
     lengths = _lengths(results)
     series = [
         Series(name, [n for n in lengths if _at(each["average"], n) is not None], _values(each["average"], lengths))
         for name, each in zip(_names(results), results, strict=True)
     ]
-    blocks: list[Block] = [Facts(facts)]
+    blocks: list[Block] = [_runs(results)]
     if any(each.x for each in series):
         blocks.append(
             Figure(
@@ -186,6 +195,27 @@ def _overview(results: Sequence[dict[str, Any]]) -> list[Block]:
         )
     )
     return blocks
+
+
+def _runs(results: Sequence[dict[str, Any]]) -> Block:
+    """What was measured: tiles of one run, a row of each of several."""
+    told = [
+        {
+            "Model": str(each["model"]),
+            "Precision": _precision(each) or "not noted",
+            "Mode": str(each["mode"]),
+            "Average": _shown(each["average"].get("all")),
+            "Categories": ", ".join(each["categories"]) or "none",
+            "Wording": str(each["template"]),
+        }
+        for each in results
+    ]
+    if len(told) == 1:
+        return Facts(told[0])
+    rows: list[list[Cell]] = [
+        [_directory(each) or "not noted", *facts.values()] for each, facts in zip(results, told, strict=True)
+    ]
+    return Table(["Directory", *told[0]], rows, "The runs; the first is what the others are compared with.")
 
 
 def _tasks(results: Sequence[dict[str, Any]]) -> list[Block]:
@@ -216,13 +246,15 @@ def _tasks(results: Sequence[dict[str, Any]]) -> list[Block]:
     for name, each in zip(names, results, strict=True):
         for task, cells in each["tasks"].items():
             for length, cell in cells.items():
-                bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell.get("low") is not None else None
+                bounds = Bounds.of(cell.get("low"), cell.get("high"))
                 main = cell.get("score", cell["figures"].get(cell["metric"]))
                 shown = [cell.get(key) for key in ("unparsed", "refused", "cut", "nll", "token_accuracy")]
                 items = None if cell["items"] is None else round(cell["items"], 1)
                 rows.append(
                     [name, task, int(length), cell["n"], cell["metric"], main, bounds, cell["chance"], items, *shown]
                 )
+    said = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    columns, rows = [columns[place] for place in said], [[row[place] for place in said] for row in rows]
     blocks.append(Table(columns, rows, "Every task. Controls (niah, ppl_gain and variants) are in no average."))
     reached: list[list[Cell]] = [
         [name, task, known.get("length"), known.get("base"), str(known.get("why", ""))]
@@ -279,7 +311,7 @@ def _judged(results: Sequence[dict[str, Any]]) -> list[Block]:
         by |= dict.fromkeys(count["judge"] for count in judged.get("judged", {}).values())
         for task, cells in judged.get("tasks", {}).items():
             for length, cell in cells.items():
-                bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell.get("low") is not None else None
+                bounds = Bounds.of(cell.get("low"), cell.get("high"))
                 parts = [cell.get(part) for part in ("fluency", "correctness", "recall", "precision")]
                 rows.append([name, task, int(length), cell["n"], cell["graded"], cell.get("score"), bounds, *parts])
     if not rows:

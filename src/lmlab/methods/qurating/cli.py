@@ -105,6 +105,7 @@ def judge_report(
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.report import judgment_sections
     from lmlab.reports import Page
+    from lmlab.stats import without_noise
 
     if (judged / "judging.json").exists():
         figures = read_mapping(judged / "judging.json")
@@ -118,9 +119,12 @@ def judge_report(
 
     @reads("what a judging found")
     def show(path: Path) -> None:
-        shown = ("labels", "position_bias", "swap_consistency")
-        rows = [[name, *(each[key] for key in shown)] for name, each in figures["criteria"].items()]
+        rows = [
+            [name, each["labels"], without_noise(each["position_bias"]), each["swap_consistency"]]
+            for name, each in figures["criteria"].items()
+        ]
         print_rows(["criterion", "labels", "position bias", "same winner in both orders"], rows)
+        print("Position bias: above 0 for a judge that likes the second place. The same winner: a share, at best 1.")
         print(f"Page: {Page('Judgments', sections=judgment_sections(figures)).write(out)}")
 
     show(judged)
@@ -154,7 +158,9 @@ def train(
     from lmlab.judging import read_judgments
     from lmlab.methods.qurating import RaterConfig, train_rater
     from lmlab.methods.qurating.commands.shared import print_rows
+    from lmlab.methods.qurating.report import CONFIDENCE
     from lmlab.methods.qurating.stages import judgments_of
+    from lmlab.progress import console
     from lmlab.runs import Model, Vocabulary
 
     if (stage.init is None) == (stage.tokenizer is None):
@@ -176,7 +182,11 @@ def train(
             for name, each in metrics.items()
             for m, at in each["at"].items()
         ]
-        print_rows(["criterion", "|2y - 1| from", "labels", "accuracy", "ceiling"], rows)
+        print_rows(["criterion", "confidence from", "labels", "accuracy", "ceiling"], rows)
+        if rows:
+            print(CONFIDENCE)
+        if warning := trained.results.get("warning"):
+            console.print(f"warning: {warning}", style="yellow", markup=False)
         print(f"Rater: {out / 'rater'}")
 
 

@@ -34,7 +34,13 @@ from lmlab.reports import (
     line_chart,
 )
 from lmlab.reports.blocks import NoteKind
+from lmlab.stats import without_noise
+from lmlab.words import counted
 
+CONFIDENCE = (
+    "A label y is the chance that the second text of a pair is better, by votes in both orders; its confidence is"
+    " |2y - 1|: 0 where votes are even, 1 where all agree."
+)
 _BIASED = 0.1  # a judge that prefers one place by that much; asking in both orders takes it out of the mean
 
 
@@ -44,8 +50,8 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
         [
             name,
             each["labels"],
-            each["position_bias"],
-            each.get("position_bias_error"),
+            without_noise(each["position_bias"]),
+            without_noise(each.get("position_bias_error")),
             each["swap_consistency"],
             sum(each["confidence"][5:]) / max(1, each["labels"]),
         ]
@@ -53,11 +59,12 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
     ]
     blocks: list[Block] = [
         Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}"}),
-        Paragraph(f"The judge: {figures['judge']}."),
+        Paragraph(f"The judge: {figures['judge']}.{_not_asked(figures)} {CONFIDENCE}"),
         Table(
-            ["criterion", "labels", "position bias", "±", "same winner in both orders", "share with |2y - 1| ≥ 0.5"],
+            ["criterion", "labels", "position bias", "±", "same winner in both orders", "share with confidence ≥ 0.5"],
             rows,
-            "Judgments by criterion.",
+            "Judgments by criterion. Position bias: above 0 for a judge that likes the second place, with its standard"
+            " error. The two shares are from 0 to 1.",
         ),
     ]
     if any(abs(each["position_bias"] or 0) > _BIASED for each in figures["criteria"].values()):
@@ -74,7 +81,11 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
     ]
     if curves:
         blocks.append(
-            Figure(line_chart(curves, "|2y - 1|", "labels"), "How sure the labels are.", "Histogram of confidence")
+            Figure(
+                line_chart(curves, "confidence, |2y - 1|", "labels"),
+                "How sure the labels are.",
+                "Histogram of confidence",
+            )
         )
     if figures["missing"]:
         lost = [
@@ -98,6 +109,16 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
     return [Section("Judgments", blocks)]
 
 
+def _not_asked(figures: dict[str, Any]) -> str:
+    """Why there are fewer questions than groups in both orders would make."""
+    told = ""
+    if same := figures.get("identical_groups"):
+        told += f" {counted(same, 'groups were')} not shown, whose texts are equal."
+    if skipped := figures.get("skipped_groups"):
+        told += f" {counted(skipped, 'groups have')} fewer than two texts."
+    return told
+
+
 def rater_sections(results: dict[str, Any]) -> list[Section]:
     """Accuracy by confidence, calibration, the training."""
     training = results["training"]
@@ -109,6 +130,8 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
         "Padding": f"{results['padding']:.1%}",
     }
     blocks: list[Block] = [Facts(facts)]
+    if results.get("warning"):
+        blocks.append(Note(results["warning"], "warning"))
     if results["dropped"]:
         blocks.append(
             Paragraph(
@@ -131,12 +154,13 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
             for name, each in results["metrics"].items()
             for m, at in each["at"].items()
         ]
-        columns = ["criterion", "confidence", "labels", "accuracy", "ceiling", "cross-entropy", "calibration error"]
+        columns = ["criterion", "confidence m", "labels", "accuracy", "ceiling", "cross-entropy", "calibration error"]
         blocks.append(
             Table(
                 columns,
                 rows,
-                "On held-out groups. The ceiling is what a perfect rater would reach against votes as noisy as these.",
+                f"On held-out groups. {CONFIDENCE}"
+                " The ceiling is what a perfect rater would reach against votes as noisy as these.",
             )
         )
     return [Section("Rater", blocks)]
@@ -151,12 +175,12 @@ def annotation_sections(rows: Path) -> list[Section]:
 def selection_sections(directory: Path, found: Analysis | None, context_name: str = "") -> list[Section]:
     """The plan, the funnel, domains, ratings, topics, bias, texts to read."""
     report, plan = read_mapping(directory / "selection.json"), read_mapping(directory / "plan.json")
-    title = f"Selection: {context_name}" if context_name else "Selection"
-    sections = [Section(title, selection_blocks(report) + plan_blocks(plan))]
+    of = f": {context_name}" if context_name else ""
+    sections = [Section(f"Selection{of}", selection_blocks(report) + plan_blocks(plan))]
     if found is not None:
         sections.append(
             Section(
-                f"{title}, what it did",
+                f"What was chosen{of}",
                 rating_blocks(found) + topic_blocks(found) + bias_blocks(found) + extreme_blocks(found),
             )
         )
@@ -206,15 +230,21 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
                 "warning",
             )
         )
-    elif moved > 0.01:  # whole documents move shares by less, unless there are few
-        blocks.append(Note(f"The share of a domain has moved by {moved:.1%} of the tokens.", "warning"))
+    elif moved > 0.01:
+        # a domain is filled by whole documents, the last of which may go beyond its budget
+        whole = max(each["tokens"] / max(1, each["rows"]) for each in report["domains"].values())
+        within = moved * report["tokens"] <= whole
+        why = "; documents are chosen whole, and one of them makes as much" if within else ""
+        blocks.append(
+            Note(f"The share of a domain has moved by {moved:.1%} of the tokens{why}.", "info" if within else "warning")
+        )
     return [*blocks, Note(CAUTION, "info")]
 
 
 def plan_blocks(plan: dict[str, Any]) -> list[Block]:
     """What each temperature would choose."""
     outlooks = plan["outlooks"]
-    rows = [[each["tau"], each["mean_z"], each["rows"], each["effective_rows"]] for each in outlooks]
+    rows = [[each["tau"], without_noise(each["mean_z"]), each["rows"], each["effective_rows"]] for each in outlooks]
     curves = [Series(each["tau"], list(range(1, 11)), each["deciles"]) for each in outlooks]
     names = [each["tau"] for each in outlooks]
     overlap = [[each["overlap"][name] for name in names] for each in outlooks]
@@ -222,7 +252,8 @@ def plan_blocks(plan: dict[str, Any]) -> list[Block]:
         Table(
             ["setting", "mean z", "rows", "effective rows"],
             [[*row[:2], round(row[2]), round(row[3])] for row in rows],
-            "Expected, by temperature.",
+            "Expected, by temperature. The effective rows are those among which the choice is spread: of top-k the"
+            " chosen ones, of uniform all.",
         ),
         Figure(
             line_chart(curves, "decile of rating", "share of the chosen tokens"),

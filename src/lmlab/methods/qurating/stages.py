@@ -108,6 +108,7 @@ class RaterResults(Results):
     criteria: list[str]
     tokens_read_per_second: float
     metrics: dict[str, Any] | None = None
+    warning: str | None = None
 
 
 class QualityRater(Stage[RaterStageConfig, RaterResults]):

@@ -6,6 +6,7 @@ Shapes: B examples, E edges, P positions, V tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,10 +66,11 @@ def attribute(
             "Take another method, such as eap-ig.",
         )
     total_E = torch.zeros(task.masked.graph.num_edges, dtype=torch.float64)
-    with progress(method, len(task.examples), "examples") as advance:
+    passes = 1 if method in ("eap", "relp", "atp-star") else steps
+    with progress(method, len(task.examples) * passes, "passes of an example") as advance:
         for index_B in task.batches():
-            total_E += _attribute(task, index_B, method, steps, metric).double().cpu()
-            advance(len(index_B))
+            done = partial(advance, len(index_B))
+            total_E += _attribute(task, index_B, method, steps, metric, done).double().cpu()
     if not bool(total_E.isfinite().all()):
         raise UserError("The scores are not finite.", "Run the model in fp32.")
     return total_E / len(task.examples)
@@ -91,8 +93,14 @@ def total_of(task: Counterfactuals, index_B: Tensor, metric: Metric | None) -> C
 
 
 def _attribute(
-    task: Counterfactuals, index_B: Tensor, method: Attribution, steps: int, metric: Metric | None
+    task: Counterfactuals,
+    index_B: Tensor,
+    method: Attribution,
+    steps: int,
+    metric: Metric | None,
+    done: Callable[[], object],
 ) -> Tensor:
+    """Scores of some examples, summed; `done` is called after each pass over them."""
     masked, inputs, total = task.masked, task.inputs(index_B), total_of(task, index_B, metric)
 
     def gradient(
@@ -104,12 +112,15 @@ def _attribute(
         z = (masked.ones() * level).requires_grad_()
         logits = masked(inputs, z, embeddings=embeddings, measured=measured_by, straight=straight)
         (found,) = torch.autograd.grad(total(logits), z)
+        done()
         return found[0]
 
     if method in ("eap", "relp"):
         return gradient(1.0, straight=method == "relp")
     if method == "atp-star":
-        return sizes_of_dropped_gradients(task, index_B, total).sum(0)
+        sizes = sizes_of_dropped_gradients(task, index_B, total).sum(0)
+        done()
+        return sizes
     if method == "mask-ig":
         return sum((gradient((k + 1) / steps) for k in range(steps)), torch.zeros(())) / steps
     with torch.no_grad():

@@ -46,11 +46,13 @@ def plan(
     from lmlab.files import write_json
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.selecting.plan import plan_selection
+    from lmlab.stats import without_noise
 
     config = _config(where, settings, domain_weights, "sample")
     found = plan_selection(_locations(where), config, measure=_measure(tokenizer))
     rows = [
-        [each.name, each.mean_z, round(each.rows), round(each.effective_rows), *each.deciles] for each in found.outlooks
+        [each.name, without_noise(each.mean_z), round(each.rows), round(each.effective_rows), *each.deciles]
+        for each in found.outlooks
     ]
     columns = ["setting", "mean z", "rows", "effective rows", *(f"decile {number}" for number in range(1, 11))]
     print_rows(
@@ -58,6 +60,7 @@ def plan(
         rows,
         f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens",
     )
+    print("Effective rows are those among which the choice is spread: of top-k the chosen ones, of uniform all.")
     if settings.domain is not None:
         names = list(found.corpus_domains)
         shares = [

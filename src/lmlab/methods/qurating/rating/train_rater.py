@@ -34,6 +34,9 @@ from lmlab.train import (
     load_weights,
     whole_tensors,
 )
+from lmlab.words import counted
+
+_FEW_STEPS = 10  # of an optimizer: fewer leave a network about where it was
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,12 @@ def _train(
     }
     if valid_rows is not None:
         results["metrics"] = measure(rater, valid_groups, criteria)
+    if summary["steps"] < _FEW_STEPS:
+        results["warning"] = (
+            f"The rater has learned from {counted(rows.num_pairs, 'pairs')} in {counted(summary['steps'], 'steps')},"
+            f" {config.batch_pairs:,} pairs at a time, and is hardly another than before. Give a smaller batch_pairs,"
+            " more epochs or more judgments."
+        )
     if where.is_main:
         rater.save(directory / "rater")
         write_json(directory / "rater.json", results)

@@ -6,6 +6,7 @@ Shapes: S seeds, B sequences.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,9 @@ from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.polish import polish
 from lmlab.methods.transformer_programs.training.selection import Selection
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
+from lmlab.progress import progress
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, read_metrics
+from lmlab.words import counted
 
 _NO_CLIPPING = 1e30  # the paper clips nothing; over all seeds it would let one change another
 _CURVE = "valid_accuracy_"  # and a seed: its accuracy in the log
@@ -192,6 +195,7 @@ def fit(
         evaluate,
     )
     summary = trainer.fit()
+    print(f"Measure the programs of {counted(len(chosen), 'seeds')}, and choose.", file=sys.stderr, flush=True)
     model = packed.networks()
     gaps = _soft_gaps(packed, step, small)
     rows, best = _table(model, packed, data, device)
@@ -203,8 +207,10 @@ def fit(
             worth = judge(packed, range(len(rows)))
             model = packed.networks()
         order = sorted(range(len(rows)), key=lambda place: (rows[place]["diverged"], -worth[place]))
-        for place in order[: config.polish]:
-            polish(model, place, train)
+        with progress("polish", min(config.polish, len(order)), "seeds") as advance:
+            for place in order[: config.polish]:
+                polish(model, place, train)
+                advance()
         polished, best = _table(model, packed, data, device)
         for row, before in zip(polished, rows, strict=True):
             row |= {"soft_gap": before["soft_gap"], "valid_accuracy_before_polish": before["valid_accuracy"]}
