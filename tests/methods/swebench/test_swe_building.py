@@ -247,6 +247,9 @@ def test_modules_that_run_their_own_tests_while_they_are_imported_can_be_control
     source = "import calc\n\n\ndef test_a():\n    assert calc.add(1, 2) == 3\n\n\ntest_a()\nif True:\n    test_a()\n"
     control = control_source(source, {"test_a"}, "seed")
     assert control is not None and control.source.count("test_a()") == 1  # its definition
+    fixture = "import pytest\n\n@pytest.fixture(params=[1])\ndef test_url(request):\n    return request.param\n\n"
+    made = control_source(f"{fixture}def test_b(test_url):\n    assert test_url\n", {"test_b"}, "seed")
+    assert made is not None and "return request.param" in made.source and made.source.count("def test_url") == 1
     names: dict[str, Any] = {}
     exec(control.source.replace("import calc", ""), names)  # noqa: S102 - of this test's own making
     with pytest.raises(AssertionError):
