@@ -1,6 +1,7 @@
 """Does tuning on dialogues raise a model's grade? A published chat model learns dialogues about other chapters by
 adapters, once with the teacher's turns learned and once with the mask inverted (chapters and questions learned). All
-three answer the 24 questions of `tutor_items.yaml` and are graded by judges that ask nobody, paired by question.
+three answer the 24 questions of `tutor_items.yaml` and are graded by judges that ask nobody, paired by question; beside
+them the base's answers, cut to the tuned model's length.
 
     OMP_NUM_THREADS=1 python benchmarks/tutor_grades.py models/smollm2 TEXTBOOKS --out runs/tutor-grades [--book closed]
 
@@ -22,7 +23,7 @@ import yaml
 from tutor_end_to_end import ITEMS, lmlab, write_questions
 from tutor_tuning import answer_losses, invert
 
-from lmlab.files import read_json, read_jsonl
+from lmlab.files import read_json, read_jsonl, write_jsonl
 from lmlab.methods.tutor.scoring.compare import compare_rows, verdict
 from lmlab.methods.tutor.scoring.grade import graded_rows
 from lmlab.runs import Model, Recipe, run_recipe
@@ -67,6 +68,7 @@ def main() -> None:
               "--max-new-tokens", given.max_new_tokens, "--out", folders[name])  # fmt: skip
         words = [len(row["tutor"]["output"].split()) for row in read_jsonl(folders[name] / "answers.jsonl")]
         print(f"{name}: {sum(words) / len(words):.0f} words an answer; {seconds() - started:.0f} CPU s", flush=True)
+    folders["base, cut"] = cut(folders["base"], folders["tuned"], given.out / f"cut-{given.book}")
     for judge in given.judge or ["coverage"]:
         print(f"\nGraded by {judge}", flush=True)
         for name, folder in folders.items():
@@ -77,6 +79,19 @@ def main() -> None:
         for name in list(folders)[1:]:
             print(f"  base to {name}: {verdict(compare_rows(base, graded_rows(folders[name])))}", flush=True)
     print(f"in all {seconds() - started:.0f} CPU s; load {os.getloadavg()[0]:.1f}")
+
+
+def cut(base: Path, other: Path, out: Path) -> Path:
+    """Answers of a model, each cut to as many words as another's: longer answers say more key points."""
+    lengths = {row["id"]: len(row["tutor"]["output"].split()) for row in read_jsonl(other / "answers.jsonl")}
+    out.mkdir(exist_ok=True)
+    for name in ("items.jsonl", "run.json"):
+        shutil.copy(base / name, out / name)
+    rows = list(read_jsonl(base / "answers.jsonl"))
+    for row in rows:
+        row["tutor"]["output"] = " ".join(row["tutor"]["output"].split()[: lengths[row["id"]]])
+    write_jsonl(out / "answers.jsonl", rows)
+    return out
 
 
 def seconds() -> float:
