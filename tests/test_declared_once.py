@@ -57,6 +57,7 @@ EXCEPTIONS = {
     ("programs verify", "--exhaustive"): "how long sequences are, not how many",
     ("quality select", "--mode"): "it also takes mixture",
     ("swe train-data", "--max-tokens"): "of a whole conversation, not of an answer",
+    ("tutor compare", "--judge"): "one, of what is not graded yet; a task is graded by several",
     ("tutor dialogue-eval", "--student"): "a simulated student, who must be named",
     ("tutor generate", "--new-run"): "it moves answers aside",
     ("tutor grade", "--new-run"): "it lets another judge grade",
@@ -225,7 +226,7 @@ DECLARED = {
     "precision": {
         "Loading",
         "MeasuringOptions",  # auto by default
-        "TrainerConfig",  # of what is computed; the weights stay fp32
+        "TrainerConfig", "ProbeSettings",  # of what is computed; the weights stay fp32
         "Endpoint", "AnswerConfig", "RatingOptions",  # weights that are not packed
         "Encoding", "PoisonConfig",  # of vectors, which have no faster of two
         "CraftConfig",  # of the ranking of candidates
