@@ -19,7 +19,7 @@ from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping
 from lmlab.methods.transformer_programs.analysis import export
-from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
+from lmlab.methods.transformer_programs.analysis.verify import compare_programs, every_input, verify
 from lmlab.methods.transformer_programs.config import DataConfig, ExportOptions
 from lmlab.methods.transformer_programs.network.convert import DISCRETE, to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer, nearness
@@ -260,6 +260,27 @@ def test_a_difference_is_named_with_its_variable() -> None:
     assert not report.equal and report.first is not None
     assert report.first["variable"]["name"] == node.name
     assert set(report.first) == {"tokens", "place", "program", "model", "variable"}
+
+
+def test_what_cannot_be_compared_is_named(counting: Program) -> None:
+    spec = NetworkSpec(vocabulary=("<pad>", "a", "b"), labels=("once", "more"), d_var=4, context=4, num_layers=1)
+    model = sharpened(spec, 1)
+    with pytest.raises(UserError, match="The network's vocabulary has no token 'NA'"):
+        verify(model, counting, [["a", "NA"]])
+    with pytest.raises(
+        UserError, match="answers 'once', 'more' and the network 'x', 'more': they are not of one training"
+    ):
+        verify(sharpened(spec.model_copy(update={"labels": ("x", "more")}), 1), counting, [["a"]])
+    pooled = replace(counting, pool_outputs=True)
+    for first, second in ((counting, pooled), (pooled, counting)):
+        with pytest.raises(UserError, match="The program gives .*, the other program "):
+            compare_programs(first, second, [["a"]])
+    # the columns are matched by name, in whatever order they stand
+    program = to_program(model)
+    order = replace(program.classifier, labels=program.labels[::-1], weights={
+        name: {value: row[::-1] for value, row in rows.items()} for name, rows in program.classifier.weights.items()
+    })  # fmt: skip
+    assert verify(model, replace(program, classifier=order), [["a", "b", "a"]]).equal
 
 
 def test_near_places_go_before_far_ones() -> None:
