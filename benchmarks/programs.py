@@ -94,7 +94,7 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "reverse": ((3, 4, 4, 1, 1), 4, 2, 60, {"tau_end": 0.05}),
     "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
     "most_freq": ((2, 4, 4, 2, 2), 4, 2, 12, {}),
-    "dyck1": ((2, 2, 2, 1, 2), 4, 2, 7, _LATE),
+    "dyck1": ((3, 1, 3, 1, 2), 4, 2, 12, {**_RULES, "tau_end": 0.05, "schedule": "cosine", "polish": 4}),
     "dyck2": ((2, 2, 2, 1, 2), 2, 1, 4, {**_LATE, "polish": 1}),
     "double_hist 8x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_WIDE, **_RULES}),
     "double_hist 16x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_LARGE, **_RULES}),
