@@ -21,7 +21,12 @@ def run(lmlab, library, tmp_path):
 def test_shards_documents_and_sources_are_shown(lmlab, run, tmp_path):
     shown = lmlab("data", "inspect", run / "tokens", "--documents", "2", "--out", tmp_path / "page.html")
     assert shown.code == 0
-    assert "tokenized documents in 1 shards" in shown.out and "median" in shown.out and "00000:1" in shown.out
+    assert (
+        "tokenized documents in 1 shard\n" in shown.out
+        and "bytes a token" in shown.out
+        and "median" in shown.out
+        and "00000:1" in shown.out
+    )
     page = (tmp_path / "page.html").read_text()
     assert "Lengths of documents in tokens" in page and 'class="token' in page
     shown = lmlab("data", "inspect", run / "documents", "--tokenizer", run / "tokenizer")

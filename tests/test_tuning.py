@@ -241,10 +241,7 @@ def test_the_stage_checks_what_is_learned_and_says_so(lmlab, base, tmp_path):
     assert {name: results[name] for name in expected} == expected
     assert results["shortest_prompt"] > 0
     said = " ".join((shown.out + shown.err).split())
-    assert (
-        f"in {len(_PAIRS) + 2} turns, of which {len(_PAIRS) + 2} end with a stop token; 1 turns that are not learned"
-        in said
-    )
+    assert f"in {len(_PAIRS) + 2} turns, of which {len(_PAIRS) + 2} end with a stop token; 1 turn not learned" in said
     assert "2 records set aside (1 too long" in said and "see rejects.jsonl" in said
     rejects = [json.loads(line)["reason"] for line in (tmp_path / "run/tokens/rejects.jsonl").open()]
     assert "too long" in rejects[0] and "its fields: text" in rejects[1]

@@ -21,6 +21,7 @@ from lmlab.files import read_jsonl
 from lmlab.progress import progress
 from lmlab.reports import Block, Cell, Facts, Figure, Page, Paragraph, Section, Table, Tokens, bar_chart, format_bytes
 from lmlab.terminal import Terminal, markup, printable
+from lmlab.words import counted
 
 _SHOWN_CHARACTERS = 300  # of a document: a few lines of a terminal
 _SHOWN_TOKENS = 200  # enough to fill these characters, also where a token is little more than one of them
@@ -122,7 +123,9 @@ def _count(found: Inspection, documents: list[Document], tokenizer: Tokenizer | 
 
 
 def _inspect_corpus(corpus: TokenizedCorpus, num_shown: int) -> Inspection:
-    found = Inspection(str(corpus.directory), f"tokenized {corpus.kind} in {len(corpus.shards)} shards", "tokens")
+    found = Inspection(
+        str(corpus.directory), f"tokenized {corpus.kind} in {counted(len(corpus.shards), 'shards')}", "tokens"
+    )
     for shard in corpus.shards:
         starts = np.concatenate([[0], shard.ends[:-1]])
         for number, domain in enumerate(corpus.domains):

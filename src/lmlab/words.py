@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_VERBS = {"are": "is", "were": "was", "have": "has", "do": "does"}
+_VERBS = {"are": "is", "were": "was", "have": "has", "do": "does", "lack": "lacks", "say": "says", "hold": "holds"}
 _IRREGULAR = {
     "analyses": "analysis",
     "axes": "axis",

@@ -27,7 +27,7 @@ def test_all_files_of_a_repository_are_one_document(tmp_path):
     found = list(source(path=str(tmp_path)).read())
     documents = [each for each in found if hasattr(each, "text")]
     assert [each.id for each in documents] == ["alpha"]  # beta has one file alone
-    assert [each.reason for each in found if hasattr(each, "reason")] == ["1 files of 'alpha' are not UTF-8"]
+    assert [each.reason for each in found if hasattr(each, "reason")] == ["not UTF-8: 1 file of 'alpha'"]
     text = documents[0].text
     assert all(f"# alpha/{name}\ntext of alpha/{name}\n" in text for name in ("a.py", "b/c.py", "notes.md"))
     assert "hidden" not in text and "image" not in text

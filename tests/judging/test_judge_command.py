@@ -171,7 +171,7 @@ def test_a_review_goes_out_and_comes_back(
     run, queue = tmp_path / "run", tmp_path / "queue.csv"
     lmlab("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", run)
     done = lmlab("judge", "review-export", answers, "--run", run, "--flagged", "--out", queue)
-    assert done.code == 0 and "1 answers to grade" in done.out and "q2" in queue.read_text()
+    assert done.code == 0 and "1 answer to grade" in done.out and "q2" in queue.read_text()
     queue.write_text(queue.read_text().replace("Dust.,,,", "Dust.,3,1,"))
     both = tmp_path / "graded.csv"
     assert lmlab("judge", "review-import", queue, "--run", run, "--out", both).code == 0
@@ -260,7 +260,7 @@ def test_samples_of_a_run_become_columns(
     table = run / "grades.jsonl"  # read as a table, it has a column a sample
     told = ("--sample-columns", "correctness_1", "--sample-columns", "correctness_2", "--resamples", "20")
     told = ("--human-column", "correctness", *told)
-    assert "2 grades of each of 1 answers" in lmlab("judge", "validate", table, *told).out
+    assert "2 grades of each of 1 answer" in lmlab("judge", "validate", table, *told).out
 
 
 def test_judgebench(lmlab: Callable[..., Any], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lmlab.endpoints.client.request_files import RequestRow, read_requests
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import LmlabError, UserError
 from lmlab.judging.config import PriceTable
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.endpoints.client.request_files import ReplyRows
@@ -84,7 +85,7 @@ def ask(
         counts = endpoints.read_batch(read_batch, place.model, questions, kept, place.price)
         print(f"{read_batch}: {_counted(counts)}")
     if write_batch is not None:
-        print(f"{write_batch}: {endpoints.write_batch(write_batch, place.model, questions, kept):,} requests")
+        print(f"{write_batch}: {counted(endpoints.write_batch(write_batch, place.model, questions, kept), 'requests')}")
     elif dry_run:
         print(endpoints.estimate(place, questions, kept))
     elif batch:
@@ -206,7 +207,7 @@ def _by_batch(place: Any, asked: Asked, out: Path, kept: Path, poll_s: float, wa
     with BatchJobs(place, out.with_name(out.name + ".batches"), kept) as jobs:
         counts = jobs.run([request for _, request in asked], poll_s, wait)
     if counts["under_way"]:
-        print(f"{counts['under_way']:,} batches are under way; the same command collects them.")
+        print(f"{counted(counts['under_way'], 'batches are')} under way; the same command collects them.")
         return
     with ReplyRows(out.parent, len(asked)) as rows:
         _recall(rows, asked, place, kept)

@@ -11,6 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.data.packs.config import PackConfig, PackFiles
 from lmlab.data.sources.reading.fields import ReadingOptions
+from lmlab.words import counted
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -83,13 +84,13 @@ def data_pack(
     def row(name: str, count: int) -> None:
         table.add_row(name, f"{count:,}", f"{count / whole:.2%}")
 
-    row(f"read, {found['documents']:,} documents, special tokens included", whole)
+    row(f"read, {counted(found['documents'], 'documents')}, special tokens included", whole)
     row(f"packed, {found['sequences']:,} sequences, {found['pieces']:,} documents or parts", found["packed"])
     row("of these repeated", found["repeats"])
     for reason, count in found["dropped"].items():
         row(f"dropped: {REASONS[reason]}", count)
     for distance, count in found["tokens_with_context_beyond"].items():
-        row(f"with more than {int(distance):,} tokens of their document before them", count)
+        row(f"with more than {counted(int(distance), 'tokens')} of their document before them", count)
     print_table(table)
     print(
         f"{found['cut']:,} documents ({found['cut_fraction']:.2%}) do not stand whole in one sequence.\nPacked: {out}"

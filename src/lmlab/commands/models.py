@@ -15,6 +15,7 @@ from lmlab.commandline.options import AllowPickle, Trust, example
 from lmlab.errors import UserError
 from lmlab.models.generation.config import GenerationConfig
 from lmlab.runs.loading import Loading
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
@@ -217,7 +218,7 @@ def convert(
     compared = (
         "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     )
-    print(f"{target}: {done.model_type}, {done.parameters:,} parameters{compared}")
+    print(f"{target}: {done.model_type}, {counted(done.parameters, 'parameters')}{compared}")
     if done.why_native is not None:
         print(done.why_native)
 

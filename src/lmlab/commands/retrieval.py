@@ -11,6 +11,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import AsJson, example, print_table
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +153,7 @@ def search(
     _tell(read)
     found = _search(read, settings, how, k)
     write_run(found, out, tag=how.by)
-    print(f"{len(read.queries):,} queries, {sum(map(len, found.values())):,} results: {out}")
+    print(f"{counted(len(read.queries), 'queries')}, {counted(sum(map(len, found.values())), 'results')}: {out}")
 
 
 @app.command(
@@ -192,9 +193,9 @@ def evaluate(
         found = _search(read, settings, how, max(_DEPTH, max(depths) + 1))
     figures = evaluate_run(found, read.qrels, depths, not keep_self)
     if figures.self_matches:
-        typer.echo(f"{figures.self_matches:,} results that are their own query were removed.", err=True)
+        typer.echo(f"Left out: {counted(figures.self_matches, 'results')}, each of which was its own query.", err=True)
     if figures.without_hits:
-        typer.echo(f"{figures.without_hits:,} judged queries found nothing; they count 0.", err=True)
+        typer.echo(f"{counted(figures.without_hits, 'judged queries')} found nothing; they count 0.", err=True)
     means = {name: round(value, 5) for name, value in figures.means.items()}
     if as_json:
         print(json.dumps({"data": read.name, "split": collection.split, "queries": len(read.qrels), **means}))

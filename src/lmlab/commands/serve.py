@@ -15,6 +15,7 @@ from lmlab.commands.models import Adapter, load_model
 from lmlab.errors import UserError, missing_extra
 from lmlab.models.generation.config import GenerationConfig
 from lmlab.runs.loading import Loading
+from lmlab.words import counted
 
 app = typer.Typer()
 
@@ -136,7 +137,7 @@ def serve(
 
     def ready(address: str) -> None:
         print(
-            f"Serving '{served.name}' at {address} ({served.max_seq_len:,} tokens of context). Ctrl-C stops.",
+            f"Serving '{served.name}' at {address} ({counted(served.max_seq_len, 'tokens')} of context). Ctrl-C stops.",
             file=sys.stderr,
             flush=True,
         )

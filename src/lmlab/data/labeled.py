@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lmlab.data.documents import Reject
 from lmlab.errors import UserError
 from lmlab.files import MAX_JSON_BYTES, ParseError, json_value, open_binary, without_compression
+from lmlab.words import counted
 
 Kind = Literal["tokens", "sequence", "pairs"]
 """Labels of each token, one of the whole sequence, or a target that may be shorter than its input: the places beyond it
@@ -101,7 +102,7 @@ def _record(line: bytes, where: str, kind: Kind, labels_field: str | None) -> La
             return Reject(where, _too_long(tokens, labels))
         labels = [*labels, *[None] * (len(tokens) - len(labels))]
     if len(labels) != len(tokens):
-        return Reject(where, f"{len(tokens)} tokens but {len(labels)} labels")
+        return Reject(where, f"{counted(len(tokens), 'tokens')} but {counted(len(labels), 'labels')}")
     # numbers and texts are one kind of label: "3" and 3 are the same answer
     found = tuple(_label(each) for each in labels)
     if any(name is None and each is not None for name, each in zip(found, labels, strict=True)):
@@ -112,7 +113,7 @@ def _record(line: bytes, where: str, kind: Kind, labels_field: str | None) -> La
 
 
 def _too_long(tokens: Sequence[str], labels: Sequence[Any]) -> str:
-    return f"{len(labels)} targets for {len(tokens)} tokens: there is one place for each token"
+    return f"{len(labels)} targets for {counted(len(tokens), 'tokens')}: there is one place for each token"
 
 
 def _pairs(path: str, lines: Iterator[tuple[int, bytes]]) -> Iterator[LabeledSequence | Reject]:
@@ -165,7 +166,7 @@ def _columns(
                 tokens.append(cells[token_column])
                 labels.append(cells[label_column])
             except IndexError:
-                problem = problem or f"line {number} has {len(cells)} columns"
+                problem = problem or f"line {number} has {counted(len(cells), 'columns')}"
                 continue
             if not tokens[-1] or not labels[-1]:
                 problem = problem or f"line {number} has no {'token' if not tokens[-1] else 'label'}"

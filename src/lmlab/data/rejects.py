@@ -12,6 +12,7 @@ from typing import IO, Any
 from lmlab.data.documents import Reject
 from lmlab.errors import UserError
 from lmlab.files import atomic_file
+from lmlab.words import counted
 
 _ENOUGH_TO_JUDGE = 1000  # records: of fewer, a bad first stretch of a good file would pass for too many
 _TOLD = 3  # reasons in the sentence; the others are counted together
@@ -109,12 +110,12 @@ def rejects_summary(account: dict[str, Any]) -> str:
         told = [f"{count:,} {reason}" for reason, count in reasons[:_TOLD]]
         if rest := sum(count for _, count in reasons[_TOLD:]):
             told.append(f"{rest:,} for other reasons")
-        sentences.append(f"{account['rejects']:,} records set aside ({', '.join(told)}; see rejects.jsonl).")
+        sentences.append(f"{counted(account['rejects'], 'records')} set aside ({', '.join(told)}; see rejects.jsonl).")
     if account.get("damaged"):
         more = f" and {len(account['damaged']) - 1:,} more" if len(account["damaged"]) > 1 else ""
         sentences.append(f"DAMAGED, and only in part used: {account['damaged'][0]}{more}.")
     if account.get("redteam"):
         sentences.append(f"{account['redteam']:,} records that were crafted for an attack left out (redteam: keep).")
     if account.get("other_splits"):
-        sentences.append(f"{account['other_splits']:,} records of other splits left out.")
+        sentences.append(f"{counted(account['other_splits'], 'records')} of other splits left out.")
     return " ".join(sentences)

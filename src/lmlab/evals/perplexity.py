@@ -11,6 +11,7 @@ from lmlab.evals.measurement import Measurement, ratio
 from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.rows import Row
 from lmlab.evals.scoring import Scorer
+from lmlab.words import counted
 
 
 def measure_documents(
@@ -89,7 +90,7 @@ def bits_per_byte(rows: Sequence[Row]) -> Measurement:
     if not any(row["bytes"] for row in rows):
         names = sorted({str(row.get("domain", "")) for row in rows})
         of = f" of the domain '{names[0]}'" if len(names) == 1 and names[0] else ""
-        raise UserError(f"There is no text to measure: {len(rows)} documents{of}, all of them empty.")
+        raise UserError(f"There is no text to measure: {counted(len(rows), 'documents')}{of}, all of them empty.")
     return ratio([row["bits"] for row in rows], [row["bytes"] for row in rows])
 
 

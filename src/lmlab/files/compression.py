@@ -14,6 +14,7 @@ from typing import IO, Any, Protocol
 from lmlab.errors import UserError, missing_extra
 from lmlab.files.systems import is_url, open_raw
 from lmlab.redaction import redact
+from lmlab.words import counted
 
 _BUFFER_BYTES = 2**20  # over a network, where each read is a request
 _PACKED_BYTES = 2**16  # that a decompressor gets at once; what they grow to is counted after each
@@ -83,10 +84,10 @@ class DamagedError(UserError):
 def share_read(read: int, size: int | None) -> str:
     """How much of a file was read, for people."""
     if not size:
-        return f"{read:,} bytes were read, how many are missing is unknown"
+        return f"{counted(read, 'bytes were')} read, how many are missing is unknown"
     if read >= size:
-        return f"all of its {size:,} bytes were read; how many should follow cannot be told"
-    return f"{read:,} of {size:,} bytes were read, about {max(0.0, 1 - read / size):.0%} are missing"
+        return f"all of its {counted(size, 'bytes were')} read; how many should follow cannot be told"
+    return f"{read:,} of {counted(size, 'bytes were')} read, about {max(0.0, 1 - read / size):.0%} are missing"
 
 
 class _Frame(Protocol):
@@ -250,14 +251,14 @@ class _Unpacked(io.RawIOBase):
     def _early_end(self) -> DamagedError:
         if not self.packed_read:
             return DamagedError(self._location, "it is empty, which no compressed file is")
-        missing = f"all of its {self.packed_read:,} bytes were read; how many should follow cannot be told"
+        missing = f"all of its {counted(self.packed_read, 'bytes were')} read; how many should follow cannot be told"
         return DamagedError(self._location, "the compressed data end early", missing)
 
     def _refuse_bombs(self) -> None:
         if self._unpacked > _EXPANSION_COUNTS_FROM and self._unpacked > self._max_expansion * self.packed_read:
             raise UserError(
                 f"'{self._location}' grows to more than {self._max_expansion:g} times its size when it is decompressed:"
-                f" {self.packed_read:,} bytes hold {self._unpacked:,} so far.",
+                f" {counted(self.packed_read, 'bytes hold')} {self._unpacked:,} so far.",
                 "Files that are made to fill memory or disk do so; if this one is sound, raise max_expansion of the"
                 " source.",
             )

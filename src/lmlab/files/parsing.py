@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lmlab.errors import UserError
+from lmlab.words import counted
 
 MAX_JSON_BYTES = 1 << 28  # the index of a model of a trillion parameters has a few MB, an analysis up to a hundred
 MAX_YAML_BYTES = 1 << 22  # read at about 1 MB a second; the longest recipe has 20 kB
@@ -63,7 +64,7 @@ def json_value(text: str | bytes, allow_nan: bool = False) -> Any:
         ParseError: it is not JSON, not UTF-8, too long or too deep; a key appears twice; a number is not finite.
     """
     if len(text) > MAX_JSON_BYTES:
-        raise ParseError(f"it has more than {MAX_JSON_BYTES:,} bytes")
+        raise ParseError(f"it has more than {counted(MAX_JSON_BYTES, 'bytes')}")
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
         value = json.loads(
@@ -190,7 +191,7 @@ def parse_yaml(text: str, where: str) -> Any:
             message names the file, the line and the column.
     """
     if len(text) > MAX_YAML_BYTES:
-        raise UserError(f"{where} has {len(text):,} characters; YAML is read up to {MAX_YAML_BYTES:,}.")
+        raise UserError(f"{where} has {counted(len(text), 'characters')}; YAML is read up to {MAX_YAML_BYTES:,}.")
     try:
         _check_events(text)
         loader = _Loader(text)
@@ -234,7 +235,7 @@ def _check_events(text: str) -> None:
         if depth > _MAX_DEPTH:
             _refuse(event, f"it nests deeper than {_MAX_DEPTH} levels")
         if nodes > _MAX_NODES:
-            _refuse(event, f"it has more than {_MAX_NODES:,} values")
+            _refuse(event, f"it has more than {counted(_MAX_NODES, 'values')}")
 
 
 def _check_nodes(loader: Any, root: Any) -> None:
@@ -251,7 +252,7 @@ def _check_nodes(loader: Any, root: Any) -> None:
         total = 1 + sum(size_of(inner) for inner in _inner_nodes(loader, node))
         above.remove(id(node))
         if total > _MAX_NODES:
-            _refuse(node, f"its aliases multiply it to more than {_MAX_NODES:,} values")
+            _refuse(node, f"its aliases multiply it to more than {counted(_MAX_NODES, 'values')}")
         sizes[id(node)] = total
         return total
 

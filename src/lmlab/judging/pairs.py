@@ -15,6 +15,7 @@ from lmlab.judging.judge import Judge, Question, Verdict
 from lmlab.judging.judgments import Judgment, Matrix
 from lmlab.judging.votes import MISSING, soft_labels
 from lmlab.judging.wording import Criterion
+from lmlab.words import counted
 
 
 class Text(Protocol):
@@ -81,10 +82,10 @@ def require_verdicts(found: Judged) -> None:
     reasons: Counter[str] = Counter()
     for (_, _, reason), count in found.missing.items():
         reasons[reason] += count
-    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    by_reason = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     said = next((f" The first was told: {error}" for error in found.errors.values()), "")
     raise NoVerdicts(
-        f"None of {asked:,} questions got a verdict: {counted}.{said}",
+        f"None of {counted(asked, 'questions')} got a verdict: {by_reason}.{said}",
         "See to the judge, and run the same command again: what was paid for is not asked for again.",
     )
 

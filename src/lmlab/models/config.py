@@ -10,6 +10,7 @@ from lmlab.config import Config
 from lmlab.errors import did_you_mean
 from lmlab.models.moe.config import MoEConfig
 from lmlab.models.presets import PRESETS
+from lmlab.words import counted
 
 Width = Annotated[int, Field(gt=0, le=2**20)]
 """Of a layer: sizes beyond these are mistakes, and would take all memory before anything else is looked at."""
@@ -230,7 +231,7 @@ class ModelConfig(Config):
         if self.head_bias and not self.lm_head:
             raise ValueError("head_bias needs lm_head: true.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
-            raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
+            raise ValueError(f"ffn lists {counted(len(self.ffn), 'kinds')} for {self.num_layers} layers.")
         if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
             raise ValueError("ffn: moe needs the section moe, gated: true and ffn_bias: false.")
         if self.moe is not None and self.num_layers * self.moe.num_experts > _MOST_EXPERTS:
@@ -267,7 +268,7 @@ class ModelConfig(Config):
 
     def _check_attention(self) -> None:
         if isinstance(self.attention, tuple) and len(self.attention) != self.num_layers:
-            raise ValueError(f"attention lists {len(self.attention)} kinds for {self.num_layers} layers.")
+            raise ValueError(f"attention lists {counted(len(self.attention), 'kinds')} for {self.num_layers} layers.")
         if "sliding" in self.attention_kinds:
             if self.sliding_window is None:
                 raise ValueError("attention: sliding needs sliding_window.")

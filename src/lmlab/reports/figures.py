@@ -13,6 +13,7 @@ from lmlab.reports._figure_json import escape_label
 from lmlab.reports._palette import REFERENCE_LIGHT, color, dash
 from lmlab.reports._style import house_template
 from lmlab.reports.formats import format_number
+from lmlab.words import counted
 
 BAND_OPACITY = 0.18  # two or three bands may lie over one another and lines still show through
 FEW_POINTS = 12  # a line with at most this many points shows them
@@ -113,7 +114,7 @@ def bar_chart(
             raise ValueError(f"Errors are given for '{name}', which is not a group; groups: {', '.join(groups)}.")
     for name, values in [*groups.items(), *errors.items()]:
         if len(values) != len(categories):
-            raise ValueError(f"Group '{name}' has {len(values)} values for {len(categories)} categories.")
+            raise ValueError(f"Group '{name}' has {counted(len(values), 'values')} for {len(categories)} categories.")
     places = list(range(len(categories)))
     figure = _figure()
     for index, (name, heights) in enumerate(groups.items()):
@@ -160,7 +161,7 @@ def heat_map(
         ValueError: the shape of `z` is not that of the labels.
     """
     if len(z) != len(y) or any(len(row) != len(x) for row in z):
-        shape = f"{len(z)} rows of {sorted({len(row) for row in z})} values"
+        shape = f"{counted(len(z), 'rows')} of {sorted({len(row) for row in z})} values"
         raise ValueError(f"A heat map of {len(y)} x {len(x)} labels needs as many values, not {shape}.")
     finite = [value for row in z for value in row if math.isfinite(value)]
     figure = _figure()

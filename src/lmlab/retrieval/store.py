@@ -24,6 +24,7 @@ from lmlab.progress import progress
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Encoder, Kind
 from lmlab.retrieval.locks import alone
+from lmlab.words import counted
 
 StoreType = Literal["float32", "float16"]
 
@@ -72,7 +73,7 @@ class EmbeddingStore:
             UserError: the folder holds vectors of another encoder; the message says in which fields they differ.
         """
         if len(ids) != len(texts):
-            raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
+            raise ValueError(f"{counted(len(ids), 'ids')} for {counted(len(texts), 'texts')}")
         place = str(location)
         about = {
             "fingerprint": encoder.fingerprint,
@@ -216,7 +217,7 @@ class EmbeddingStore:
         if odd or sum(map(len, chunks)) != rows:
             what = f"the shard '{odd[0]}' is not" if odd else "its shards do not hold"
             raise UserError(
-                f"The store '{self.location}' is damaged: {what} {rows:,} vectors of {width} dimensions.",
+                f"The store '{self.location}' is damaged: {what} {counted(rows, 'vectors')} of {width} dimensions.",
                 "Remove it, and encode again.",
             )
         return chunks

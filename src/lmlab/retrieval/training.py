@@ -12,6 +12,7 @@ from lmlab.data.loader import Loader
 from lmlab.errors import UserError
 from lmlab.retrieval.encoders.bodies import CoreBody
 from lmlab.retrieval.encoders.encoder import TextEncoder
+from lmlab.words import counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def train_encoder(
     if not isinstance(encoder.body, CoreBody) or encoder.heads:
         raise UserError(f"'{encoder.name}' is no encoder whose network can be trained here.")
     if len(pairs) < batch_size:
-        raise UserError(f"{len(pairs)} pairs are fewer than a batch of {batch_size}.", "Lower the batch.")
+        raise UserError(f"{counted(len(pairs), 'pairs are')} fewer than a batch of {batch_size}.", "Lower the batch.")
     numbers: dict[str, int] = {}
     examples = []
     for pair in pairs:

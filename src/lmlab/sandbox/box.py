@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmlab.errors import UserError
+from lmlab.words import counted
 
 WORKSPACE = "/testbed"
 
@@ -150,5 +151,5 @@ def get_file(root: Path, path: str, max_bytes: int) -> bytes:
     with os.fdopen(open_beneath(root, path, os.O_RDONLY), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise OSError(f"'{path}' has more than {max_bytes:,} bytes")
+        raise OSError(f"'{path}' has more than {counted(max_bytes, 'bytes')}")
     return data

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from lmlab.sandbox.limits import SandboxFailure
+from lmlab.words import counted
 
 Stop = Literal["time", "memory", "disk"]
 _PIECE = 1 << 16  # bytes: what a pipe holds by default
@@ -61,7 +62,7 @@ class CappedSink:
         if self._sink is None:
             return
         if self._dropped:
-            self._sink.write(f"\n[{self._dropped:,} bytes left out]\n".encode())
+            self._sink.write(f"\n[{counted(self._dropped, 'bytes')} left out]\n".encode())
         for piece in self._tail:
             self._sink.write(piece)
         self._sink.flush()

@@ -12,6 +12,7 @@ from lmlab.evals import Task, find_tasks, own_texts
 from lmlab.progress import with_unit
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
 from lmlab.runs import Artifact, Documents, ReadResults, Results, Stage, StageContext
+from lmlab.words import counted
 
 
 class CollectStageConfig(CollectConfig):
@@ -149,7 +150,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
         )
         if searched := results.decontamination:
             note += (
-                f" Training documents with text of {searched.questions:,} questions of"
+                f" Training documents with text of {counted(searched.questions, 'questions')} of"
                 f" {', '.join(searched.tasks)} were dropped; {searched.too_short:,} of these questions are too"
                 " short to be looked for."
             )
@@ -170,4 +171,4 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
 
 
 def _count(split: Counts) -> str:
-    return f"{sum(split.documents.values()):,} documents ({with_unit(sum(split.bytes.values()), 'B')})"
+    return f"{counted(sum(split.documents.values()), 'documents')} ({with_unit(sum(split.bytes.values()), 'B')})"

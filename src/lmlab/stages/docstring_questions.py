@@ -12,6 +12,7 @@ from lmlab.data import PythonLibrarySource, conversation_records, preference_rec
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.runs import Results, Stage, StageContext
+from lmlab.words import counted
 
 
 class DocstringQuestionsConfig(Config):
@@ -56,4 +57,4 @@ class DocstringQuestions(Stage[DocstringQuestionsConfig, RecordsResults]):
 
     def summary(self, results: RecordsResults) -> str:
         """How many."""
-        return f"{results.records:,} records."
+        return f"{counted(results.records, 'records')}."

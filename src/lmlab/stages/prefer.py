@@ -56,6 +56,7 @@ from lmlab.train import (
     routed,
     simpo_step,
 )
+from lmlab.words import counted
 
 Rows = PreferenceRows | KTORows
 
@@ -192,7 +193,7 @@ class Prefer(Stage[PreferConfig, PreferResults]):
         shown = {"loss": "held-out loss", "accuracies": "held-out accuracy"}
         figures = [(title, results.heldout(name)) for name, title in shown.items()]
         heldout = [f"{title} {value:.3f}" for title, value in figures if value is not None]
-        told = ", ".join([f"{results.pairs:,} examples, loss {results.final_loss:.3f}", *heldout])
+        told = ", ".join([f"{counted(results.pairs, 'examples')}, loss {results.final_loss:.3f}", *heldout])
         return f"{told}. {results.set_aside()}".rstrip()
 
     def report(self, config: PreferConfig, results: PreferResults, directory: Path) -> list[Section]:

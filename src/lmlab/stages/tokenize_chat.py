@@ -26,6 +26,7 @@ from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
 from lmlab.runs import Artifact, ReadResults, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
 from lmlab.stages.parts.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
+from lmlab.words import counted
 
 _CHECKS = {
     "turns": "turns of the assistant that are learned",
@@ -107,9 +108,9 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
             sum(counts[key] for counts in results.counts.values()) for key in ("documents", "tokens", "learned_tokens")
         )
         return (
-            f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned, in"
-            f" {results.turns:,} turns, of which {results.turns_stopped:,} end with a stop token;"
-            f" {results.turns_not_learned:,} turns that are not learned, {results.turns_too_long:,} beyond max_len."
+            f"{counted(examples, 'examples')}, {short(tokens)} tokens, {learned / tokens:.0%} of them learned, in"
+            f" {counted(results.turns, 'turns')}, of which {results.turns_stopped:,} end with a stop token;"
+            f" {counted(results.turns_not_learned, 'turns')} not learned, {results.turns_too_long:,} beyond max_len."
             f" {results.set_aside()}"
         ).rstrip()
 
@@ -130,7 +131,7 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
                 )
             )
         if set_aside := results.set_aside():
-            blocks.append(Note(f"{results.read:,} records read. {set_aside}", "warning"))
+            blocks.append(Note(f"{counted(results.read, 'records')} read. {set_aside}", "warning"))
         return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
 
 

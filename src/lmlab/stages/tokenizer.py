@@ -10,6 +10,7 @@ from lmlab.data.vocabulary_size import VocabularySize
 from lmlab.progress import console
 from lmlab.runs import Artifact, Documents, DocumentsInput, Results, Stage, StageContext, Vocabulary
 from lmlab.terminal import markup
+from lmlab.words import counted
 
 
 class TrainTokenizerConfig(VocabularySize):
@@ -33,7 +34,7 @@ class TrainTokenizer(Stage[TrainTokenizerConfig, TokenizerResults]):
 
     def plan(self, config: TrainTokenizerConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The vocabulary."""
-        return {"vocabulary": f"{config.vocab_size:,} tokens, byte-level BPE"}
+        return {"vocabulary": f"{counted(config.vocab_size, 'tokens')}, byte-level BPE"}
 
     def run(self, config: TrainTokenizerConfig, context: StageContext) -> TokenizerResults:
         """Train and save."""
@@ -48,4 +49,4 @@ class TrainTokenizer(Stage[TrainTokenizerConfig, TokenizerResults]):
 
     def summary(self, results: TokenizerResults) -> str:
         """The vocabulary."""
-        return f"{results.vocab_size:,} tokens."
+        return f"{counted(results.vocab_size, 'tokens')}."

@@ -133,7 +133,7 @@ def test_a_recipe_searches_and_trains_on(directory, tmp_path, lmlab):
     path = tmp_path / "searched.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     planned = lmlab("run", path, "--dry-run", "--out", tmp_path / "run")
-    assert planned.code == 0 and "length: 512 tokens in 1 steps" in planned.err
+    assert planned.code == 0 and "length: 512 tokens in 1 step" in planned.err
     done = lmlab("run", path, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     run = tmp_path / "run"

@@ -46,7 +46,7 @@ def table(place: Path) -> list[dict[str, Any]]:
 def test_mean_and_deviation_are_of_standardized_ratings(raters: list[str], tmp_path: Path, lmlab: Any) -> None:
     out = tmp_path / "out"
     done = lmlab("quality", "ensemble", *raters, "--out", out)
-    assert done.code == 0 and "400 rows by 3 raters" in done.out and "1 rows lack a rating" in done.out, done.err
+    assert done.code == 0 and "400 rows by 3 raters" in done.out and "1 row lacks a rating" in done.out, done.err
     rows = table(out)
     given = np.array([[row["r_average"] for row in table(Path(place))] for place in raters], float)
     kept = np.isfinite(given).all(0)

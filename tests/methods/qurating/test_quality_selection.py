@@ -354,7 +354,7 @@ ASK: dict[str, Any] = {"metric": "r_average", "mode": "top_k", "tokens": 6, "id"
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
 def test_a_rating_that_is_not_finite_is_named_or_left_out(bad: Any) -> None:
     table = {**SMALL, "r_average": [1.0, bad, 4.0]}
-    with pytest.raises(NonFiniteRating, match=r"1 rows.*b"):
+    with pytest.raises(NonFiniteRating, match=r"1 row.*b"):
         select(table, **ASK)
     manifest = select(table, drop_nonfinite=True, **ASK)
     assert manifest.ids == ["c", "a"] and manifest.report["dropped"] == {"non-finite ratings": 1}

@@ -11,6 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import NewRun, OnlyTell, example
 from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
+from lmlab.words import counted
 
 EXIT_UNGRADED = 3
 _MOST_UNGRADED = 0.02  # the default of `scores.max_ungraded`: a mean over the rest may then be off by 0.02 of the scale
@@ -90,7 +91,7 @@ def cost(
 
 def _tell_cost(judge: Any, asked: list[Any]) -> None:
     found = judge.estimate([item for item in asked if item.answer.strip()])
-    print(f"{len(asked):,} answers; {found if found is not None else 'no requests: the judge is offline.'}")
+    print(f"{counted(len(asked), 'answers')}; {found if found is not None else 'no requests: the judge is offline.'}")
 
 
 parse_help = example("lmlab judge parse replies.jsonl", "lmlab judge parse replies.jsonl --compat-reference")

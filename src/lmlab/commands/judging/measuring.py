@@ -17,6 +17,7 @@ from lmlab.judging.measures.config import (
     GradeColumns,
     ValidateConfig,
 )
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.judging.measures.agreement import Agreement
@@ -98,7 +99,7 @@ def validate(
             kin = ", ".join(settings.own_family)
             print(f"Judge beyond people for answers of its own family ({kin}): {interval_text(found.own_family)}")
         if (again := found.consistency) is not None:
-            print(f"{again.samples} grades of each of {again.items:,} answers by the judge:")
+            print(f"{again.samples} grades of each of {counted(again.items, 'answers')} by the judge:")
             print(f"  standard deviation around an answer's mean: {interval_text(again.spread)}")
             print(f"  equal grades: {interval_text(again.equal)}")
             of_mean = "" if again.reliability_of_mean is None else f", of their mean {again.reliability_of_mean:.3f}"
@@ -137,7 +138,7 @@ def calibrate(
     write_calibration(fit_calibration(judge, people, kind), out)
     conformal = fit_conformal(held_out, people, settings.level)
     before, after = float((judge - people).mean()), float((held_out - people).mean())
-    print(f"{out}: {kind}, of {len(people):,} answers; bias {before:+.3f}, on other folds {after:+.3f}")
+    print(f"{out}: {kind}, of {counted(len(people), 'answers')}; bias {before:+.3f}, on other folds {after:+.3f}")
     radius = f"±{conformal.radius:.2f}" if np.isfinite(conformal.radius) else "the whole scale (too few answers)"
     print(f"Interval of {settings.level:.0%} for the grade that people would give to one answer: {radius}")
 
@@ -172,13 +173,13 @@ def estimate(
         return
     print(f"Mean that people would give: {interval_text(found.mean)}")
     print(f"  people alone, {found.labeled:,} answers in {found.clusters:,} clusters: {interval_text(found.people)}")
-    print(f"  the judge alone, {found.items:,} answers: {found.judge:.3f}, which is off by its bias")
+    print(f"  the judge alone, {counted(found.items, 'answers')}: {found.judge:.3f}, which is off by its bias")
     source = (
         f"the judge has a weight of {found.weight:.2f}" if found.weight else "the judge does not help: people alone"
     )
     print(f"  {source}")
     if left_out:
-        print(f"  {left_out:,} answers without a grade of the judge are left out")
+        print(f"  {counted(left_out, 'answers')} without a grade of the judge are left out")
 
 
 def _grades(table: GradeTable, columns: GradeColumns) -> tuple[Any, Any, list[str] | None]:

@@ -15,6 +15,7 @@ from lmlab.errors import UserError
 from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.config import JudgeConfig
 from lmlab.judging.measures.config import DrawConfig
+from lmlab.words import counted
 
 Queue = Annotated[Path, typer.Option("--out", "-o", help="CSV, or an HTML page in which people grade.")]
 
@@ -104,7 +105,7 @@ def review_import(
         judged = {"judge": row["grades"].get(criterion or chosen.headline), "human": None, "note": ""}
         beside.append(own | judged | sample_columns(row, criterion or chosen.headline))
     write_joined(out, beside)
-    print(f"{out}: {len(found):,} answers graded by people, {len(others):,} by the judge alone")
+    print(f"{out}: {counted(len(found), 'answers')} graded by people, {len(others):,} by the judge alone")
 
 
 mrbench_help = example("lmlab judge mrbench MRBench_V1.json --judged labels.jsonl")
@@ -141,7 +142,7 @@ def mrbench(
             for each in responses
             for name, label in each.labels.items()
         )
-        print(f"{out}: {write_jsonl(out, rows):,} labels of {len(responses):,} answers")
+        print(f"{out}: {counted(write_jsonl(out, rows), 'labels')} of {counted(len(responses), 'answers')}")
     if judged is None:
         if out is None:
             raise UserError("There is nothing to do.", "Name a judge's labels with --judged, or a file with --out.")
@@ -191,7 +192,7 @@ def judgebench(
     judge = settings.make(out / REPLIES)
     if dry_run:
         asks = getattr(judge, "estimate", None)
-        print(f"{len(pairs):,} pairs, each in both orders")
+        print(f"{counted(len(pairs), 'pairs')}, each in both orders")
         print("Nobody is asked, and it costs nothing." if asks is None else asks(questions_of(criterion, pairs)))
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +214,7 @@ def judgebench(
     print(f"At equal length: {interval_text(equal)}; by {judge.name}")
     print(f"The order changes the winner of {orders.disagreements:.1%}; the first place wins {orders.first_place:.1%}")
     if found.missing:
-        print(f"{found.missing:,} pairs without a verdict in both orders count as wrong")
+        print(f"{counted(found.missing, 'pairs')} without a verdict in both orders count as wrong")
     if min_accuracy is not None and not found.accuracy.value >= min_accuracy:
         print(f"The judge does not pass: its accuracy is {found.accuracy.value:.3f}, below {min_accuracy:g}.")
         raise typer.Exit(EXIT_GATE)
@@ -228,4 +229,4 @@ def _export(out: Path, items: list[Any], rubric: str) -> None:
         count = write_review_page(out, items, chosen.criteria, chosen.grades)
     else:
         count = write_review_csv(out, items, chosen.names)
-    print(f"{out}: {count:,} answers to grade by {', '.join(chosen.names)}")
+    print(f"{out}: {counted(count, 'answers')} to grade by {', '.join(chosen.names)}")

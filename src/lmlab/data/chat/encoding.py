@@ -29,6 +29,7 @@ from lmlab.data.chat.template import TULU_TEMPLATE, ChatTemplate, Message, Span
 from lmlab.data.chat.turns import TurnSpans, find_turns, stop_of
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError, did_you_mean
+from lmlab.words import counted
 
 
 class ChatConfig(Config):
@@ -186,7 +187,7 @@ def encode_conversation(
         if config.max_len is None or len(found.ids) <= config.max_len:
             return found
     what = "as a whole" if whole else "up to the end of the first answer"
-    raise TooLong(f"too long: {len(found.ids)} tokens {what}, more than max_len {config.max_len}")
+    raise TooLong(f"too long: {counted(len(found.ids), 'tokens')} {what}, more than max_len {config.max_len}")
 
 
 def encode_completion(tokenizer: Tokenizer, config: ChatConfig, prompt: str, completion: str) -> EncodedText:
@@ -198,7 +199,7 @@ def encode_completion(tokenizer: Tokenizer, config: ChatConfig, prompt: str, com
     begin = tokenizer.begin_ids + tokenizer.encode(prompt, config.special_tokens) or [tokenizer.bos_id]
     answer = [*tokenizer.encode(completion, config.special_tokens), tokenizer.eos_id]
     if config.max_len is not None and len(begin) + len(answer) > config.max_len:
-        raise TooLong(f"too long: {len(begin) + len(answer)} tokens, more than max_len {config.max_len}")
+        raise TooLong(f"too long: {counted(len(begin) + len(answer), 'tokens')}, more than max_len {config.max_len}")
     return EncodedText(begin + answer, [0] * len(begin) + [1] * len(answer), completion)
 
 

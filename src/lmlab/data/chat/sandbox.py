@@ -25,6 +25,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from lmlab.words import counted
+
 MAX_STEPS = 10**6  # of loops and calls: a thousand for each of a thousand messages
 MAX_SIZE = 2**24  # characters or items of one value: several times the longest context there is
 MAX_SECONDS = 5.0  # of processor time: templates take milliseconds
@@ -71,7 +73,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """One more pass through a loop, or call."""
         self._budget.steps += 1
         if self._budget.steps > MAX_STEPS:
-            raise OutOfBounds(f"it takes more than {MAX_STEPS:,} steps")
+            raise OutOfBounds(f"it takes more than {counted(MAX_STEPS, 'steps')}")
         if time.thread_time() > self._budget.deadline:
             raise OutOfBounds(f"it runs for more than {MAX_SECONDS:.0f} seconds")
 
@@ -227,7 +229,7 @@ def _size_of_result(operator: str, left: Any, right: Any) -> int:
 
 def _check_size(size: int) -> None:
     if size > MAX_SIZE:
-        raise OutOfBounds(f"it makes something of more than {MAX_SIZE:,} characters or items")
+        raise OutOfBounds(f"it makes something of more than {counted(MAX_SIZE, 'characters')} or items")
 
 
 def _sized(value: Any) -> Any:

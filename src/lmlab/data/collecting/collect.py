@@ -27,6 +27,7 @@ from lmlab.distributed import fan_out
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, json_value, write_json
 from lmlab.progress import progress
+from lmlab.words import counted
 
 _PART_BYTES = 2**26  # of text that one process hashes at once: larger parts leave processes idle at the end
 _NAMED_GROUPS = 1000  # in the account, which would otherwise grow with the corpus where each document is a group
@@ -152,7 +153,7 @@ def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, di
     account = rejects.account()
     if not len(spool):
         others = account["other_splits"]
-        told = f": all {others:,} records are of other splits" if others else ": the sources hold no document"
+        told = f": all {counted(others, 'records are')} of other splits" if others else ": the sources hold no document"
         raise UserError(f"The corpus is empty{told}.", "Name the split (split:), or check the paths of the sources.")
     return account
 
@@ -199,7 +200,7 @@ def _choose_heldout(spool: Spool, config: CollectConfig) -> tuple[NDArray[np.boo
         names = ", ".join(sorted({spool.domains[int(number)] for number in spool.domain_ids[documents]}))
         told.append(
             f"{names}: every group is larger than the share that is held out ({share:,.0f} characters), so"
-            + (f" {len(single):,} single documents are held out" if len(single) else " nothing is held out")
+            + (f" {counted(len(single), 'single documents are')} held out" if len(single) else " nothing is held out")
         )
     notice = f"{'; '.join(told)} (heldout_fraction {fraction:g}; groups are set by group_field)." if told else None
     return found, notice

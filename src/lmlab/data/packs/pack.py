@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lmlab.data.packs.account import PackAccount
 from lmlab.data.packs.config import PackConfig
+from lmlab.words import counted
 
 Array = NDArray[Any]
 
@@ -214,7 +215,7 @@ def pack(
     for document in documents:
         size, mask = len(document.tokens), document.mask
         if mask is not None and len(mask) != size:
-            raise ValueError(f"a mask of {len(mask)} entries for a document of {size} tokens")
+            raise ValueError(f"a mask of {counted(len(mask), 'entries')} for a document of {size} tokens")
         account.read(size)
         if size < config.min_doc_length or size == 0:
             account.drop("document", size)

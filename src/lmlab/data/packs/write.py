@@ -16,6 +16,7 @@ from lmlab.data.sources.mds import MDSWriter
 from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.progress import progress
+from lmlab.words import counted
 
 _COLUMNS = {"domain": "str", "input_ids": "ndarray:uint32", "indices": "ndarray:uint32", "length": "int"}
 
@@ -66,7 +67,7 @@ def write_packs(
     if not writers:
         raise UserError(
             f"{account.documents:,} documents of {account.tokens:,} tokens do not fill one sequence of"
-            f" {config.pack_length:,} tokens.",
+            f" {counted(config.pack_length, 'tokens')}.",
             "Lower pack_length, min_doc_length or min_chunk_length, or add text.",
         )
     for writer in writers.values():

@@ -14,6 +14,7 @@ from lmlab.data.sources.reading.records import RecordSource
 from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import DamagedError, bytes_read, open_raw, share_read
 from lmlab.redaction import redact
+from lmlab.words import counted
 
 _BATCH_RECORDS = 256  # records at once: many small ones cost little each, and long documents still fit in memory
 _BUFFER_BYTES = 2**20  # of a column that are read at once, rather than a whole row group
@@ -64,7 +65,7 @@ class ParquetSource(RecordSource):
                 ):
                     raise UserError(
                         f"'{path}', row group {number}: the column '{chunk.path_in_schema}' grows from {packed:,} to"
-                        f" {size:,} bytes when it is decompressed.",
+                        f" {counted(size, 'bytes')} when it is decompressed.",
                         "If that is meant, raise max_expansion of the source.",
                     )
 
@@ -99,7 +100,7 @@ class ArrowSource(RecordSource):
             except LmlabError:
                 raise
             except Exception as error:
-                missing = f"{done:,} rows; " + share_read(*bytes_read(raw))
+                missing = f"{counted(done, 'rows')}; " + share_read(*bytes_read(raw))
                 raise DamagedError(f"{path}:{done + 1}", short_reason(error), missing) from None
 
 

@@ -19,6 +19,7 @@ from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
 from lmlab.errors import UserError
 from lmlab.files import content_digests
+from lmlab.words import counted
 
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 
@@ -77,7 +78,7 @@ class RepositoriesSource(Config):
                 except UnicodeDecodeError:
                     unread.append(shown)
             if unread:  # one reject for all of them: repositories are what is counted
-                yield Reject(str(self.root / unread[0]), f"{len(unread)} files of '{name}' are not UTF-8")
+                yield Reject(str(self.root / unread[0]), f"not UTF-8: {counted(len(unread), 'files')} of '{name}'")
             if parts:
                 yield Document(name, "\n".join(parts), self.domain, name)
 

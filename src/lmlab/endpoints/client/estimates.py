@@ -10,6 +10,7 @@ from lmlab.endpoints.backends import identity_of
 from lmlab.endpoints.client.cache import ReplyCache
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import ChatRequest, Usage
+from lmlab.words import counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Estimate:
             if self.likely_usd is None
             else f"about ${self.likely_usd:,.2f}, at most ${self.most_usd:,.2f}"
         )
-        return f"{self.requests:,} requests, {self.cached:,} of them answered already; {tokens}; {cost}."
+        return f"{counted(self.requests, 'requests')}, {self.cached:,} of them answered already; {tokens}; {cost}."
 
 
 def estimate(

@@ -16,6 +16,7 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError, missing_extra
 from lmlab.files import json_value
 from lmlab.models.generation.config import Guide
+from lmlab.words import counted
 
 _SPACES = r"[ \n]{0,4}"  # between the parts of a value; models that may write blanks without end do
 _MOST_SCHEMA = 2**18  # characters: it comes from outside, and is compiled before anything is answered
@@ -143,5 +144,5 @@ def _first_line(reason: str) -> str:
 def _spelled(schema: dict[str, Any]) -> str:
     text = json.dumps(schema, sort_keys=False)
     if len(text) > _MOST_SCHEMA:
-        raise UserError(f"The JSON schema has {len(text):,} characters; it may have {_MOST_SCHEMA:,}.")
+        raise UserError(f"The JSON schema has {counted(len(text), 'characters')}; it may have {_MOST_SCHEMA:,}.")
     return text

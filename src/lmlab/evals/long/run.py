@@ -16,6 +16,7 @@ from lmlab.evals.long.instance import SUITE_VERSION, Instance, InstanceFile, by_
 from lmlab.evals.rows import Row
 from lmlab.evals.run import collect_rows
 from lmlab.files import read_mapping, write_json
+from lmlab.words import counted
 
 RESULTS, ROWS, MEASURED = "long.json", "rows.jsonl", "measured.json"
 
@@ -138,7 +139,7 @@ def check_comparable(results: Sequence[dict[str, Any]]) -> None:
             name, length = differ[0]
             raise UserError(
                 f"'{first['model']}' and '{other['model']}' were not measured in the same tasks at the same lengths:"
-                f" one alone has {name} at {int(length):,} tokens.",
+                f" one alone has {name} at {counted(int(length), 'tokens')}.",
                 "Measure both on the same file of instances.",
             )
         if set(first["categories"]) != set(other["categories"]):

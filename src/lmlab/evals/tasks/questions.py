@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.evals.config import TooLong
 from lmlab.evals.prefix_sharing import Window
 from lmlab.files import read_jsonl
+from lmlab.words import counted
 
 
 class Question(Config):
@@ -43,7 +44,7 @@ class Question(Config):
         if self.gold >= len(self.options):
             raise ValueError(f"gold {self.gold} is not the number of one of the {len(self.options)} options.")
         if self.contexts is not None and len(self.contexts) != len(self.options):
-            raise ValueError(f"{len(self.contexts)} contexts stand beside {len(self.options)} options.")
+            raise ValueError(f"{counted(len(self.contexts), 'contexts')} stand beside {len(self.options)} options.")
         if "" in self.options:
             raise ValueError("an option is empty.")
         return self

@@ -23,6 +23,7 @@ from lmlab.methods.autocompressor.config import (
     RagConfig,
     RerankConfig,
 )
+from lmlab.words import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +74,7 @@ def text(
         raise UserError(f"'{file}' has no text.", "Name a file with some.")
     model, found, tokens = compressed(compressor, written, settings.segment, vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
-    print(f"{tokens:,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
+    print(f"{counted(tokens, 'tokens')} in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
 
 
 @app.command(
@@ -104,7 +105,7 @@ def encode(
     found = run(job, settings.workers, settings.backend, settings.gpus)
     print(
         f"{found['documents']:,} documents ({found['empty']:,} without text), {found['encoded']:,} encoded now;"
-        f" {found['tokens']:,} tokens became {found['rows']:,} summaries.\nStore: {out}"
+        f" {counted(found['tokens'], 'tokens')} became {found['rows']:,} summaries.\nStore: {out}"
     )
 
 
@@ -187,7 +188,7 @@ def extend(
 
     found = Model.find(model)
     save_pretrained(tile_positions(found.load(), to), out, companions=found.source)
-    print(f"A window of {to:,} tokens: {out}")
+    print(f"A window of {counted(to, 'tokens')}: {out}")
 
 
 @app.command(epilog=example("lmlab compress report ppl icl rag --out compress.html"))
@@ -228,7 +229,7 @@ def rag(
 
     found = run_rag(compressor, data, passages, store, settings, out, trust)
     _print(["line", "passages", "perplexity", "gain", "95 %"], table(found))
-    print(f"{found['texts']:,} texts. Results: {out}")
+    print(f"{counted(found['texts'], 'texts')}. Results: {out}")
 
 
 @app.command(
@@ -255,7 +256,7 @@ def rerank(
         for name, cell in found["ways"].items()
     ]
     _print(["ranked by", f"recall@{found['k']}", "questions a second"], rows)
-    print(f"{found['questions']:,} questions. Results: {out}")
+    print(f"{counted(found['questions'], 'questions')}. Results: {out}")
 
 
 def _print(columns: list[str], rows: Iterable[list[str]]) -> None:

@@ -9,6 +9,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, field_valida
 from lmlab.config import Config, Flag, names_in
 from lmlab.hardware.settings import OnDevice
 from lmlab.runs import ModelInput
+from lmlab.words import counted
 
 SummaryInit = Literal["eos", "noise", "mean", "vocab"]
 RopePositions = Literal["contiguous", "text_only"]
@@ -82,7 +83,7 @@ class SegmentsConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> SegmentsConfig:
         if self.lengths is not None and len(self.lengths) != self.segments:
-            raise ValueError(f"lengths has {len(self.lengths)} entries for {self.segments} segments.")
+            raise ValueError(f"lengths has {counted(len(self.lengths), 'entries')} for {self.segments} segments.")
         if self.bptt == "sliding" and (self.sum_blocks or self.drop_border):
             raise ValueError("sum_blocks and drop_border belong to bptt block.")
         return self

@@ -16,6 +16,7 @@ from lmlab.reports import Section
 from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Tokens, Vocabulary
 from lmlab.runs.loading import Loading
 from lmlab.stages.parts.training import TrainingResults
+from lmlab.words import counted
 
 
 class CompressTrainResults(TrainingResults):
@@ -126,7 +127,7 @@ class CompressCompare(Stage[CompressCompareConfig, CompressCompareResults]):
         """How much there is, and the best."""
         kept = [line for line in results.lines if line["kind"] not in ("none", "full") and line["retained"]["value"]]
         if not kept:
-            return f"{len(results.lines)} rows."
+            return f"{counted(len(results.lines), 'rows')}."
         best = max(kept, key=lambda line: line["retained"]["value"])
         return f"{len(results.lines)} rows; most is retained by {best['kind']} at {best['ratio']:g} on {best['task']}."
 

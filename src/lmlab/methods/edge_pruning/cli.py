@@ -34,6 +34,7 @@ from lmlab.methods.edge_pruning.config import (
     TaskOptions,
 )
 from lmlab.runs.loading import Drawn
+from lmlab.words import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,7 +129,7 @@ def find(
     if config.ablation in loaded.ground_truth:
         known, own = set(loaded.ground_truth[config.ablation]), set(circuit.edges)
         print(
-            f"Known circuit: {len(known)} edges, {len(own & known)} found, {len(own - known)} too"
+            f"Known circuit: {counted(len(known), 'edges')}, {len(own & known)} found, {len(own - known)} too"
             f" many{': exact' if own == known else ''}."
         )
     tried = circuit.metrics.get("search", {}).get("single_edges_tried")

@@ -19,6 +19,7 @@ from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.methods.edge_pruning.search.find import ranking
 from lmlab.reports import Bounds, Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.words import counted
 
 _KINDS = (("query", "#b8527a", "q"), ("key", "#3f7f93", "k"), ("value", "#4f8a4f", "v"), ("other", "#8a8f98", ""))
 _MOST_EDGES, _MOST_DRAWN = 4000, 20_000  # more make a page slow; of a larger circuit up to the second number
@@ -65,7 +66,7 @@ def graph_block(circuit: Circuit) -> Graph:
         " the circuit first."
     )
     if circuit.num_edges > len(edges):
-        caption += f" Of {circuit.num_edges:,} edges of the circuit the first {len(edges):,} are here."
+        caption += f" Of {counted(circuit.num_edges, 'edges')} of the circuit the first {len(edges):,} are here."
     placed = [(name, layer, within) for name, (_, layer, within) in nodes.items()]
     return Graph(
         placed, edges, _KINDS, graph.num_edges, min(max(1, circuit.num_edges), len(edges)), "score", caption, links
@@ -111,7 +112,7 @@ def circuit_page(
     about = circuit.about
     return Page(
         title or f"Circuit found by {about.get('method', 'hand')}",
-        f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges",
+        f"{circuit.num_edges:,} of {counted(circuit.graph.num_edges, 'edges')}",
         sections,
     )
 
@@ -227,9 +228,9 @@ def _summary(circuit: Circuit) -> Section:
         facts["Converged"] = CONVERGED.get(about["converged"], "not known")
     blocks: list[Any] = [Facts(facts)]
     if held:
-        blocks.append(_figures(held, f"On {held['n']:,} examples that the search did not see."))
+        blocks.append(_figures(held, f"On {counted(held['n'], 'examples')} that the search did not see."))
     if metrics.get("circuit"):
-        count = f"On {metrics['n']:,} examples" if "n" in metrics else "On the examples"
+        count = f"On {counted(metrics['n'], 'examples')}" if "n" in metrics else "On the examples"
         blocks.append(_figures(metrics, f"{count} that the search saw." if "method" in about else f"{count}."))
     blocks += _stability(metrics.get("stability"))
     blocks += [Note(text, "warning") for text in about.get("warnings", [])]

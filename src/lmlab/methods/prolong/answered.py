@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals.long import Asking, Instance, LongSettings, build_instances, by_context
+from lmlab.words import counted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def answered(
     built = LongSettings(tasks=list(tasks), lengths=[length], contexts=contexts, questions=questions, seed=seed)
     found = [_joined(asking, group, length) for group in by_context(list(build_instances(asking, built)))]
     if not any(text.counted for text in found):
-        raise UserError(f"No answer of {', '.join(tasks)} fits {length:,} tokens.", "Raise the window.")
+        raise UserError(f"No answer of {', '.join(tasks)} fits {counted(length, 'tokens')}.", "Raise the window.")
     return found
 
 

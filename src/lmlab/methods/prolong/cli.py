@@ -22,6 +22,7 @@ from lmlab.methods.prolong.config import (
     ProbeSettings,
 )
 from lmlab.runs.loading import Loading
+from lmlab.words import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -323,7 +324,7 @@ def probe(
         rows.append([each["model"], f"{before['score']:.2f}", *cells, f"{each['reached']:.3f}"])
     old, lengths = found[0]["window"][0], [f"{int(length):,}" for length in found[0]["after"]]
     _print_rows(["model", f"before, {old:,}", *lengths, "beyond the old window"], rows)
-    print(f"Share of right answers, with 95 % intervals over contexts, after {found[0]['tokens']:,} tokens.")
+    print(f"Share of right answers, with 95 % intervals over contexts, after {counted(found[0]['tokens'], 'tokens')}.")
     print(f"Probes: {out}")
 
 

@@ -12,6 +12,7 @@ from lmlab.evals.long import LongPPL, LongPPLConfig, key_tokens, long_perplexity
 from lmlab.evals.long.texts import count_words, papers
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.methods.prolong.config import PerplexitySettings
+from lmlab.words import counted
 
 
 class KeyFile(Config):
@@ -58,7 +59,7 @@ def measure_long_ppl(model: str, keys: Path, settings: PerplexitySettings, devic
         )
     ids = _texts(evaluator, count, size)
     if not ids:
-        raise UserError(f"No text has {size:,} tokens.", "Lower --length.")
+        raise UserError(f"No text has {counted(size, 'tokens')}.", "Lower --length.")
     digest = sha256_json(ids)
     if known is not None and known.texts not in (None, digest):
         raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")

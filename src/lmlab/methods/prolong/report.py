@@ -23,6 +23,7 @@ from lmlab.reports import (
     heat_map,
     line_chart,
 )
+from lmlab.words import counted
 
 _DEPTHS = ("0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %")
 _SHORT_COST = 0.01  # one point: less is within the noise of short tasks
@@ -34,7 +35,7 @@ def headline(results: dict[str, Any]) -> str:
     lengths = [(length, value) for length, value in results["average"].items() if length != "all" and value is not None]
     if not lengths:
         return "no category has a score in this mode."
-    return ", ".join(f"{value:.3f} at {int(length):,} tokens" for length, value in lengths) + (
+    return ", ".join(f"{value:.3f} at {counted(int(length), 'tokens')}" for length, value in lengths) + (
         f" (mean of {', '.join(results['categories'])})."
     )
 

@@ -136,7 +136,7 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
         blocks.append(
             Paragraph(
                 "Left out: "
-                + ", ".join(f"{count:,} groups with {reason}" for reason, count in results["dropped"].items())
+                + ", ".join(f"{counted(count, 'groups')} with {reason}" for reason, count in results["dropped"].items())
                 + "."
             )
         )

@@ -43,6 +43,7 @@ from lmlab.methods.qurating.selecting.tables.table import RatedTable, budget_of
 from lmlab.progress import short
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Documents, Model, ReadResults, Results, Stage, StageContext, Vocabulary
+from lmlab.words import counted
 
 
 class JudgingResults(Results):
@@ -89,7 +90,7 @@ class QualityJudge(Stage[JudgeStageConfig, JudgingResults]):
 
     def summary(self, results: JudgingResults) -> str:
         """Pairs."""
-        return f"{results.groups:,} groups, {results.questions:,} questions to {results.judge}."
+        return f"{counted(results.groups, 'groups')}, {counted(results.questions, 'questions')} to {results.judge}."
 
     def report(self, config: JudgeStageConfig, results: JudgingResults, directory: Path) -> list[Section]:
         """Effects of order, confidence, missing labels."""
@@ -128,7 +129,7 @@ class QualityRater(Stage[RaterStageConfig, RaterResults]):
     def summary(self, results: RaterResults) -> str:
         """Accuracy."""
         if results.metrics is None:
-            return f"{results.pairs:,} pairs."
+            return f"{counted(results.pairs, 'pairs')}."
         at = results.metrics["overall"]["at"]["0.5"]
         return (
             f"{results.pairs:,} pairs; accuracy {at['accuracy'] or 0:.1%} on {at['pairs']:,} confident held-out labels."
@@ -220,7 +221,7 @@ class QualitySelect(Stage[SelectStageConfig, SelectionResults]):
     def summary(self, results: SelectionResults) -> str:
         """Sizes."""
         return (
-            f"{results.rows:,} of {results.of_rows:,} documents, {short(results.tokens)} of"
+            f"{results.rows:,} of {counted(results.of_rows, 'documents')}, {short(results.tokens)} of"
             f" {short(results.of_tokens)} tokens."
         )
 

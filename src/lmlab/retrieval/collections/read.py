@@ -22,6 +22,7 @@ from lmlab.files import (
     without_compression,
 )
 from lmlab.retrieval.collections.records import REDTEAM, Corpus, Qrels, Queries, RetrievalDataset
+from lmlab.words import counted
 
 Redteam = Literal["drop", "keep", "error"]
 
@@ -57,7 +58,7 @@ def load_dataset(
     queries = read_queries(collection_part(root, "queries"))
     name = collection_name(root)
     if not judged and not _below(f"{root}/qrels"):
-        notices.append(f"'{name}' has no judgments: all of its {len(queries):,} queries are taken.")
+        notices.append(f"'{name}' has no judgments: all of its {counted(len(queries), 'queries are')} taken.")
         return RetrievalDataset(name, split, corpus, queries, {}, tuple(notices))
     qrels = read_qrels(collection_part(root, f"qrels/{split}"))
     qrels = _check(qrels, queries, corpus, ignore_missing, notices)

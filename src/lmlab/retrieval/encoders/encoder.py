@@ -27,6 +27,7 @@ from lmlab.models.pooling import PoolingMode, pool
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.bodies import Body, body_hash
 from lmlab.retrieval.encoders.words import EncoderTokenizer
+from lmlab.words import counted
 
 Kind = Literal["query", "document"]
 Similarity = Literal["dot", "cosine"]
@@ -179,7 +180,7 @@ class TextEncoder:
         bare = len(self.wrap([], kind))
         empty = sum(len(each) <= bare for each in ids)
         if empty:
-            warnings.warn(f"{empty} of {len(ids)} texts are empty or become no token.", stacklevel=2)
+            warnings.warn(f"{empty} of {counted(len(ids), 'texts are')} empty or become no token.", stacklevel=2)
         return self.encode_rows(ids, kind, precision)
 
     def encode_rows(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError, missing_extra
 from lmlab.retrieval.search.exact import Hits, tie_order
+from lmlab.words import counted
 
 Method = Literal["lucene", "robertson", "atire", "bm25+", "bm25l"]
 
@@ -55,7 +56,7 @@ class BM25:
         except ImportError:
             raise missing_extra("bm25s", "BM25") from None
         if len(ids) != len(texts):
-            raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
+            raise ValueError(f"{counted(len(ids), 'ids')} for {counted(len(texts), 'texts')}")
         self.ids, self.stop_words = list(ids), stop_words
         self._order = tie_order(self.ids)
         self._live = np.ones(len(ids), bool)

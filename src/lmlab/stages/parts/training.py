@@ -37,6 +37,7 @@ from lmlab.train import (
     way_of,
     whole_tensors,
 )
+from lmlab.words import counted
 
 _TYPICAL_UTILIZATION = 0.35  # of a GPU's or CPU's peak in matrix products; small models reach less
 _BUSY = 0.25  # of the cores, by others, before a training: its speed is then not what the machine gives
@@ -115,7 +116,7 @@ def plan_training(
     length = (
         f"{trainer.epochs:g} epochs"
         if steps is None
-        else f"{steps * trainer.batch_size * seq_len:,} tokens in {steps:,} steps"
+        else f"{counted(steps * trainer.batch_size * seq_len, 'tokens')} in {counted(steps, 'steps')}"
     )
     return {"length": length} | ({} if model is None else _plan_model(model, seq_len, trainer, steps, lora))
 
@@ -165,7 +166,7 @@ def _plan_model(
         if sharing > 1:
             way = way_of(model, sharing, trainer.parallel.sequence_attention)
             rows["sequences"] = (
-                f"{sharing} processes share a row ({way}), {-(-seq_len // sharing):,} tokens each:"
+                f"{sharing} processes share a row ({way}), {counted(-(-seq_len // sharing), 'tokens')} each:"
                 f" {format_bytes(needs.sequence_bytes)} to bring them together, a step and process,"
                 f" {duration(needs.sequence_bytes / _BANDWIDTH_WITHIN)} at {format_bytes(_BANDWIDTH_WITHIN)}/s"
             )

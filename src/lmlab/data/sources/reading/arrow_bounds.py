@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from lmlab.errors import UserError
 from lmlab.redaction import redact
+from lmlab.words import counted
 
 _CONTINUES = b"\xff\xff\xff\xff"
 _MAGIC = b"ARROW1"
@@ -35,7 +36,7 @@ def check_message(raw: IO[bytes], path: str, max_expansion: float) -> tuple[bool
     if size <= 0:
         return None
     if size > _LARGEST_METADATA:
-        raise ValueError(f"a message's metadata of {size:,} bytes")
+        raise ValueError(f"a message's metadata of {counted(size, 'bytes')}")
     body = raw.tell() + size
     message = _Table.root(raw.read(size))
     kind, length = message.number(1, "<B"), message.number(3, "<q")

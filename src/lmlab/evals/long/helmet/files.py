@@ -20,6 +20,7 @@ from lmlab.evals.long.helmet.families import FAMILIES, family_of
 from lmlab.evals.long.instance import Instance
 from lmlab.evals.rows import Row
 from lmlab.files import read_json, read_jsonl, read_yaml, write_json
+from lmlab.words import counted
 
 _LISTS = ("input_max_length", "datasets", "generation_max_length", "test_files", "demo_files")
 _OTHERS = "use_chat_template max_test_samples shots stop_new_line stop_newline model_name_or_path output_dir tag seed"
@@ -79,7 +80,7 @@ def read_helmet_config(path: str | Path) -> list[HelmetSet]:
         if len(found) == 1:
             lists[key] = found * count
         elif len(found) != count:
-            raise UserError(f"'{path}': {key} has {len(found)} entries for {count} datasets.")
+            raise UserError(f"'{path}': {key} has {counted(len(found), 'entries')} for {count} datasets.")
     for key in ("input_max_length", "generation_max_length"):
         for value in lists[key]:
             if not value.isdigit() or int(value) == 0:

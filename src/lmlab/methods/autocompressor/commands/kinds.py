@@ -14,6 +14,7 @@ from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig, KindConfig
 from lmlab.runs.loading import Loading
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
@@ -161,4 +162,4 @@ def cartridge(
         about={"compressor": "cartridge", "kernel": kernel_of(network)},
     )
     save_memory(memory, out, network)
-    print(f"{len(ids):,} tokens became {memory.rows.slots if memory.rows else 0} rows.\nCartridge: {out}")
+    print(f"{counted(len(ids), 'tokens')} became {memory.rows.slots if memory.rows else 0} rows.\nCartridge: {out}")

@@ -21,6 +21,7 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError, did_you_mean
 from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.models import KVRows, Memory, Transformer, hash_of_ids, kernel_of, known_fingerprint, read_rows
+from lmlab.words import counted
 
 
 def slots_for(tokens: int, ratio: float, sinks: int = 0) -> int:
@@ -135,7 +136,7 @@ def _texts(ids_BT: Tensor, mask_BT: Tensor | None, model: Transformer) -> list[T
             raise UserError(f"Text {number} has ids beyond the model's vocabulary of {model.config.vocab_size}.")
         if len(text) > model.config.max_seq_len:
             raise UserError(
-                f"Text {number} has {len(text)} tokens; the model reads {model.config.max_seq_len}.",
+                f"Text {number} has {counted(len(text), 'tokens')}; the model reads {model.config.max_seq_len}.",
                 "Compress it in parts, and join them with Memory.in_sequence.",
             )
     return texts

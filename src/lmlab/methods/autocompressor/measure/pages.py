@@ -11,6 +11,7 @@ from lmlab.files import read_mapping
 from lmlab.methods.autocompressor.measure import ppl, rag, rerank
 from lmlab.methods.autocompressor.measure.icl import icl
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
+from lmlab.words import counted
 
 
 def measured_sections(places: Sequence[Path]) -> list[Section]:
@@ -65,7 +66,7 @@ def _rag_section(found: Mapping[str, Any], place: Path) -> Section:
 def _rerank_section(found: Mapping[str, Any], place: Path) -> Section:
     rows = [[n, f"{c['recall']:.3f}", c.get("questions_per_second")] for n, c in found["ways"].items()]
     columns = ["ranked by", f"recall@{found['k']}", "questions a second"]
-    return Section(f"Re-ranking ({place.name})", [Table(columns, rows, f"{found['questions']:,} questions")])
+    return Section(f"Re-ranking ({place.name})", [Table(columns, rows, f"{counted(found['questions'], 'questions')}")])
 
 
 _PAGES = {

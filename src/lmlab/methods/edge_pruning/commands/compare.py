@@ -25,6 +25,7 @@ from lmlab.methods.edge_pruning.commands.shared import (
 )
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
 from lmlab.runs.loading import Drawn
+from lmlab.words import counted
 
 OnModel = Annotated[
     Path | None,
@@ -174,7 +175,7 @@ def _compare_methods(
     ends = Ends.of(held_out)
     ends.require_ability(force)
     which = "held out from the searches" if held_out is not task else "that the searches saw"
-    print(f"Figures are those of {len(held_out.examples):,} examples {which}.")
+    print(f"Figures are those of {counted(len(held_out.examples), 'examples')} {which}.")
     results: dict[str, Any] = {}
     for name, config in configs.items():
         start = time.perf_counter()

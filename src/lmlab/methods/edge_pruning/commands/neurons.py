@@ -12,6 +12,7 @@ from lmlab.commandline.options import example, print_table
 from lmlab.methods.edge_pruning.cli import app
 from lmlab.methods.edge_pruning.commands.shared import Model, Set, config_of, load_model, task_of
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
+from lmlab.words import counted
 
 
 @app.command(
@@ -54,7 +55,7 @@ def neurons(
         [names[place // width], place % width, float(f"{float(scores_WD.flatten()[place]):.6g}")] for place in places
     ]
     which = "held out from the search" if held_out is not None else "that the search saw"
-    table = Table(title=f"Neurons kept, on {len(measured.examples):,} examples {which}", title_justify="left")
+    table = Table(title=f"Neurons kept, on {counted(len(measured.examples), 'examples')} {which}", title_justify="left")
     for column in ("share", "neurons", "distance", "faithfulness"):
         table.add_column(column, justify="right")
     for row in rows:

@@ -12,6 +12,7 @@ from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.options import print_table
 from lmlab.methods.edge_pruning.config import TRAINED, EdgePruningConfig, FindConfig, TaskOptions, reads, with_training
 from lmlab.runs.loading import Drawn
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit
@@ -159,12 +160,12 @@ def show_circuit(circuit: Circuit) -> None:
     print(f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, edge sparsity {100 * circuit.sparsity:.2f} %")
     held = circuit.metrics.get("held_out")
     if held is not None:
-        print(f"On {held['n']:,} examples that the search did not see (95 % intervals of the bootstrap):")
+        print(f"On {counted(held['n'], 'examples')} that the search did not see (95 % intervals of the bootstrap):")
         _show_figures(held)
     count = circuit.metrics.get("n")
     if count is not None:
         seen = "" if "method" not in circuit.about else " that the search saw" if held is not None else ""
-        print(f"On {count:,} examples{seen}:")
+        print(f"On {counted(count, 'examples')}{seen}:")
     _show_figures(circuit.metrics)
 
 
@@ -188,7 +189,7 @@ def show_stability(circuits: Sequence[Circuit], best: Circuit) -> None:
     """Print how far circuits of several seeds agree."""
     found = best.metrics["stability"]
     print(
-        f"Over {len(circuits)} seeds: mean Jaccard index of edges {found['jaccard']:.3f}, of writers"
+        f"Over {counted(len(circuits), 'seeds')}: mean Jaccard index of edges {found['jaccard']:.3f}, of writers"
         f" {found['node_jaccard']:.3f}; {len(found['core']):,} edges are in all circuits, {found['in_any']:,} in any;"
         f" {min(found['edges']):,} to {max(found['edges']):,} edges, distance {min(found['distances']):.4g} to"
         f" {max(found['distances']):.4g}; {found['converged']} of {len(circuits)} converged. Written is seed"

@@ -18,6 +18,7 @@ from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl, sha256_json
 from lmlab.methods.edge_pruning.examples.foreign import foreign_rows, is_foreign
+from lmlab.words import counted
 
 NONE = -1
 """In place of the token of an answer that is not given."""
@@ -163,7 +164,7 @@ def read_examples(
                 dropped += 1
                 continue
             raise UserError(
-                f"{where}: clean has {len(row.clean)} tokens and corrupted {len(row.corrupted)}:"
+                f"{where}: clean has {counted(len(row.clean), 'tokens')} and corrupted {len(row.corrupted)}:"
                 f" {_show(row.clean, tokenizer)} and {_show(row.corrupted, tokenizer)}.",
                 "Make them equally long, or leave such pairs out with --drop-mismatched.",
             )
@@ -275,7 +276,7 @@ def _check_answers(row: _Row, answer_set: tuple[int, ...] | None, where: str) ->
 def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = foreign_rows(path) if is_foreign(path) else list(read_jsonl(path))
     if len(lines) > _MOST_LINES:
-        raise UserError(f"'{path}' has {len(lines):,} lines; the most are {_MOST_LINES:,}.")
+        raise UserError(f"'{path}' has {counted(len(lines), 'lines')}; the most are {_MOST_LINES:,}.")
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict):
             raise UserError(f"'{path}', line {number}: expected an object.")
@@ -302,7 +303,7 @@ def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_to
     positions = given or positions or [len(clean) - 1]
     positions = [each + len(clean) if each < 0 else each for each in positions]
     if not all(0 <= each < len(clean) for each in positions):
-        raise UserError(f"{where}: positions {positions} lie outside the {len(clean)} tokens.")
+        raise UserError(f"{where}: positions {positions} lie outside the {counted(len(clean), 'tokens')}.")
     if len(set(positions)) < len(positions):
         raise UserError(f"{where}: positions {positions} name a place twice.")
     answer, distractor = (
@@ -351,7 +352,7 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
     else:
         raise UserError(f"{where}: expected a text or a list of token ids.")
     if len(ids) > _MOST_TOKENS:
-        raise UserError(f"{where} has {len(ids):,} tokens; the most are {_MOST_TOKENS:,}.")
+        raise UserError(f"{where} has {counted(len(ids), 'tokens')}; the most are {_MOST_TOKENS:,}.")
     return ids, positions
 
 

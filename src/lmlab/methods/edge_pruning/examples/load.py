@@ -23,6 +23,7 @@ from lmlab.methods.edge_pruning.search.plan import plan
 from lmlab.models import ModelConfig, Transformer, weights_fingerprint
 from lmlab.runs import Model, Vocabulary
 from lmlab.train import ParallelConfig, parallelize
+from lmlab.words import counted
 
 _LEAST_TO_SPLIT = 10  # examples; a share of fewer would leave one or two to measure on
 
@@ -72,8 +73,8 @@ class Loaded:
         free = memory_bytes() if self.model.embedding.weight.device.type == "cpu" else torch.cuda.mem_get_info()[0]
         lines = [
             (
-                f"{drawn.num_edges:,} edges, {len(drawn.writers)} writers, {len(drawn.readers)} readers;"
-                f" {len(examples)} examples."
+                f"{counted(drawn.num_edges, 'edges')}, {len(drawn.writers)} writers, {len(drawn.readers)} readers;"
+                f" {counted(len(examples), 'examples')}."
             ),
             *planned.lines(free),
         ]
@@ -100,7 +101,7 @@ class Loaded:
             return self
         if held >= count:
             raise UserError(
-                f"Of {count:,} examples a share of {options.held_out:g} leaves none to search on.",
+                f"Of {counted(count, 'examples')} a share of {options.held_out:g} leaves none to search on.",
                 "Hold out fewer, such as --held-out 0.2.",
             )
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))

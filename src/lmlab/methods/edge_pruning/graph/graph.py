@@ -20,6 +20,7 @@ from lmlab.errors import UserError
 from lmlab.files import sha256_json
 from lmlab.methods.edge_pruning.config import GraphOptions
 from lmlab.models import ModelConfig
+from lmlab.words import counted
 
 OUTPUT = "resid_post"
 _MANY_EDGES = 5_000_000  # GPT-2 has 32,936; a mask, its gradient and its moments have a number for each
@@ -156,7 +157,7 @@ class CircuitGraph:
         if unknown:
             listed = ", ".join(" -> ".join(map(str, edge)) for edge in unknown[:5])
             raise UserError(
-                f"{where} has {len(unknown)} edges that the graph of this model does not:"
+                f"{where} has {counted(len(unknown), 'edges')} that the graph of this model does not:"
                 f" {listed}{', ...' if len(unknown) > 5 else ''}.",
                 "It was made for another model, or with other graph options.",
             )
@@ -175,7 +176,7 @@ class CircuitGraph:
         if self.config.qk_norm == "full":
             found.append("The norm over all queries of a layer couples its heads (joint QK-norm).")
         if self.num_edges > _MANY_EDGES:
-            found.append(f"The graph has {self.num_edges:,} edges; moe: block has fewer.")
+            found.append(f"The graph has {counted(self.num_edges, 'edges')}; moe: block has fewer.")
         return found
 
     def describe(self) -> dict[str, Any]:

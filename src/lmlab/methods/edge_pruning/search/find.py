@@ -28,6 +28,7 @@ from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.methods.edge_pruning.search.rank import train_ranking
 from lmlab.models import weights_fingerprint
 from lmlab.runs import one_job, require_same_work
+from lmlab.words import counted
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def search(
     count = config.num_edges or round((1 - (config.target or 0)) * edges)
     if not 1 <= count <= edges:
         raise UserError(
-            f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.",
+            f"A circuit of {counted(count, 'edges')} was asked for; the graph has {edges:,}.",
             "Give another --target or --num-edges.",
         )
     return Found(top_edges(task, ranking(config.method, scores_E), count), scores_E, count)

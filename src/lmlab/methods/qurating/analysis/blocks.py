@@ -9,6 +9,7 @@ import numpy as np
 
 from lmlab.methods.qurating.analysis.analyze import Analysis
 from lmlab.reports import Block, Cell, Details, Figure, Paragraph, Sample, Series, Table, heat_map, line_chart
+from lmlab.words import counted
 
 _MOST_LABELS = 12  # of domains, in a table of thresholds
 
@@ -17,7 +18,7 @@ def rating_blocks(found: Analysis) -> list[Block]:
     """Histograms by domain, and the correlation matrix."""
     blocks: list[Block] = []
     if found.rows < found.of_rows:
-        blocks.append(Paragraph(f"From {found.rows:,} of {found.of_rows:,} rows, spread evenly."))
+        blocks.append(Paragraph(f"From {found.rows:,} of {counted(found.of_rows, 'rows')}, spread evenly."))
     for name, each in found.histograms.items():
         if not each["edges"]:
             continue

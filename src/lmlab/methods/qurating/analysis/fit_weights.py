@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.errors import UserError, missing_extra
+from lmlab.words import counted
 
 # The mean of the best of many draws is steadier than the best one. Of up to 40 runs each is left out once.
 _CANDIDATES, _BEST, _ONE_OUT = 20_000, 100, 40
@@ -112,7 +113,7 @@ def _check(w_RN: Floats, loss_R: Floats, names: Sequence[str]) -> None:
         )
     if len(loss_R) < len(names) + 2:
         raise UserError(
-            f"{len(loss_R)} runs say nothing about {len(names)} weights.",
+            f"{counted(len(loss_R), 'runs say')} nothing about {len(names)} weights.",
             f"Train {len(names) + 2} at least; several for each name are better.",
         )
     if np.ptp(loss_R) == 0:

@@ -13,6 +13,7 @@ from lmlab.methods.qurating.cli import Out, app
 from lmlab.methods.qurating.commands.selection import In
 from lmlab.methods.qurating.config import RatingOptions
 from lmlab.methods.qurating.selecting.settings import SelectionSettings, ShardOptions
+from lmlab.words import counted
 
 
 @app.command(epilog=example("lmlab quality attributes --in rated --name edu --out attributes/edu"))
@@ -32,7 +33,7 @@ def attributes(
 
     found = list(map(str, where)), out, name, written.columns
     count = write_attributes(*found, id=settings.id or "id", text=reading.text)
-    print(f"{count:,} rows.\nAttributes: {out}")
+    print(f"{counted(count, 'rows')}.\nAttributes: {out}")
 
 
 @app.command(epilog=example("lmlab quality join documents/ --attributes attributes/edu --out rated"))
@@ -44,7 +45,7 @@ def join(
     """Read attribute files of Dolma: documents with a column ATTRIBUTE_average for each, which can be selected by."""
     from lmlab.methods.qurating.analysis.attributes import join_attributes
 
-    print(f"{join_attributes(documents, attribute, out):,} rows.\nDocuments with ratings: {out}")
+    print(f"{counted(join_attributes(documents, attribute, out), 'rows')}.\nDocuments with ratings: {out}")
 
 
 @app.command(epilog=example("lmlab quality ensemble rated-0 rated-1 rated-2 --out rated"))
@@ -62,9 +63,9 @@ def ensemble(
     from lmlab.methods.qurating.analysis.ensemble import write_ensemble
 
     found = write_ensemble(rated, out, written.columns, id=settings.id or "id")
-    print(f"{found.rows:,} rows by {found.raters} raters.")
+    print(f"{counted(found.rows, 'rows')} by {found.raters} raters.")
     for name, value in found.agreement.items():
-        left = f"; {found.missing[name]:,} rows lack a rating, and get none" if found.missing[name] else ""
+        left = f"; {counted(found.missing[name], 'rows lack')} a rating, and get none" if found.missing[name] else ""
         print(f"{name}: the raters correlate by {value:.3f} on average{left}")
     name = next(iter(found.agreement))
     print(

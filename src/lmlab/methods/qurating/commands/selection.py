@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.methods.qurating.cli import Out, app
 from lmlab.methods.qurating.config import AnalysisConfig, RatingOptions
 from lmlab.methods.qurating.selecting.settings import USUAL_SEED, SelectionSettings, ShardOptions, TableFormat
+from lmlab.words import counted
 
 In = Annotated[
     list[Path],
@@ -128,7 +129,7 @@ def select(
         f" {report['noise']}."
     )
     for reason, count in report["dropped"].items():
-        print(f"Left out: {count:,} rows ({reason}).")
+        print(f"Left out: {counted(count, 'rows')} ({reason}).")
     print(f"Manifest: {out / 'manifest.parquet'}")
     if written:
         print(f"Shards: {len(written)} in {out}")
@@ -161,7 +162,7 @@ def filter(
     processes = Processes(sharing.workers, sharing.backend)
     found = filter_rows(_locations(where), *bounds, out, files.format, processes)
     print(
-        f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
+        f"{found['kept']:,} of {counted(found['rows'], 'rows')} kept; {found['nonfinite']:,} without a finite value are"
         f" not.\nShards: {out}"
     )
 
@@ -254,7 +255,7 @@ def score(
         precision=reading.precision,
         processes=Processes(reading.workers, reading.backend),
     )
-    print(f"{count:,} rows scored.\nScores: {out}")
+    print(f"{counted(count, 'rows')} scored.\nScores: {out}")
 
 
 @app.command(epilog=example("lmlab quality report --in rated --selection chosen --groups language --out quality.html"))

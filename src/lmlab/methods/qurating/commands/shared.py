@@ -8,6 +8,7 @@ from typing import Any
 
 from lmlab.data.sources.reading.fields import ReadingOptions
 from lmlab.errors import UserError
+from lmlab.words import counted
 
 
 def documents_at(location: str, fields: ReadingOptions) -> list[Any]:
@@ -23,7 +24,7 @@ def documents_at(location: str, fields: ReadingOptions) -> list[Any]:
         (documents if isinstance(item, Document) else rejects).append(item)
     if rejects:
         console.print(
-            f"{len(rejects):,} records cannot be read, the first: {rejects[0].where}: {rejects[0].reason}",
+            f"{counted(len(rejects), 'records')} cannot be read, the first: {rejects[0].where}: {rejects[0].reason}",
             style="yellow",
         )
     return documents

@@ -26,6 +26,7 @@ from lmlab.methods.qurating.rating.criteria import DEFAULT_CRITERIA
 from lmlab.methods.qurating.rating.problems import CriteriaMismatch
 from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained, weights_fingerprint
 from lmlab.runs import Artifact
+from lmlab.words import counted
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}  # padded, of a pass: more take memory, fewer leave a processor waiting
@@ -75,7 +76,7 @@ class Rater:
     ) -> None:
         if model.config.num_labels != len(criteria):
             raise CriteriaMismatch(
-                f"The rater has {model.config.num_labels} scalars, and {len(criteria)} criteria are named:"
+                f"The rater has {model.config.num_labels} scalars, and {counted(len(criteria), 'criteria are')} named:"
                 f" {', '.join(criteria)}."
             )
         self.device = select_device(device)

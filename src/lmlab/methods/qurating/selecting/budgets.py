@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError, did_you_mean
 from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
+from lmlab.words import counted
 
 _OVERSHOOT = 0.01  # of the whole budget, that need not be mended
 
@@ -29,7 +30,7 @@ def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: Select
     total, asked = sum(tokens), config.tokens
     if asked > total:
         raise BudgetExceedsCorpus(
-            f"{asked:,} tokens are asked for, and the corpus has {total:,}.", "Ask for fewer, or add text."
+            f"{counted(asked, 'tokens are')} asked for, and the corpus has {total:,}.", "Ask for fewer, or add text."
         )
     if config.domains == "proportional":
         return [asked * each // total if total else 0 for each in tokens]
@@ -44,7 +45,7 @@ def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: Select
     for name, budget, each in zip(domains, budgets, tokens, strict=True):
         if budget > each:
             raise BudgetExceedsCorpus(
-                f"The domain '{name}' is to give {budget:,} tokens, and has {each:,}.",
+                f"The domain '{name}' is to give {counted(budget, 'tokens')}, and has {each:,}.",
                 "Lower its weight, or ask for fewer.",
             )
     return budgets

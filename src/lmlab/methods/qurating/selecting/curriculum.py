@@ -20,6 +20,7 @@ from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.tables.ids import ranks
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter, promote
+from lmlab.words import counted
 
 _BUCKET_ROWS = 2**17  # rows that are sorted in memory, with their texts
 _MOST_BUCKETS = 256  # files open at once; systems allow 1,024 by default
@@ -56,7 +57,7 @@ def order_rows(
     rating = np.concatenate(ratings)
     if bad := int((~np.isfinite(rating)).sum()):
         raise NonFiniteRating(
-            f"{bad:,} rows have a rating in '{metric}' that is null, not a number, or infinite.",
+            f"{counted(bad, 'rows have')} a rating in '{metric}' that is null, not a number, or infinite.",
             "Leave them out first.",
         )
     moments = exact_moments(lambda: iter([rating]))

@@ -15,6 +15,7 @@ from lmlab.methods.qurating.selecting.selection import Manifest
 from lmlab.methods.qurating.selecting.tables.files import Maker, Processes, make_files
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
+from lmlab.words import counted
 
 FILTER = "lmlab quality filter"
 SHARD_TOKENS = 500_000_000  # about 2 GB of text: files that can be moved, and few of them for a large corpus
@@ -65,7 +66,7 @@ def materialize(
             writer = TableWriter(paths[number], kind)
         if written < len(manifest):
             raise UserError(
-                f"{len(manifest) - written:,} of the {len(manifest):,} chosen rows are not in this corpus.",
+                f"{len(manifest) - written:,} of the {counted(len(manifest), 'chosen rows are')} not in this corpus.",
                 "Give the corpus that they were chosen from.",
             )
     except BaseException as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families.family import Family, Settings
+from lmlab.words import counted
 
 _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 _PATTERNS = {"olmo3": 4, "gemma2": 2, "gemma3_text": 6}
@@ -163,7 +164,7 @@ def set_windows(data: Settings, listed: Any, window: Any, problems: list[str]) -
     if window is None:
         problems.append("sliding layers without sliding_window")
     elif len(kinds) != count:
-        problems.append(f"layer_types of {len(kinds)} layers, not {count}")
+        problems.append(f"layer_types of {counted(len(kinds), 'layers')}, not {count}")
     else:
         data |= {"attention": uniform(kinds), "sliding_window": window}
 

@@ -27,6 +27,7 @@ from lmlab.methods.qurating.selecting.problems import (
 )
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
+from lmlab.words import counted
 
 _log = logging.getLogger(__name__)
 _ROWS = 2**20  # read at once from the disk
@@ -119,7 +120,7 @@ def scan(
         # Without noise equal ratings are in order: the lower id comes first.
         if config.noise and config.normalize and moments.count and moments.std == 0:
             raise ZeroVariance(
-                f"All {moments.count:,} ratings in '{name}' are {moments.mean:g}.",
+                f"All {counted(moments.count, 'ratings')} in '{name}' are {moments.mean:g}.",
                 "Choose another column, or normalize: false.",
             )
     return found
@@ -249,7 +250,7 @@ class _Reader:
         if nonfinite and not config.drop_nonfinite:
             some = ", ".join(self._bad["non-finite ratings"]) + " ..." * (nonfinite > _SHOWN)
             raise NonFiniteRating(
-                f"{nonfinite:,} rows have a rating that is null, not a number, or infinite: {some}.",
+                f"{counted(nonfinite, 'rows have')} a rating that is null, not a number, or infinite: {some}.",
                 "Use --drop-nonfinite.",
             )
         counts = {"filtered": self._filtered, "no tokens": empty, "non-finite ratings": nonfinite}
@@ -292,7 +293,7 @@ def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
         twice = np.unique(ids[1:][ids[1:] == ids[:-1]])
         if len(twice):
             raise DuplicateIds(
-                f"{len(twice):,} ids in '{path}' are given to several rows, such as"
+                f"{counted(len(twice), 'ids')} in '{path}' are given to several rows, such as"
                 f" {_spell(found, table, path, twice[:_SHOWN])}.",
                 f"Rows with one id would share their noise: make ids unique, name another column, {_ROW_IDS}.",
             )
