@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-_VERBS = {"are": "is", "were": "was", "have": "has", "do": "does", "lack": "lacks", "say": "says", "hold": "holds"}
+_VERBS = {
+    "are": "is",
+    "were": "was",
+    "have": "has",
+    "do": "does",
+    "lack": "lacks",
+    "say": "says",
+    "hold": "holds",
+    "stand": "stands",
+}
 _IRREGULAR = {
     "analyses": "analysis",
     "axes": "axis",

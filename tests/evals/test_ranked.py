@@ -144,7 +144,7 @@ def test_options_without_the_question_are_scored_on_request(tokenizer, scorer):
     [
         ('{"id": "a", "context": "c", "options": ["x"], "gold": 1}', "gold 1 is not the number"),
         ('{"id": "a", "context": "c", "options": [], "gold": 0}', "line 1"),
-        ('{"id": "a", "contexts": ["c"], "options": ["x", "y"], "gold": 0}', "1 contexts stand beside 2 options"),
+        ('{"id": "a", "contexts": ["c"], "options": ["x", "y"], "gold": 0}', "1 context stands beside 2 options"),
         ('{"id": "a", "context": "c", "options": ["x", ""], "gold": 0}', "an option is empty"),
         ('{"id": "a", "context": "c", "option": ["x"], "gold": 0}', "Did you mean 'options'"),
         ('{"id": "a", ', "line 1: not valid JSON"),

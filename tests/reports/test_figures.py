@@ -117,7 +117,7 @@ def test_categories_may_repeat_and_may_look_like_numbers() -> None:
 
 
 def test_bars_of_the_wrong_length_are_an_error() -> None:
-    with pytest.raises(ValueError, match="'m' has 1 values for 2 categories"):
+    with pytest.raises(ValueError, match="'m' has 1 value for 2 categories"):
         bar_chart(["a", "b"], {"m": [1]}, None, "y", None)
     with pytest.raises(ValueError, match="'m' has 2 values for 1 categories"):
         bar_chart(["a"], {"m": [1]}, {"m": [1, 2]}, "y", None)

@@ -44,7 +44,7 @@ class Question(Config):
         if self.gold >= len(self.options):
             raise ValueError(f"gold {self.gold} is not the number of one of the {len(self.options)} options.")
         if self.contexts is not None and len(self.contexts) != len(self.options):
-            raise ValueError(f"{counted(len(self.contexts), 'contexts')} stand beside {len(self.options)} options.")
+            raise ValueError(f"{counted(len(self.contexts), 'contexts stand')} beside {len(self.options)} options.")
         if "" in self.options:
             raise ValueError("an option is empty.")
         return self
