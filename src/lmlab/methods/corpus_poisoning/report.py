@@ -8,7 +8,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_text
-from lmlab.reports import Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.reports import Bounds, Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 
 _NOTES = 3  # of passages, that a page shows
 NO_DEFENSES = (
@@ -69,7 +69,7 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
                     found["passages"],
                     int(k),
                     100 * value,
-                    f"{100 * low:.2f} to {100 * high:.2f}",
+                    Bounds.of(100 * low, 100 * high),
                     None if ceiling is None else 100 * ceiling,
                     100 * found["share"][k],
                 ]
