@@ -245,6 +245,12 @@ def test_contents_point_to_sections_even_when_titles_repeat() -> None:
     assert len(set(links)) == len(titles)
 
 
+def test_a_section_with_the_title_of_its_page_does_not_repeat_it() -> None:
+    html = Page("Judgments", sections=[Section("Judgments", []), Section("Labels", [])]).to_html()
+    assert '<h2 id="section-judgments-title" class="hidden">Judgments</h2>' in html  # for readers of the outline
+    assert '<h2 id="section-labels-title">Labels</h2>' in html
+
+
 def test_headings_are_in_order_and_the_language_is_set() -> None:
     elements = Elements(page_of(*every_block("plain")))
     assert [tag for tag, _, _ in elements.found if re.fullmatch("h[1-6]", tag)] == ["h1", "h2"]
