@@ -330,12 +330,9 @@ def test_a_plan_foretells_what_is_chosen(corpus: dict[str, Any]) -> None:
     assert plan[0.5].overlap["tau=1"] == pytest.approx(len(both[0] & both[1]) / len(both[0]), abs=0.02)
     assert plan[math.inf].effective_rows == pytest.approx(len(corpus["id"]), rel=1e-6)
     assert plan[0.0].effective_rows == pytest.approx(plan[0.0].rows)
-    spread = [plan[tau].effective_rows for tau in sorted(plan)]
-    assert spread == sorted(spread)  # from the chosen rows of top-k to all rows
-    few = plan_selection(corpus, config.model_copy(update={"tokens": 10**5})).outlooks
-    (tilted,) = (each.effective_rows for each in few if each.tau == 1.0)
-    # of a small choice the chance of a row is proportional to exp(z): entropy of a tilted normal
-    assert tilted == pytest.approx(len(corpus["id"]) * math.exp(-0.5), rel=0.02)
+    assert plan[1.0].effective_rows == pytest.approx(
+        len(corpus["id"]) * math.exp(-0.5), rel=0.02
+    )  # entropy of a tilted normal
     assert plan_selection(
         corpus, config.model_copy(update={"tokens": 3 * int(corpus["length"].sum())})
     ).repeats == pytest.approx(3.0)

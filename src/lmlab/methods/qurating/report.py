@@ -252,8 +252,8 @@ def plan_blocks(plan: dict[str, Any]) -> list[Block]:
         Table(
             ["setting", "mean z", "rows", "effective rows"],
             [[*row[:2], round(row[2]), round(row[3])] for row in rows],
-            "Expected, by temperature. The effective rows are those among which the choice is spread: of top-k the"
-            " chosen ones, of uniform all.",
+            "Expected, by temperature. The effective rows are those among which the first draw is spread, not those"
+            " that are chosen.",
         ),
         Figure(
             line_chart(curves, "decile of rating", "share of the chosen tokens"),

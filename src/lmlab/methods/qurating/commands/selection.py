@@ -61,7 +61,7 @@ def plan(
         rows,
         f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens",
     )
-    print("Effective rows are those among which the choice is spread: of top-k the chosen ones, of uniform all.")
+    print("Effective rows are those among which the first draw is spread, not those that are chosen.")
     if settings.domain is not None:
         names = list(found.corpus_domains)
         shares = [

@@ -78,8 +78,8 @@ class Outlook:
     Attributes:
         tau: 0 for top-k, infinity for uniform.
         tokens, rows, mean_z: expected, of what is chosen.
-        effective_rows: exp of the entropy of the rows' shares in the expected choice: among how many rows the choice is
-            spread. For top-k these are the rows that are chosen, for uniform all, and between them it rises with tau.
+        effective_rows: exp of the entropy of softmax(z / tau), the law of the first draw: among how many rows that is
+            spread, which says how strongly the temperature prefers, and not how many rows are chosen.
         deciles: expected share in the chosen tokens of each tenth of the corpus's tokens by rating, lowest first.
         domains: of each domain.
         overlap: share of the chosen tokens that another temperature chooses too, with the same seed: keyed noise makes
@@ -218,17 +218,21 @@ class _Bins:
             total,
             rows,
             float((self.rows * chance * self.z).sum() / max(rows, 1e-300)),
-            self._effective(tau, chance, rows),
+            self._effective(tau, rows),
             self._deciles(chosen),
             {name: float(chosen[number].sum() / max(total, 1e-300)) for number, name in enumerate(found.domains)},
             overlap,
         )
 
-    def _effective(self, tau: float, chance: Floats, rows: float) -> float:
+    def _effective(self, tau: float, rows: float) -> float:
         if is_zero(tau):
-            return rows  # that each of them is chosen is sure
-        each = np.divide(chance, rows, out=np.zeros(chance.shape), where=rows > 0)
-        return float(np.exp(-(self.rows * each * np.log(np.where(each > 0, each, 1))).sum()))
+            return rows
+        logit = np.zeros(self.z.shape) if math.isinf(tau) else self.z / tau
+        weight = self.rows * np.exp(logit - logit.max(where=self.rows > 0, initial=-1e300))
+        weight = np.where(self.rows > 0, weight, 0)
+        share = weight / max(weight.sum(), 1e-300)
+        each = np.divide(share, self.rows, out=np.ones(share.shape), where=(self.rows > 0) & (share > 0))
+        return float(np.exp(-(share * np.log(np.where(each > 0, each, 1))).sum()))
 
     def _deciles(self, chosen: Floats) -> list[float]:
         order = np.argsort(self.z, axis=None, kind="stable")
