@@ -392,6 +392,11 @@ NO_ROW = {
     "tutor grade --judge": "the reader of `judge run`",
     "tutor compare --judge": "the reader of `judge run`",
     "judge cost --judge": "the reader of `judge run`",
+    "judge judgebench --judge": "the reader of `judge run`",
+    **{
+        f"swe {name} --encoder": "the reader of `retrieval search`"
+        for name in ("export", "infer", "retrieve", "train-data")
+    },
     "long judge --judge": "the reader of `judge run`",
     "tutor report --judge": "the name of one that has graded",
     "quality annotate --rater": "a rater, which has a `find` of its own",
