@@ -133,8 +133,9 @@ def t_test(differences: ArrayLike) -> float | None:
     return float(2 * stdtr(len(found) - 1, -abs(mean) / error))
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval[float]:
-    """A share with Wilson's score interval (Wilson 1927), which holds for few trials and shares near 0 and 1 too.
+def wilson(successes: float, trials: int, level: float = 0.95) -> Interval[float]:
+    """A share with Wilson's score interval (Wilson 1927), which holds for few trials and shares near 0 and 1 too. Of
+    figures between 0 and 1 their sum may stand for the successes: they vary less than shares of the same mean.
 
     Raises:
         ValueError: there are no trials, or more successes than trials.
@@ -171,6 +172,37 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     total = only_first + only_second
     return float(binomtest(only_second, total).pvalue) if total else 1.0
+
+
+def paired_shares(both: int, only_first: int, only_second: int, neither: int, level: float = 0.95) -> Interval[float]:
+    """The second's share less the first's on the same questions, with an interval that holds for few of them: the wider
+    on each side of Newcombe's (1998, method 10) and of the exact one of `mcnemar`, so that 0 lies outside only where
+    that test says so.
+
+    Raises:
+        ValueError: there are no questions.
+    """
+    from scipy.stats import binomtest
+
+    total, apart = both + only_first + only_second + neither, only_first + only_second
+    one, two = wilson(both + only_first, total, level), wilson(both + only_second, total, level)
+    difference = two.value - one.value
+    cross = float(both * neither - only_first * only_second)
+    if cross > 0:
+        cross = max(0.0, cross - total / 2)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    phi = cross / math.sqrt(margins) if margins else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    low = difference - reach(two.value - two.low, one.high - one.value)
+    high = difference + reach(two.high - two.value, one.value - one.low)
+    if apart:
+        exact = binomtest(only_second, apart).proportion_ci(level, "exact")
+        low = min(low, (2 * exact.low - 1) * apart / total)
+        high = max(high, (2 * exact.high - 1) * apart / total)
+    return Interval(difference, max(-1.0, low), min(1.0, high), level)
 
 
 def overlap_test(both: int, first: int, second: int, total: int) -> float:

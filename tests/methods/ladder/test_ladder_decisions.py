@@ -14,6 +14,7 @@ from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
 from lmlab.methods.ladder.analysis.variance import signal_between, signal_to_noise
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.presenting.decisions import decision_sentence
+from lmlab.methods.ladder.presenting.predictions import prediction_rows, untold_sentences
 from lmlab.methods.ladder.rungs.plan import parse_length
 
 _CHAIN = TwoStepSettings(delta=None)
@@ -224,6 +225,65 @@ def test_a_comparison_is_as_wide_at_chance_as_its_forecasts(synthetic):
     assert each.diagnostics["flags"]  # at chance
     row = compare(one, two, 6.9e9, 3.9e12)[0]
     assert row.hi - row.lo > 0.9 * (each.hi - each.lo)
+
+
+def _at_chance(synthetic, sizes):
+    """Runs whose accuracies on 40 questions of four options are luck."""
+    table, tasks = synthetic(noise=0.003, checkpoints=5, sizes=sizes, multiples=(1, 2, 4))
+    rng = np.random.default_rng(3)
+    runs = [
+        replace(run, metrics=run.metrics | {"acc0": rng.choice([0.225, 0.25, 0.275, 0.3, 0.325], 5)}) for run in table
+    ]
+    return RunTable(tuple(runs)), [tasks[0].model_copy(update={"n_instances": 40, "title": "Next line"})]
+
+
+@pytest.mark.parametrize("sizes", [(25e3, 66e3), (25e3, 40e3, 66e3)])
+def test_of_runs_at_chance_no_accuracy_is_forecast_and_nothing_is_decided(synthetic, sizes):
+    forecaster = TwoStep("recommended", 40).fit(*_at_chance(synthetic, sizes))
+    (each,) = forecaster.predict_all(1e7, 1e10)
+    assert each.diagnostics["untold"] and each.lo == 0.25 and each.hi > 0.95
+    assert prediction_rows(forecaster, [each], None)[0][5] is None
+    assert "all runs are at chance" in untold_sentences(forecaster, [each])[0]
+    assert each.loss_hi <= max(run.final_value(run.metrics["loss0"], 1) for run in forecaster.table) * 1.001
+    with pytest.raises(UserError, match="No probability can be told"):
+        decide(forecaster, [(1e7, 1e10)], {"mean": 0.4})
+
+
+def test_of_several_tasks_one_at_chance_makes_the_mean_wide(synthetic):
+    table, tasks = synthetic(2, 0.003, checkpoints=5)
+    best = min(run.metrics["loss0"].min() for run in table)
+    luck = [replace(run, metrics=run.metrics | {"acc0": 0.33 * best / run.metrics["loss0"]}) for run in table]
+    tasks = [tasks[0].model_copy(update={"n_instances": 40}), tasks[1]]
+    forecaster = TwoStep(_CHAIN, 40).fit(RunTable(tuple(luck)), tasks, calibrated=False)
+    target = (1e12, 1e15)
+    first, second = forecaster.predict_all(*target)
+    assert first.diagnostics["untold"] and not second.diagnostics["untold"]
+    (scenario,) = decide(forecaster, [target], {"mean": 0.5}).scenarios
+    assert scenario.hi["mean"] - scenario.lo["mean"] > 0.3
+    with pytest.raises(UserError, match="told of task0:"):
+        decide(forecaster, [target], {"task0": 0.5})
+
+
+def test_a_curve_that_was_seen_in_a_narrow_piece_is_not_known_at_its_end(synthetic):
+    table, tasks = synthetic(noise=0.003, sizes=(25e3, 66e3), multiples=(1, 2, 4))
+    rising = [
+        replace(run, metrics=run.metrics | {"acc0": 0.45 - 0.02 * run.metrics["loss0"]}) for run in table
+    ]  # well above chance, over a few points
+    tasks = [tasks[0].model_copy(update={"n_instances": 10_000})]
+    forecaster = TwoStep("recommended", 40).fit(RunTable(tuple(rising)), tasks)
+    (far,) = forecaster.predict_all(1e7, 1e11)
+    (near,) = forecaster.predict_all(1e5, 8e6)
+    assert not far.diagnostics["untold"] and far.hi - far.lo > 0.5 > 0.2 > near.hi - near.lo
+
+
+def test_without_backtests_the_forms_part_with_the_distance_too(synthetic):
+    table, tasks = synthetic(noise=0.003, sizes=(190e6, 370e6), multiples=(1, 2, 4))
+    forecaster = TwoStep(_CHAIN, 0).fit(table, tasks, calibrated=False)
+    flops = [run.flops for run in table]
+    half = np.sqrt(max(flops) / min(flops))
+    assert forecaster.beyond(np.log([370e6, 1e10, 0.99 * half * max(flops)])) == 1
+    assert forecaster.beyond(np.log([370e6, 1e10, half**3 * max(flops)])) == pytest.approx(3)
+
 
 
 def test_what_one_ladder_alone_supposes_of_the_law_widens_a_comparison(published, main_tasks):

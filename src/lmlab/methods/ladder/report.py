@@ -30,6 +30,7 @@ from lmlab.methods.ladder.presenting.predictions import (
     prediction_columns,
     prediction_rows,
     runs_sentence,
+    untold_sentences,
 )
 from lmlab.methods.ladder.tables import write as tables
 from lmlab.methods.ladder.tables.table import Floats, Run
@@ -96,6 +97,7 @@ def _forecast_section(
     blocks.append(
         _forecast_table(outcome_of(forecaster.ensemble.settings.members[0]), rows, level, measured is not None)
     )
+    blocks[:0] = [Note(each, "warning") for each in untold_sentences(forecaster, predictions)]
     blocks.append(Paragraph(line_sentence(forecaster, predictions, measured)))
     shares = [
         [title, *(f"{each.parts.get(part, 0):.0%}" for part in ("fit", "run", "curve", "form"))]

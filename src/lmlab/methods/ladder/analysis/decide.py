@@ -149,12 +149,14 @@ def decide(
         weights: of the tasks in their mean; equal by default.
 
     Raises:
-        UserError: no target, one twice, a threshold out of its range or of a task that was not fitted.
+        UserError: no target, one twice, a threshold out of its range or of a task that was not fitted, or that no run
+            tells anything of.
     """
     names = [task.name for task in forecaster.tasks]
     wanted = what_is_wanted(forecaster.tasks, targets, thresholds or {}, sure)
     predictions = [forecaster.predict_all(n, d, level) for n, d in targets]  # also refuses impossible ones
     x_3Q = np.stack([forecaster.target(n, d, level) for n, d in targets], axis=1)
+    _require_told(forecaster, x_3Q, wanted)
     accuracy_STQ = draws(forecaster, x_3Q, level, seed)
     share_T = shares(weights, len(names))
     mean_SQ = np.einsum("stq,t->sq", accuracy_STQ, share_T)
@@ -185,6 +187,20 @@ def decide(
         )
     fit = [q for q, each in enumerate(scenarios) if each.reaches_all is not None and each.reaches_all >= sure]
     return Decision(tuple(scenarios), min(fit, key=lambda q: scenarios[q].flops) if fit else None)
+
+
+def _require_told(forecaster: Forecaster, x_3Q: Floats, wanted: Mapping[str, float]) -> None:
+    """See that the runs say something of what is wanted: of runs at chance no probability can be told."""
+    untold = dict(zip((task.name for task in forecaster.tasks), forecaster.ensemble.untold(x_3Q).any(1), strict=True))
+    named = [name for name in wanted if untold.get(name)]
+    if all(untold.values()):
+        named = list(untold)
+    if named:
+        raise UserError(
+            f"No probability can be told of {', '.join(named)}: all runs are at chance there, and the scenarios lie"
+            " beyond what they reach.",
+            "Add larger runs, ask more or easier questions, or decide by the loss: lmlab ladder predict shows it.",
+        )
 
 
 def shares(weights: Sequence[float], count: int) -> Floats:
@@ -290,7 +306,9 @@ def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floa
     z_SB[:, by_place.ravel()] = np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T
     z_STQ = z_SB.reshape(-1, tasks, places)
     scale_TQ = np.stack(scales, axis=1)
-    return inverse_logit(point_TQ + scale_TQ * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
+    value_STQ = inverse_logit(point_TQ + scale_TQ * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
+    chance = np.array([task.chance for task in forecaster.tasks])[:, None]
+    return np.where(forecaster.ensemble.untold(x_3Q), np.maximum(value_STQ, chance), value_STQ)
 
 
 def _root(correlation: Floats) -> Floats:

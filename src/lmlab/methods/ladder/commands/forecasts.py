@@ -87,6 +87,7 @@ def predict(
         prediction_details,
         prediction_rows,
         runs_sentence,
+        untold_sentences,
     )
     from lmlab.methods.ladder.tables.target import target_point
 
@@ -104,6 +105,7 @@ def predict(
         f"N = {size:.4g}, D = {tokens:.4g}, {estimator.settings().name}",
         prediction_details(forecaster, predictions, measured),
     )
+    say(*untold_sentences(forecaster, predictions))
     say(line_sentence(forecaster, predictions, measured), distance_sentence(predictions[0]), runs_sentence(forecaster))
 
 

@@ -147,9 +147,11 @@ def say(*sentences: str) -> None:
 def say_of_runs(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float) -> None:
     """Which runs are fitted, how far the target is from them, and what looks wrong, for each of several recipes."""
     from lmlab.methods.ladder.checking.alike import between
-    from lmlab.methods.ladder.presenting.predictions import distance_sentence, runs_sentence
+    from lmlab.methods.ladder.presenting.predictions import distance_sentence, runs_sentence, untold_sentences
 
     for name, each in forecasters.items():
-        say(f"{name}: {runs_sentence(each)} {distance_sentence(each.predict_all(n, d, level)[0])}")
+        predictions = each.predict_all(n, d, level)
+        say(*(f"{name}: Warning: {warning}" for warning in untold_sentences(each, predictions)))
+        say(f"{name}: {runs_sentence(each)} {distance_sentence(predictions[0])}")
         say(*(f"{name}: Warning: {warning}" for warning in each.warnings))
     say(*(f"Warning: {warning}" for warning in between({name: each.table for name, each in forecasters.items()})))

@@ -17,6 +17,22 @@ from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile
 
+_LEAST_REACH = math.log(2)  # of compute: backtests that go no farther tell nothing of distances
+
+
+def times_beyond(log_distance: float, reach: float, span: float) -> float:
+    """How many times farther than any backtest a target is, as logarithms of the ratio of compute; 1 within their
+    reach. Two laws that part with the distance part in proportion to it.
+
+    Arguments:
+        reach: of the backtests; 0 without any.
+        span: between the runs with the least and the most compute. Where no backtest reaches twice the compute, half of
+            it stands for their reach, and twice the compute at least.
+    """
+    if reach < _LEAST_REACH:
+        reach = max(_LEAST_REACH, span / 2)
+    return max(1.0, log_distance / reach)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -34,12 +50,6 @@ class Calibration:
     names: tuple[str, ...]
     reach: float
     losses: dict[int, Calibration] = field(default_factory=dict)
-
-    def beyond(self, log_distance: float) -> float:
-        """How many times farther than any backtest a target is, both as logarithms of the ratio of compute; 1 within
-        their reach. Two laws that part with the distance part in proportion to it.
-        """
-        return max(1.0, log_distance / self.reach) if self.reach > 0 else 1.0
 
     def factor(self, level: float, without: Collection[str] = ()) -> float:
         """What standard deviations are multiplied by: between the normal quantile, which correct ones need, and the

@@ -28,7 +28,7 @@ from lmlab.methods.ladder.checking.slips import require_possible
 from lmlab.methods.ladder.checking.values import check_values
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.fitting.accuracy import NAMES
-from lmlab.methods.ladder.fitting.calibration import Calibration, calibrate
+from lmlab.methods.ladder.fitting.calibration import Calibration, calibrate, times_beyond
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.intervals import Ensemble, at_chance, fit_ensemble, other_forms
 from lmlab.methods.ladder.fitting.laws import FORMS
@@ -287,6 +287,8 @@ class Forecaster:
         below, above = (side[:, 0] for side in spread.total)
         factor = self.factor(level, beyond)
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
+        untold = self.ensemble.untold(x_3Q)[:, 0]
+        lo = np.where(untold, np.maximum(lo, [task.chance for task in self.tasks]), lo)  # a guess is as bad as it gets
         if not np.isfinite([point, lo, hi]).all():
             raise UserError(
                 f"The runs give no forecast at N = {n:.3g}, D = {d:.3g}: it is not a number.",
@@ -333,6 +335,7 @@ class Forecaster:
                         "flags": list(flags[place]),
                         "reach": math.exp(self.calibration.reach) if self.calibration else None,
                         "beyond": beyond,
+                        "untold": bool(untold[place]),
                         "line": float(line[place]),
                         "chains": chains,
                     },
@@ -341,12 +344,11 @@ class Forecaster:
         return found
 
     def beyond(self, x_3: np.ndarray[Any, Any]) -> float:
-        """How many times farther than any backtest a target is, at least 1 (`Calibration.beyond`)."""
-        if self.calibration is None:
-            return 1.0
+        """How many times farther than any backtest a target is, at least 1 (`times_beyond`)."""
         compute = self.ensemble.chains[0].points.x_3R[2]
         # Backtests go upwards; of a target far below the ladder they say no more than of one far above.
-        return self.calibration.beyond(float(max(x_3[2] - compute.max(), compute.min() - x_3[2])))
+        away = float(max(x_3[2] - compute.max(), compute.min() - x_3[2]))
+        return times_beyond(away, self.calibration.reach if self.calibration else 0.0, float(np.ptp(compute)))
 
     def factor(self, level: float, beyond: float = 1.0) -> np.ndarray[Any, Any]:
         """What the standard deviations of accuracies are multiplied by so that a share `level` lies inside, [T].
@@ -374,7 +376,12 @@ class Forecaster:
             return [(None, None, None)] * len(self.tasks)
         point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q, beyond))
         reach = sd * self.loss_factor(member, level, beyond)
-        ends = np.exp(np.stack([point, point - reach, point + reach], axis=1))
+        high = point + reach
+        points = self.ensemble.chains[member].points
+        if (x_3Q[:2, 0] >= points.x_3R[:2].min(1)).all():  # no larger and longer run is expected to lose against all
+            worst = np.log(points.target(True)).max(1) + points.loss_offset_T
+            high = np.maximum(point, np.minimum(high, worst))
+        ends = np.exp(np.stack([point, point - reach, high], axis=1))
         return [tuple(map(float, row)) for row in ends]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:

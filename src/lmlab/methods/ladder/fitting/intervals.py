@@ -6,8 +6,10 @@ The parts, each as a standard deviation below and above in the logit of accuracy
   (Rubin 1981);
 - run: the same noise in the run that is predicted;
 - curve: how far single runs lie from the second step's curve, at least the binomial error of the questions. Where all
-  runs are at chance nothing is known of where and how steeply accuracy rises, and this part is at least half a logit;
-- form: how far other forms of the law predict otherwise.
+  runs are at chance nothing is known of where and how steeply accuracy rises, and this part is at least half a logit.
+  Far above all accuracies that were measured it grows with the distance;
+- form: how far other forms of the law predict otherwise. Where all runs are at chance, that accuracy never rises is one
+  of them.
 They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on
 backtests inside the ladder (conformal prediction with a normalized score, Lei et al. 2018); without backtests by the
 normal quantile.
@@ -32,13 +34,14 @@ from lmlab.methods.ladder.fitting.logits import logit, mean_logit
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task, places_of
-from lmlab.stats import percentiles, t_quantile
+from lmlab.stats import normal_quantile, percentiles, t_quantile
 
 PARTS = ("fit", "run", "curve", "form")
 OWN_PARTS = ("fit", "run", "curve")  # that two ladders do not share
 _ONE_DEVIATION = 0.6826894921370859  # of a normal figure lie within one standard deviation of the median
 _LEAST = 0.01  # logits
 _NO_SIGNAL = 0.5  # logits
+_NARROWEST = 0.1  # logits, of the accuracies that a curve was seen through
 _CHANCE_MARGIN = 0.02  # of accuracy, which a few hundred questions give by luck
 
 
@@ -114,7 +117,7 @@ class Ensemble:
             parts["fit"] = (middle - low, high - middle)
         up, down = (np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))
         parts["run"] = up, down
-        parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
+        parts["curve"] = (self.curve_T[:, None] * self._up_the_curve(point),) * 2
         shifts = self.form_shifts(x_3Q, beyond)
         if shifts:
             parts["form"] = (np.sqrt(np.sum(np.square(list(shifts.values())), axis=0)),) * 2
@@ -134,7 +137,31 @@ class Ensemble:
             found[name] = scale * weight * (logit(form.accuracy(x_3Q)[0]) - point)
         if self.one_size:
             found["size does not help"] = beyond * (logit(self.accuracy(self._at_own_size(x_3Q))[0]) - point)
+        untold = self.untold(x_3Q)
+        if untold.any():
+            chance = logit(np.array([task.chance for task in self.tasks]))[:, None]
+            found["accuracy stays at chance"] = np.where(untold, chance - point, 0.0)
         return found
+
+    def untold(self, x_3Q: Floats) -> NDArray[np.bool_]:
+        """Where nothing measured tells the accuracy, [T, Q]: all runs are at chance, and the law says more than they
+        reach by luck. Its curve is then drawn through the point of a loss of 0 alone.
+        """
+        chain = self.chains[0]
+        luck_T = np.maximum(np.quantile(_of_the_curve(chain), 0.95, axis=1), by_luck(self.tasks))
+        return np.asarray(at_chance(chain)[:, None] & (self.accuracy(x_3Q)[0] > luck_T[:, None]))
+
+    def _up_the_curve(self, point_TQ: Floats) -> Floats:
+        """How much less is known of the curve far above all that was measured than beside it, at least 1, [T, Q]: half
+        of the distance over what the runs span, both in logits. A curve through a narrow piece is not known at its end,
+        and forms that all end at 1 do not tell by agreeing there.
+        """
+        chain = self.chains[0]
+        if chain.settings.variant == "soft":
+            return np.ones_like(point_TQ)
+        low_T, high_T = logit(np.quantile(chain.points.accuracy_TK, (0.05, 0.95), axis=1))
+        span_T = np.maximum(high_T - low_T, _NARROWEST)
+        return np.asarray(np.maximum(1.0, (point_TQ - high_T[:, None]) / (2 * span_T[:, None])))
 
     def correlations(self, x_3Q: Floats) -> Floats:
         """How far the errors of all tasks at all places go together, [T Q, T Q]: the correlations of their replicates.
@@ -360,8 +387,21 @@ def _at_least_binomial(chain: Chain, residual_T: Floats, accuracy_T: Floats) -> 
 
 def at_chance(chain: Chain) -> NDArray[np.bool_]:
     """Whether all runs are at chance, for each task; [T]."""
-    chance_T = np.array([task.chance for task in chain.tasks])
     if chain.settings.variant == "soft":  # near chance it still moves with the loss
-        return np.zeros(len(chance_T), dtype=bool)
-    values_TK = chain.points.accuracy_TK if chain.points.separate else chain.points.accuracy_TR
-    return np.asarray(np.quantile(values_TK, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
+        return np.zeros(len(chain.tasks), dtype=bool)
+    return np.asarray(np.quantile(_of_the_curve(chain), 0.95, axis=1) < by_luck(chain.tasks))
+
+
+def by_luck(tasks: Sequence[Task]) -> Floats:
+    """The accuracy that a guess stays below in 95 of 100 tests of as many questions, and 0.02 above chance at least;
+    [T].
+    """
+    chance_T = np.array([task.chance for task in tasks])
+    questions_T = np.array([task.n_instances or np.inf for task in tasks])
+    error_T = np.sqrt(chance_T * (1 - chance_T) / questions_T)
+    return np.asarray(chance_T + np.maximum(_CHANCE_MARGIN, normal_quantile(0.9) * error_T))
+
+
+def _of_the_curve(chain: Chain) -> Floats:
+    """The accuracies that the second step is fitted to, or the runs'; [T, K]."""
+    return chain.points.accuracy_TK if chain.points.separate else chain.points.accuracy_TR

@@ -35,12 +35,15 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
         error = None if actual is None else 100 * abs(each.accuracy - actual)
         errors += [] if error is None else [error]
         notes = "; ".join(each.diagnostics["flags"])
+        limits: list[float | None] = [round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)]
+        if each.diagnostics["untold"]:
+            limits[0] = None  # the law's own figure would be taken for a forecast
         rows.append(
             [
                 task.title,
                 *(four_digits(value) for value in (each.loss, each.loss_lo, each.loss_hi)),
                 each.loss_unit or None,
-                *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)),
+                *limits,
                 percent(actual),
                 rounded(error),
                 notes,
@@ -75,16 +78,35 @@ def prediction_details(
     return found
 
 
+def untold_sentences(forecaster: Forecaster, predictions: Sequence[Prediction]) -> list[str]:
+    """The tasks whose accuracy no run tells anything of."""
+    names = [task.title for task, each in zip(forecaster.tasks, predictions, strict=True) if each.diagnostics["untold"]]
+    if not names:
+        return []
+    return [
+        f"No accuracy can be forecast for {', '.join(names)}: all runs are at chance there. The interval goes from a"
+        " guess to the most that the law allows; follow the loss, add larger runs, or ask more or easier questions."
+    ]
+
+
 def distance_sentence(prediction: Prediction) -> str:
     """How far the target is, in words, and what its interval rests on."""
     away, reach = prediction.diagnostics["distance"], prediction.diagnostics["reach"]
     width = f"Intervals are to hold {prediction.level:.0%} of outcomes"
+    beyond = prediction.diagnostics["beyond"]
     if reach is None:
         width += "; the ladder is too small to calibrate them."
-    elif prediction.diagnostics["beyond"] > 1:
+        if beyond > 1:
+            width += f" What other forms of the law say counts {beyond:.3g} times that far beyond it."
+    elif beyond > 1 and reach < 2:
+        width += (
+            f". Backtests, which calibrate them, hardly reach beyond the runs that they are fitted to ({reach:.3g} x the"
+            f" compute); so far away what other forms of the law say counts {beyond:.3g} times."
+        )
+    elif beyond > 1:
         width += (
             f". Backtests, which calibrate them, reach to {reach:.3g} x the compute of what they are fitted to; at"
-            f" {prediction.diagnostics['beyond']:.2f} times that distance (in the logarithm) what other forms of the"
+            f" {beyond:.2f} times that distance (in the logarithm) what other forms of the"
             " law say counts as many times."
         )
     else:

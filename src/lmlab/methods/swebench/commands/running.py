@@ -121,9 +121,11 @@ def pass_at(
     from lmlab.methods.swebench.harness.compare import pass_at as estimate
     from lmlab.methods.swebench.harness.evaluate import read_summary
 
-    found = estimate([read_summary(each) for each in runs], k)
+    summaries = [read_summary(each) for each in runs]
+    found = estimate(summaries, k)
     low, high = (100 * each for each in found.bounds)
-    print(f"pass@{k} of {len(runs)} runs: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
+    names = ", ".join(sorted({each["model"] for each in summaries}))
+    print(f"pass@{k} of {len(runs)} runs of {names}: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
 
 
 pass_at_help = example("lmlab swe pass-at evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")
