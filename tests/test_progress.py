@@ -1,8 +1,28 @@
 """What a run says of the time that is left."""
 
+import time
+
 import pytest
 
-from lmlab.progress import Pace, short, with_unit
+from lmlab.progress import Pace, progress, short, with_unit
+
+
+def test_work_whose_first_piece_takes_long_says_that_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr("lmlab.progress._LINE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("lmlab.progress._SILENCE_S", 60.0)
+    with progress("infer", 2, "answers") as advance:
+        time.sleep(0.4)
+        advance()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("  infer: 0/2 answers after 0.") and not any("0/2" in line for line in said[1:])
+
+
+def test_work_that_is_quick_or_has_ended_says_nothing_more(monkeypatch, capsys):
+    monkeypatch.setattr("lmlab.progress._LINE_INTERVAL_S", 0.1)
+    with pytest.raises(ValueError, match="broken"), progress("infer", 2, "answers"):
+        raise ValueError("broken")
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_slow_first_step_foretells_nothing(monkeypatch):

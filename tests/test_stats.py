@@ -120,7 +120,34 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     found = stats.jackknife(lambda total: total[0] / total[1], np.stack([VALUES, np.ones(40)], 1))
     assert found.standard_error == pytest.approx(scipy_stats.sem(VALUES))
     assert found.half_width == pytest.approx(1.959964 * scipy_stats.sem(VALUES))
-    assert np.isnan(stats.jackknife(lambda total: total, [[1.0], [0.0]]).half_width).all(), "one group is left"
+    for few in ([[1.0], [0.0]], [[1.0], [2.0], [3.0], [0.0], [4.0]]):
+        assert np.isnan(stats.jackknife(lambda total: total, few).half_width).all(), "empty groups are none"
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((0, 2, 0, 0), -1.0, 0.6838),  # exact: Clopper-Pearson of 0 of 2 reaches to 0.8419
+        ((2, 0, 0, 0), -0.6576, 0.6576),  # Newcombe: Wilson of 2 of 2 begins at 0.3424
+        ((5, 3, 4, 100), None, None),
+    ],
+)
+def test_paired_shares_of_few_questions_are_known_badly(counts, low, high):
+    found = stats.paired_shares(*counts)
+    _, first, second, _ = counts
+    assert found.value == pytest.approx((second - first) / sum(counts))
+    if low is not None:
+        assert found.bounds == pytest.approx((low, high), abs=1e-3)
+    assert (found.low <= 0 <= found.high) == (stats.mcnemar(first, second) > 0.05 or first == second)
+
+
+def test_paired_shares_hold_the_truth_as_often_as_they_say():
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        counts = generator.multinomial(30, [0.4, 0.1, 0.25, 0.25])
+        found = stats.paired_shares(*map(int, counts))
+        hits += found.low <= 0.15 <= found.high
+    assert hits >= 0.95 * 300
 
 
 def test_draws_that_are_not_finite_are_left_out():

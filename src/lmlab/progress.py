@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ console = Terminal(stderr=True)
 
 Advance = Callable[..., None]
 _LINE_INTERVAL_S = 5.0  # where no bar can be drawn, such as in a log: more lines would drown the rest
+_SILENCE_S = 30.0  # after which work that has done nothing more says that it goes on
 
 
 @contextmanager
 def progress(label: str, total: float | None, unit: str, start: float = 0) -> Iterator[Advance]:
-    """Show the progress of one piece of work.
+    """Show the progress of one piece of work. Work whose first piece, or next one, takes long says that it goes on.
 
     Arguments:
         label: what is being done, for instance "tokenize".
@@ -37,7 +39,13 @@ def progress(label: str, total: float | None, unit: str, start: float = 0) -> It
             yield advance
     else:
         lines = _Lines(label, total, unit, start)
-        yield lines.advance
+        over = threading.Event()
+        # A daemon, so that it holds up no end of the process.
+        threading.Thread(target=lines.go_on, args=(over,), name="progress", daemon=True).start()
+        try:
+            yield lines.advance
+        finally:
+            over.set()
         lines.finish()
 
 
@@ -131,6 +139,17 @@ class _Lines:
             amount_done = _amount(self.pace.done, self.total, self.unit)
             text = f"  {self.label}: {amount_done}, {short(self.pace.rate)} {self.unit}/s{left}"
             print(printable(f"{text}{'  ' + note if note else ''}"), file=sys.stderr, flush=True)
+
+    def go_on(self, over: threading.Event) -> None:
+        """Say what is done where no piece was done for long: first soon, then rarely."""
+        wait = _LINE_INTERVAL_S
+        while not over.wait(max(0.05, self.printed + wait - time.monotonic())):
+            if time.monotonic() - self.printed < wait or console.quiet:
+                continue
+            self.any, self.printed, wait = True, time.monotonic(), _SILENCE_S
+            spent = duration(self.printed - self.began)
+            text = f"  {self.label}: {_amount(self.pace.done, self.total, self.unit)} after {spent}"
+            print(printable(text), file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         if self.any:

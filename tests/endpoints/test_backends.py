@@ -7,8 +7,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 
 import pytest
@@ -29,9 +33,11 @@ from lmlab.endpoints import (
     write_batch,
 )
 from lmlab.endpoints.backends import Transient
+from lmlab.endpoints.engine.engine import Engine
 from lmlab.endpoints.engine.local import LocalBackend
 from lmlab.endpoints.server import background
-from lmlab.errors import UserError
+from lmlab.errors import Interrupted, UserError
+from lmlab.models import DecodingConfig, ModelConfig, Transformer
 
 
 def ask(text, **options):
@@ -291,3 +297,47 @@ def test_the_memory_of_the_client_does_not_grow_with_the_number_of_requests(tmp_
     finally:
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 300_000
+
+
+def test_an_engine_that_is_closed_in_a_long_step_is_not_waited_for(capsys, caplog):
+    """A prompt of thousands of tokens takes a CPU many seconds: who stops a command does not sit them out."""
+    shape = {"vocab_size": 20, "num_layers": 1, "d_model": 16, "num_heads": 2, "max_seq_len": 64}
+    engine = Engine(Transformer(ModelConfig(**shape)).initialize(0), lambda ids: "", 2)
+    begun, ended = threading.Event(), threading.Event()
+
+    def read(*_: object) -> None:
+        begun.set()
+        ended.wait(20)
+        raise RuntimeError("the loop is closed")
+
+    engine._read = read
+
+    async def stopped() -> float:
+        engine.submit([[1, 2, 3]], DecodingConfig(max_new_tokens=4))
+        await asyncio.to_thread(begun.wait, 20)
+        start = time.monotonic()
+        engine.close()
+        return time.monotonic() - start
+
+    assert asyncio.run(stopped()) < 5
+    ended.set()
+    engine._thread.join(20)
+    assert not engine._thread.is_alive() and "the model failed" not in caplog.text + capsys.readouterr().err
+
+
+def test_an_interrupt_gives_up_what_a_model_in_this_process_is_asked(tmp_path):
+    class Slow:
+        identity = "slow"
+
+        async def send(self, request):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(30)
+
+        async def close(self):
+            pass
+
+    endpoint = Endpoint(model="m", backend="local")
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="Stopped"):
+        answer(endpoint, [ChatRequest([{"role": "user", "content": "?"}], 4)], lambda number, reply: None, None, Slow())
+    assert time.monotonic() - start < 10

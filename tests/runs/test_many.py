@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from lmlab import plugins
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.files import read_json, read_yaml
 from lmlab.hardware import ways
-from lmlab.runs import PlannedRun, Recipe, StageRecord, parse_axes, run_many, run_recipe, vary
+from lmlab.runs import Model, PlannedRun, Recipe, StageRecord, parse_axes, run_many, run_recipe, vary
 
 PLUGIN = """
 import os
+import time
 from pathlib import Path
 from lmlab.config import Config
 from lmlab.errors import UserError
@@ -31,6 +34,9 @@ class Compute(Stage[Settings, Number]):
             os._exit(9)
         if config.ends == "refused":
             raise UserError("It cannot be computed.", "Compute something else.")
+        if config.ends == "stopped" and not Path("mended").exists():
+            time.sleep(0.3)
+            raise KeyboardInterrupt
         if config.ends == "fault":
             raise ZeroDivisionError("one over nothing")
         return Number(value=context.seed ** config.power)
@@ -157,3 +163,36 @@ def test_a_stage_that_is_gone_on_with_computes_by_the_ways_that_it_began_with(tm
         assert ways.way(question) == "blocks"
     assert seen == ["mixed", "mixed"] and ways.in_force() == before
     assert StageRecord.finished_in(out / "number").ways == before | {question: "mixed"}
+
+
+def test_what_a_resumed_run_took_is_the_sum_of_its_calls(tmp_path):
+    stage = {"kind": "compute", "ends": "stopped"}
+    recipe, out = Recipe.parse({"name": "x", "stages": {"number": stage}}, "the test"), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, out)
+    first = StageRecord.read(out / "number")
+    assert first.state == "unfinished" and first.seconds is not None and 0.3 <= first.seconds < 5
+    # the next attempt is killed after 100 seconds, at the end of which it has written a part
+    first.model_copy(update={"started": "2026-01-01T00:00:00+0000"}).write(out / "number")
+    began = (out / "number" / "stage.json").stat().st_mtime
+    (out / "number" / "part").touch()
+    os.utime(out / "number" / "part", (began + 100, began + 100))
+    (tmp_path / "mended").touch()
+    run_recipe(recipe, out)
+    last = StageRecord.finished_in(out / "number")
+    assert last.started == "2026-01-01T00:00:00+0000" == read_json(out / "manifest.json")["created"]
+    assert last.seconds == pytest.approx(100 + first.seconds, abs=5)
+    run_recipe(recipe, out)
+    assert StageRecord.finished_in(out / "number") == last
+
+
+def test_what_an_unfinished_stage_is_to_give_is_missing_for_that_reason(tmp_path):
+    stage = {"kind": "compute", "ends": "stopped"}
+    with pytest.raises(Interrupted):
+        run_recipe(Recipe.parse({"name": "x", "stages": {"number": stage}}, "the test"), tmp_path / "run")
+    for place in ("run", "run/number"):
+        with pytest.raises(UserError, match="does not hold a model yet: its stage 'number' has not finished"):
+            Model.find(tmp_path / place)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="'.*empty' does not hold a model[.]"):
+        Model.find(tmp_path / "empty")

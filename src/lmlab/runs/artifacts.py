@@ -65,7 +65,12 @@ class Artifact(ABC):
             names = ", ".join(f"'{each}'" for each, _ in several[:_SHOWN])
             raise UserError(f"The run '{place}' holds {cls.called} in several stages: {names}.", "Name one of them.")
         if not several:
-            raise UserError(f"'{place}' holds nothing that is {cls.called}.", cls._remedy())
+            if unfinished := _unfinished_of(path):
+                raise UserError(
+                    f"'{place}' does not hold {cls.called} yet: its stage '{unfinished}' has not finished.",
+                    "Give the command that began it again: it goes on.",
+                )
+            raise UserError(f"'{place}' does not hold {cls.called}.", cls._remedy())
         return several[0][1]
 
     @classmethod
@@ -90,6 +95,15 @@ def _stages_of(run: Path) -> list[Path]:
     manifest = read_json(run / "manifest.json")
     stages = manifest.get("stages") if isinstance(manifest, dict) else None
     return [run / str(name) for name in stages or () if (run / str(name)).is_dir()]
+
+
+def _unfinished_of(place: Path) -> str | None:
+    """The first stage of a run, or the stage whose directory it is, that has begun and not finished."""
+    for each in (place, *_stages_of(place)):
+        record = read_json(each / "stage.json") if (each / "stage.json").is_file() else None
+        if isinstance(record, dict) and record.get("state") == "unfinished":
+            return str(record.get("name") or each.name)
+    return None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class StageRecord(BaseModel):
         content: what the fingerprint is made of, as far as a changed recipe is explained by it.
         files: what was read from outside the run: path -> a digest of its size and version.
         ways: how its attempts compute what can be computed in several ways (`lmlab.hardware.ways`).
-        seconds: the time of the attempt that finished it.
+        started: when its first attempt began.
+        seconds: the time of all its attempts; while it is unfinished, of those that have ended.
         results: as JSON; `read_results` gives them their type.
     """
 
@@ -101,6 +102,15 @@ class StageRecord(BaseModel):
         if record.state != "done":
             raise UserError(f"The stage in '{directory}' has not finished.")
         return record
+
+    def spent(self, directory: str | Path) -> float:
+        """Seconds of all attempts so far. An attempt that was killed wrote no end: it lasted from its record to the
+        newest file that it left.
+        """
+        directory = Path(directory)
+        times = [path.lstat().st_mtime for path in directory.rglob("*")]
+        killed = max(times, default=0.0) - (directory / NAME).stat().st_mtime if self.state == "unfinished" else 0.0
+        return (self.seconds or 0.0) + max(0.0, killed)
 
     def write(self, directory: str | Path) -> None:
         """Store the record in the stage's directory."""

@@ -264,9 +264,10 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
     if planned.note:
         console.print(markup("  {}", planned.note))
     path.mkdir(parents=True, exist_ok=True)
+    earlier = StageRecord.read(path) if planned.state == "unfinished" else None
+    spent = earlier.spent(path) if earlier else 0.0
     remove_leftovers(path)
-    answers = StageRecord.read(path).ways if planned.state == "unfinished" else {}
-    answers = answers or ways.in_force()
+    answers = (earlier.ways if earlier else {}) or ways.in_force()
     record = StageRecord(
         name=entry.name,
         kind=entry.kind,
@@ -275,7 +276,8 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         files=dict(planned.files),
         state="unfinished",
         ways=answers,
-        started=_now(),
+        started=earlier.started if earlier else _now(),
+        seconds=round(spent, 2) if earlier else None,
     )
     record.write(path)
     context = _context(entry, recipe, run, {each.entry.name: each for each in before})
@@ -289,16 +291,20 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
                 with _telling_the_others():
                     results = entry.stage.run(entry.config, context)
         from_main("done")
-    except KeyboardInterrupt:
+    except BaseException as stopped:
+        record.model_copy(update={"seconds": round(spent + time.monotonic() - start, 2)}).write(path)
+        if not isinstance(stopped, KeyboardInterrupt):
+            raise
         raise Interrupted(
             f"Interrupted in the stage '{entry.name}'; the stages before it are kept.",
             "Run the same command again to go on.",
         ) from None
-    seconds = time.monotonic() - start
+    seconds = spent + time.monotonic() - start
     told = redact_all(results.to_json())
     done = {"state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": told}
     record.model_copy(update=done).write(path)
-    console.print(markup("  [green]done[/green] in {}. {}", duration(seconds), entry.stage.summary(results)))
+    attempts = duration(seconds) + (f", {duration(seconds - spent)} of it now" if spent else "")
+    console.print(markup("  [green]done[/green] in {}. {}", attempts, entry.stage.summary(results)))
     return results
 
 
@@ -331,13 +337,14 @@ def print_plan(recipe: Recipe, directory: str | Path) -> None:
 
 def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path) -> None:
     stages = {each.entry.name: {"kind": each.entry.kind, "fingerprint": each.fingerprint} for each in planned}
+    begun = [StageRecord.read(each.directory).started for each in planned if each.state in ("done", "unfinished")]
     write_json(
         directory / "manifest.json",
         {
             "name": recipe.name,
             "description": redact(recipe.description),
             "seed": recipe.seed,
-            "created": _now(),
+            "created": min(begun, default=_now()),  # of a run that goes on, when what it keeps began
             "environment": environment(),
             "stages": stages,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -20,6 +21,17 @@ from lmlab.models import Memory, Piece, from_pretrained, load_memory, save_pretr
 
 def row(case, question, kind, ratio, nll, wrong=5.0):
     return Row("t", case, question, kind, ratio, nll, nll < 1, wrong, 3.0, 10, 20, 30, 0.5)
+
+
+def test_of_a_gain_that_cannot_be_told_there_is_no_share():
+    rows = []
+    for number in range(6):  # the whole context gains 0.1 in half of the cases, and loses 0.05 in the others
+        case, full = f"c{number}", 4.0 - 0.1 * (number % 2) + 0.05 * (1 - number % 2)
+        rows += [row(case, 0, "none", 1.0, 4.0), row(case, 0, "full", 1.0, full), row(case, 0, "soft", 2.0, 4.5)]
+    lines = {line.kind: line for line in lines_of(rows)}
+    found = lines["soft"].retained
+    assert all(math.isnan(each) for each in (found.value, found.low, found.high))
+    assert math.isnan(lines["soft"].wrong)
 
 
 def test_gain_retained_is_of_the_gain_of_the_full_context():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compressors import small
@@ -15,7 +16,7 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor
-from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, measure_ppl
+from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, _retained, measure_ppl
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 _TEXTS = [(f"d{n}", torch.randint(0, 37, (30,), generator=torch.Generator().manual_seed(n)).tolist()) for n in range(5)]
@@ -69,7 +70,8 @@ def test_an_attempt_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest
     retained = whole["gain_retained"]["12"]
     lines = {name: cell["loss"] for name, cell in whole["lines"].items()}
     none = lines["summary/0"]
-    share = (none - lines["summary/12"]) / (none - lines["full/12"]) if none > lines["full/12"] else None
+    gained = whole["lines"]["full/12"]["gain"]["low"] > 0  # else a share of it is noise
+    share = (none - lines["summary/12"]) / (none - lines["full/12"]) if gained else None
     assert retained["share"] == (None if share is None else pytest.approx(share))
     assert whole["lines"]["truncate/12"]["summary_better_by"]["nats"] == pytest.approx(
         lines["truncate/12"] - lines["summary/12"]
@@ -111,3 +113,12 @@ def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path
     assert json.loads((tmp_path / "run" / "ppl" / "ppl.json").read_text())["lines"] == told["lines"]
     found = lmlab(*command, "--baseline", "nothing", "--out", tmp_path / "other")
     assert found.code == 2 and "baseline" in found.err
+
+
+def test_a_share_is_of_a_gain_that_can_be_told_from_zero() -> None:
+    random = np.random.default_rng(0)
+    none = random.normal(4.0, 0.1, 40)
+    told = _retained(none, none - 0.2, none - 0.4 - random.normal(0.0, 0.05, 40))
+    assert told["share"] == pytest.approx(0.5, abs=0.05) and told["low"] < 0.5 < told["high"]
+    noise = _retained(none, none + 0.4, none - 0.001 + random.normal(0.0, 0.05, 40))
+    assert noise == {"share": None, "low": None, "high": None}

@@ -285,7 +285,6 @@ def test_without_backtests_the_forms_part_with_the_distance_too(synthetic):
     assert forecaster.beyond(np.log([370e6, 1e10, half**3 * max(flops)])) == pytest.approx(3)
 
 
-
 def test_what_one_ladder_alone_supposes_of_the_law_widens_a_comparison(published, main_tasks):
     tasks = main_tasks[:2]
     without_c4 = RunTable(

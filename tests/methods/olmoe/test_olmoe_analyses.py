@@ -226,6 +226,19 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say():
     assert np.isnan(jackknife(lambda total: total, counts[:1]).half_width).all()
 
 
+def test_a_domain_in_few_sequences_has_no_interval():
+    """Three sequences say nothing of the spread, however many others there are of another domain."""
+    random = np.random.default_rng(0)
+    statistics = RoutingStatistics(4, 2, (0,), ("many", "few"), 16, 2)
+    statistics.tokens_GD = np.zeros((20, 2))
+    statistics.tokens_GD[:, 0], statistics.tokens_GD[:3, 1] = 50, 50
+    chosen = random.multinomial(100, [0.25] * 4, (20, 2, 1)) * (statistics.tokens_GD > 0)[:, :, None, None]
+    statistics.expert_counts = {1: chosen, 2: chosen} if isinstance(statistics.expert_counts, dict) else chosen
+    figure = statistics.domain_specialization(2)
+    assert np.isfinite(figure.half_width[0]).all() and (figure.half_width[0] < 0.2).all()
+    assert np.isnan(figure.half_width[1]).all()
+
+
 def test_information_and_divergence_by_hand():
     assert mutual_information(np.array([[4, 0], [0, 4]])) == pytest.approx(1)
     assert mutual_information(np.array([[2, 2], [2, 2]])) == pytest.approx(0)

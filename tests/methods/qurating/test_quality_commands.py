@@ -330,7 +330,7 @@ def test_unknown_judges_and_missing_corpora_are_told(tmp_path: Path, lmlab: Any,
     done = lmlab(
         "quality", "annotate", folder / "corpus.jsonl", "--rater", finished / "tokenizer", "--out", tmp_path / "o"
     )
-    assert done.code == 2 and "nothing that is a rater" in done.err
+    assert done.code == 2 and "does not hold a rater" in done.err
 
 
 def test_text_in_reports_is_escaped(tmp_path: Path, lmlab: Any) -> None:

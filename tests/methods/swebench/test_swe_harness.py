@@ -21,6 +21,7 @@ from swe_parts import BASE, FIXED
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
+from lmlab.methods.swebench.grading.regrading import report_of_logs
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
@@ -438,6 +439,45 @@ def test_pass_at_k_is_unbiased_and_passes_over_what_has_no_verdict() -> None:
     assert pass_at(runs, 2).value == pytest.approx((1 + 0) / 2)
     with pytest.raises(UserError, match="pass@4 needs 4 tries"):
         pass_at(runs, 4)
+
+
+def test_two_instances_leave_wide_intervals() -> None:
+    all_, none = _summary({"a": "resolved", "b": "resolved"}), _summary({"a": "unresolved", "b": "unresolved"})
+    found = compare(all_, none)
+    assert found.difference.value == found.difference.low == -1 and found.difference.high > 0 and found.p == 0.5
+    assert compare(all_, all_ | {"model": "n"}).difference.bounds == pytest.approx((-0.658, 0.658), abs=1e-3)
+    assert pass_at([all_, all_], 2).bounds == pytest.approx((0.342, 1.0), abs=1e-3)  # Wilson, 2 of 2
+
+
+def test_tries_are_of_one_model_and_of_the_same_instances() -> None:
+    one = _summary({"a": "resolved"}, "gold")
+    with pytest.raises(UserError, match="of 2: gold, other"):
+        pass_at([one, _summary({"a": "unresolved"}, "other")], 2)
+    assert pass_at([one | {"model": f"m.{sample}"} for sample in range(2)], 2).value == 1  # `infer --samples 2`
+    with pytest.raises(UserError, match="other instances"):
+        pass_at([one, {**one, "provenance": {"dataset": "e", "harness": 1}}], 2)
+
+
+def test_why_no_try_takes_a_patch_is_a_sentence() -> None:
+    tries = "== git apply --verbose\n{}\n== patch --batch\n{}\n"
+    garbage = tries.format('error: No valid patches in input (allow with "--allow-empty")', "patch: **** Only garbage")
+    assert Applied("", garbage).why_not == "it is no patch: git finds no change of a file in it"
+    late = tries.format("Checking patch a.py...\nerror: while searching for:\nx\nerror: patch failed: a.py:1", "")
+    assert Applied("", late).why_not == "neither git apply nor patch takes it: while searching for:"
+    assert Applied("", "").why_not.endswith("they say nothing")
+
+
+def test_a_report_of_logs_has_a_row_for_patches_that_came_to_no_test_run(tmp_path: Path, built: Instance) -> None:
+    folder = tmp_path / "logs" / "run" / "model" / built.instance_id
+    folder.mkdir(parents=True)
+    (folder / "patch.diff").write_text("no diff")
+    (folder / "run_instance.log").write_text("apply_failed: it is no patch\n")
+    (row,) = report_of_logs(tmp_path, [built], None, False, False)
+    assert row.untested == {built.instance_id} and row.report["error_ids"] == [built.instance_id]
+    assert row.row()[1:6] == ["0", "0", "0", "0", "1"] and row.row()[-1].startswith("0.0 % (0.0 to 79")
+    (folder / "run_instance.log").write_text("infra: no sandbox\n")
+    with pytest.raises(UserError, match="has no logs"):
+        report_of_logs(tmp_path, [built], None, False, False)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: P
         (("verify", program, "--oracle", "json:dumps", "--exhaustive", "1"), "It must give a label for each"),
         (("verify", program), "Give one of --against, --run and --oracle"),
         (("verify", program, "--oracle", "no_module:x", "--exhaustive", "2"), "--oracle no_module:x"),
-        (("export", tmp_path), "holds nothing that is trained networks of programs"),
+        (("export", tmp_path), "does not hold the networks of a trained program"),
         (("export", trained, "--seed", "9"), "has no seed 9"),
         (("import", tmp_path / "none.py"), "No such file"),
         (("train", "--task", "hits"), "Unknown task 'hits'. Did you mean 'hist'"),
@@ -79,6 +81,18 @@ def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: P
         done = lmlab("programs", *arguments)
         assert done.code == 2, (arguments, done.err)
         assert message in " ".join((done.out + done.err).split()), (arguments, done.err)
+
+
+def test_the_exported_python_says_a_mistake_in_a_sentence(trained: Path) -> None:
+    text = trained / "program" / "program" / "program.py"
+    for arguments, code, said in (
+        ([], 2, 'usage: python program.py "TOKEN TOKEN ..."'),
+        (["<s> 3 no"], 2, "error: unknown token 'no' at place 2"),
+        ([""], 2, "error: the sequence is empty"),
+        (["<s> 3 1"], 0, ""),
+    ):
+        done = subprocess.run([sys.executable, text, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.strip()) == (code, said)
 
 
 def test_a_program_that_differs_from_its_rule_ends_with_1(lmlab: Callable[..., Any], trained: Path) -> None:

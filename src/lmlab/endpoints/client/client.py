@@ -26,6 +26,7 @@ from lmlab.endpoints.client.limits import AdaptiveLimit, Closed, Pacer
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import FINAL, ChatRequest, Reply
 from lmlab.errors import Interrupted, UserError, missing_extra
+from lmlab.progress import console
 
 if TYPE_CHECKING:
     import tenacity
@@ -234,7 +235,8 @@ def answer(
 ) -> Counter[str]:
     """Answer many requests from synchronous code; `take` gets the number of each request and its reply, as they come.
 
-    Ctrl-C and SIGTERM finish the requests under way; a second one gives them up.
+    Ctrl-C and SIGTERM finish the requests under way, which are paid for, and say so; a second one gives them up. Those
+    of a model in this process are given up at once.
 
     Returns:
         `Client.counts`.
@@ -257,6 +259,11 @@ def answer(
             if not stopped:
                 stopped = True
                 main.cancel()
+                if asking is not None and endpoint.backend == "local":
+                    asking.abandon()
+                elif asking is not None and asking._under_way:
+                    count = len(asking._under_way)
+                    console.print(f"Stopping: {count} requests are under way; interrupt again to give them up.")
             elif asking is not None:
                 asking.abandon()
 

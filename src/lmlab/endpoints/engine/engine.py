@@ -33,6 +33,7 @@ _MAX_READ = {
     "cpu": 512,
     "cuda": 8192,
 }  # tokens of prompts that are read between two steps, so that others do not wait for long
+_PATIENCE_S = 1.0  # with a step under way when the engine is closed
 _SHARE_OF_MEMORY = 0.25  # for keys and values (of a GPU's free memory twice that); the rest is for weights and passes
 
 
@@ -181,7 +182,7 @@ class Engine:
         self._piecewise = scaling is None or not scaling.depends_on_length
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._left = False
         self._prefixes = Prefixes(self.max_slots // 8)  # tokens; the rest is for answers under way
         self._decoding, self._running = self._new_batch(), list[_Running]()
         self._reading: list[Job] = []  # whose prompts are being read, with what has been read of a single one
@@ -236,11 +237,14 @@ class Engine:
         return jobs
 
     def close(self) -> None:
-        """End the thread; jobs that are not done fail."""
+        """End the thread; jobs that are not done fail. A step that is under way is waited for only briefly: of a long
+        prompt on a CPU it takes many seconds, in which whoever stops a command would wait for nothing.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
+        self._left = self._thread.is_alive()
 
     def _work(self) -> None:
         while True:
@@ -253,9 +257,12 @@ class Engine:
             try:
                 self._advance(admitted)
             except Exception as error:  # whatever it is, the server lives on without these requests
+                if self._left:
+                    return  # nobody is there to be told
                 _log.exception("the model failed")
                 self._fail(admitted, EngineFailed(f"the model failed ({type(error).__name__})"))
-        self._fail(list(self._waiting), EngineFailed("the server is stopping"))
+        if not self._left:
+            self._fail(list(self._waiting), EngineFailed("the server is stopping"))
 
     def _advance(self, admitted: list[Job]) -> None:
         """Read on in the prompts of new jobs, take a step, and tell of both."""

@@ -137,8 +137,11 @@ def ppl(
     found = run_ppl(compressor, data, settings, out, others, fields.model_dump(exclude_none=True))
     _print(["line", "context", "perplexity", "gain in nats (95 %)", "summaries better by"], table(found))
     for context, each in found["gain_retained"].items():
-        if each["share"] is not None:
-            print(f"Gain retained at {context} tokens: {each['share']:.0%} of that of full attention.")
+        if each["share"] is None:
+            print(f"Gain retained at {context} tokens: full attention gains nothing that can be told from 0.")
+        else:
+            limits = "" if each["low"] is None else f" ({each['low']:.0%} to {each['high']:.0%})"
+            print(f"Gain retained at {context} tokens: {each['share']:.0%}{limits} of that of full attention.")
     for name, why in found["refused"].items():
         print(f"{name} was left out: {why}")
     print(f"Results: {out}")

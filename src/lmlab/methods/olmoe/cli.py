@@ -290,4 +290,4 @@ def _earlier(named: list[str] | None) -> dict[str, RoutingTrace]:
 
 def _with_interval(figure: dict[str, list[float]], place: int) -> str:
     half = figure["half_width"]
-    return f"{figure['value'][place]:.3f}" + (f" ± {half[place]:.3f}" if half else "")
+    return f"{figure['value'][place]:.3f}" + (f" ± {half[place]:.3f}" if half and half[place] is not None else "")

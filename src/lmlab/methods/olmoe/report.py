@@ -31,6 +31,7 @@ _PUBLISHED_KINDS: dict[Tokens, str] = {
     "target": "ground_truth_output",
 }
 _MOST_TOKENS = 8  # of an expert, in a cell of a table
+_NO_INTERVAL = 50.0  # points: half of what a share can be
 
 
 def analyze(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = None, groups: int = 20) -> dict[str, Any]:
@@ -115,8 +116,10 @@ def routing_page(
 
 
 def _json(figure: Interval[Any]) -> dict[str, Any]:
-    half_width = [None] if np.isnan(figure.half_width).all() else figure.half_width.tolist()
-    return {"value": figure.value.tolist(), "half_width": half_width if half_width != [None] else None}
+    known = np.isfinite(figure.half_width)
+    half = figure.half_width.astype(object)
+    half[~known] = None  # no JSON has a not-a-number
+    return {"value": figure.value.tolist(), "half_width": half.tolist() if known.any() else None}
 
 
 def _line(name: str, layers: Sequence[int], figure: Interval[Any], scale: float = 1.0) -> Series:
@@ -168,11 +171,14 @@ def _domain_section(statistics: RoutingStatistics) -> Section:
             "domain",
             "% of tokens",
         )
-        error = 100 * np.nan_to_num(figure.half_width[:, place]).max()
+        half = 100 * figure.half_width[:, place]
+        told = "There are too few sequences to tell intervals."
+        if np.isfinite(half).any() and (widest := float(np.nanmax(half))) <= _NO_INTERVAL:
+            told = f"The widest interval is ±{widest:.1f} points."
         blocks.append(
             Chart(
                 chart,
-                f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is ±{error:.1f} points.",
+                f"Layer {statistics.layers[place]}. Even: {even:.1%}. {told}",
             )
         )
     information = statistics.information(k)

@@ -98,7 +98,16 @@ def report(
 
     found = report_of_logs(logs, load_instances(chosen.instances, chosen.split), predictions, write, network)
     table = Table()
-    for name in ("logs of", "graded", "resolved", "unresolved", "not valid", "empty", "share, 95 % interval"):
+    for name in (
+        "logs of",
+        "graded",
+        "resolved",
+        "unresolved",
+        "not valid",
+        "not run",
+        "empty",
+        "share, 95 % interval",
+    ):
         table.add_column(name, justify="left" if name == "logs of" else "right")
     for group in found:
         table.add_row(*group.row())

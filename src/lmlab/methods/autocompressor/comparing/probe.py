@@ -101,9 +101,13 @@ def _line(kind: WordKind, sums: Sequence[np.ndarray]) -> Lost | None:
     if not tokens:
         return None
 
+    gained = bootstrap(lambda picked: float((by_text[picked, 0] - by_text[picked, 1]).sum()), len(by_text))
+
     def retained(picked: np.ndarray) -> float:
         without, whole, kept = by_text[picked, :3].sum(0)
-        return float((without - kept) / (without - whole)) if without > whole else math.nan
+        if gained.low <= 0 or without <= whole:  # of a gain that cannot be told from 0 a share is noise
+            return math.nan
+        return float((without - kept) / (without - whole))
 
     without, whole, kept = (float(each) / tokens for each in by_text[:, :3].sum(0))
     return Lost(kind, tokens, without, whole, kept, bootstrap(retained, len(by_text)))

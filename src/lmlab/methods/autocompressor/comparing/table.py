@@ -75,8 +75,13 @@ def _line(group: list[Row], none: list[Row], full: list[Row], random: list[Row] 
         )
     )
     cases = [row.case for row in group]
+    # of a gain that cannot be told from 0 a share is noise; of one context nothing is known of the spread
+    gained, _ = paired_bootstrap(whole, without, clusters=cases)
+    told = not gained.low <= 0
 
     def share(of: np.ndarray, picked: np.ndarray) -> float:
+        if not told:
+            return math.nan
         gain = float((without[picked] - whole[picked]).mean())
         return float((without[picked] - of[picked]).mean()) / gain if abs(gain) > _LEAST_GAIN else math.nan
 

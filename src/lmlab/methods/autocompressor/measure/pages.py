@@ -38,7 +38,9 @@ def ppl_section(found: Mapping[str, Any], place: Path) -> Section:
     drawn = [Series(line, [x for x, _ in points], [y for _, y in points]) for line, points in curves.items()]
     caption = "Perplexity of the same tokens after other contexts."
     retained = {
-        f"Gain retained at {context} tokens": "no gain to retain" if each["share"] is None else f"{each['share']:.0%}"
+        f"Gain retained at {context} tokens": "no gain that can be told"
+        if each["share"] is None
+        else f"{each['share']:.0%}"
         for context, each in found["gain_retained"].items()
     }
     columns = ["line", "context", "perplexity", "gain in nats (95 %)", "summaries better by"]

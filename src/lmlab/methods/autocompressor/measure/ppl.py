@@ -213,7 +213,11 @@ def _interval(differences: np.ndarray[Any, Any]) -> dict[str, float]:
 
 
 def _retained(none: Any, summary: Any, full: Any) -> dict[str, float | None]:
-    """(NLL_none - NLL_summary) / (NLL_none - NLL_full); None where full context gains nothing."""
+    """(NLL_none - NLL_summary) / (NLL_none - NLL_full); None where full context gains nothing that its interval can
+    tell from 0: a share of that is noise.
+    """
+    if not _interval(none - full)["low"] > 0:
+        return dict.fromkeys(("share", "low", "high"))
 
     def share(index: Any) -> float:
         gain = float((none[index] - full[index]).mean())

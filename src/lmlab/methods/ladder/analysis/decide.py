@@ -191,7 +191,8 @@ def decide(
 
 def _require_told(forecaster: Forecaster, x_3Q: Floats, wanted: Mapping[str, float]) -> None:
     """See that the runs say something of what is wanted: of runs at chance no probability can be told."""
-    untold = dict(zip((task.name for task in forecaster.tasks), forecaster.ensemble.untold(x_3Q).any(1), strict=True))
+    untold_TQ = forecaster.ensemble.untold(x_3Q)
+    untold = {task.name: bool(row.any()) for task, row in zip(forecaster.tasks, untold_TQ, strict=True)}
     named = [name for name in wanted if untold.get(name)]
     if all(untold.values()):
         named = list(untold)

@@ -100,8 +100,8 @@ def distance_sentence(prediction: Prediction) -> str:
             width += f" What other forms of the law say counts {beyond:.3g} times that far beyond it."
     elif beyond > 1 and reach < 2:
         width += (
-            f". Backtests, which calibrate them, hardly reach beyond the runs that they are fitted to ({reach:.3g} x the"
-            f" compute); so far away what other forms of the law say counts {beyond:.3g} times."
+            f". Backtests, which calibrate them, hardly reach beyond the runs that they are fitted to"
+            f" ({reach:.3g} x the compute); so far away what other forms of the law say counts {beyond:.3g} times."
         )
     elif beyond > 1:
         width += (

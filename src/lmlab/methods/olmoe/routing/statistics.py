@@ -177,7 +177,14 @@ class RoutingStatistics:
         counts = np.concatenate(
             (experts, np.broadcast_to(self.tokens_GD[:, :, None, None], (*experts.shape[:3], 1))), 3
         )
-        return jackknife(lambda total: total[..., :-1] / np.maximum(total[..., -1:], 1), counts)
+
+        def share(total: Array) -> Array:
+            return np.asarray(total[..., :-1] / np.maximum(total[..., -1:], 1))
+
+        # each domain by the groups that have it: one that lies in a few of many is known no better than by those
+        found = [jackknife(share, counts[:, domain]) for domain in range(counts.shape[1])]
+        value, low, high = (np.stack([getattr(each, name) for each in found]) for name in ("value", "low", "high"))
+        return Interval(value, low, high, found[0].level, np.stack([np.asarray(each.standard_error) for each in found]))
 
     def load(self, k: int, by_domain: bool = False) -> dict[str, Interval[Array]]:
         """`load_summary` of each layer, [L], or of each domain and layer, [D, L]."""

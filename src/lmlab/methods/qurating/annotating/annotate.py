@@ -43,6 +43,7 @@ from lmlab.methods.qurating.annotating.reuse import ROWS, SOURCE, RatedRows, con
 from lmlab.methods.qurating.rating.encoder_rater import load_rater
 from lmlab.methods.qurating.rating.rater import annotation
 from lmlab.methods.qurating.selecting.tables.writing import join_tables
+from lmlab.progress import Advance, progress
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # between looks at what others do: less asks the file system often, more waits after it
@@ -82,11 +83,22 @@ def annotate(job: Annotation, workers: int = 1, backend: Backend = "processes", 
 
 def _work(job: _Job) -> dict[str, Any]:
     """Rate blocks until there are none, then put the files together."""
-    return _Worker(job.annotation).run()
+    worker = _Worker(job.annotation)
+    if job.worker > 0:  # one of several tells how fast it goes, and all go alike
+        return worker.run()
+    with progress("rate", None, "documents") as worker.advance:
+        return worker.run()
 
 
 class _Worker:
+    """Rates blocks that no other worker has taken.
+
+    Attributes:
+        advance: is told of each document that is rated.
+    """
+
     def __init__(self, job: Annotation) -> None:
+        self.advance: Advance = lambda amount=1, note="": None
         self.job, self.out = job, Path(job.out)
         self.rater = load_rater(job.rater, job.device, job.precision)
         self.corpus = Corpus(job)
@@ -216,6 +228,7 @@ class _Worker:
             lengths, scores = known[place] if place in known else next(rated)
             own = {key: value for key, value in row.items() if key not in (TEXT, IDS)}
             finished.append(own | annotation(self.rater.criteria, lengths, scores) | {"empty": not lengths})
+            self.advance()
         table = table_of(finished, self.rater.criteria)
         with atomic_file(part) as file:
             pq.write_table(table.replace_schema_metadata({ROWS: hashes.tobytes().hex().encode()}), file)

@@ -48,6 +48,7 @@ def infer(
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.infer import infer as ask
     from lmlab.methods.swebench.instances.load import load_chosen
+    from lmlab.methods.swebench.patches.diff import read_diff
 
     found = load_chosen(chosen)
     endpoint = Endpoint.named(model, **access.endpoint_options())
@@ -59,8 +60,8 @@ def infer(
         out,
         _count(counting.tokenizer),
     )
-    counts = Counter("empty" if each.empty else "patch" for each in predictions)
-    print(f"{counts['patch']} patches, {counts['empty']} answers without one: {out / 'predictions.jsonl'}")
+    counts = Counter("patch" if read_diff(each.patch or "") else "none" for each in predictions)
+    print(f"{counts['patch']} patches, {counts['none']} answers without one: {out / 'predictions.jsonl'}")
     print(f"Next: lmlab swe eval --instances {chosen.instances} --predictions {out / 'predictions.jsonl'}")
 
 

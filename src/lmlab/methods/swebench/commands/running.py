@@ -121,6 +121,8 @@ def pass_at(
     from lmlab.methods.swebench.harness.compare import pass_at as estimate
     from lmlab.methods.swebench.harness.evaluate import read_summary
 
+    if len({each.resolve() for each in runs}) < len(runs):
+        raise UserError("A run is named twice, which is one try.")
     summaries = [read_summary(each) for each in runs]
     found = estimate(summaries, k)
     low, high = (100 * each for each in found.bounds)

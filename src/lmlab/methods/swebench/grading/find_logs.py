@@ -13,6 +13,7 @@ OUTPUT, REPORT, PATCH, RUN_LOG, METADATA = (
     "run_instance.log",
     "run.json",
 )
+_NO_VERDICT = "infra:"  # begins the RUN_LOG of a patch of which the surroundings let nothing be said
 _LEGACY = ".eval.log"
 
 
@@ -47,3 +48,18 @@ def find_logs(directory: Path, ids: Iterable[str]) -> Iterator[FoundLog]:
             names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
             if instance_id := next((name for name in names if name in known), None):
                 yield FoundLog(instance_id, path, path.parent)
+
+
+def find_untested(directory: Path, ids: Iterable[str]) -> dict[Path, set[str]]:
+    """Patches of known instances below a folder that came to no test run, as those that no try applied: by the folder
+    that holds those of the same model. Those whose surroundings failed are none of them.
+    """
+    known, found = set(ids), dict[Path, set[str]]()
+    for path in sorted(directory.rglob(PATCH)):
+        if path.parent.name not in known or path.with_name(OUTPUT).exists():
+            continue
+        said = path.with_name(RUN_LOG)
+        if said.exists() and said.read_text(encoding="utf-8", errors="replace").startswith(_NO_VERDICT):
+            continue
+        found.setdefault(path.parent.parent, set()).add(path.parent.name)
+    return found

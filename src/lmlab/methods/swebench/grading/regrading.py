@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmlab.methods.swebench.grading.find_logs import find_untested
 from lmlab.methods.swebench.grading.run_report import regrade
 from lmlab.methods.swebench.grading.verdict import Verdict
 from lmlab.methods.swebench.instances.instance import Instance
@@ -21,18 +22,20 @@ class Regraded:
     Attributes:
         folder: that holds them.
         verdicts: by instance.
+        untested: instances with a patch that came to no test run: it did not apply, or was refused.
         report: in the layout of `swebench`; without predictions, the instances that have logs count as submitted.
     """
 
     folder: Path
     verdicts: Mapping[str, Verdict]
+    untested: frozenset[str]
     report: dict[str, Any]
 
     def row(self) -> list[str]:
         """Cells of a table."""
         resolved, graded = len(self.report["resolved_ids"]), len(self.verdicts)
         invalid = sum(not each.applied for each in self.verdicts.values())
-        found = wilson(resolved, graded)
+        found = wilson(resolved, graded + len(self.untested))
         low, high = (100 * bound for bound in found.bounds)
         return [
             str(self.folder),
@@ -40,6 +43,7 @@ class Regraded:
             f"{resolved:,}",
             f"{len(self.report['unresolved_ids']):,}",
             f"{invalid:,}",
+            f"{len(self.untested):,}",
             f"{len(self.report['empty_patch_ids']):,}",
             f"{100 * found.value:.1f} % ({low:.1f} to {high:.1f})",
         ]
@@ -60,23 +64,30 @@ def report_of_logs(
     """
     models = by_model(load_predictions(predictions, instances)) if predictions else {}
     found = []
+    untested = find_untested(logs, [each.instance_id for each in instances])
     for folder, graded in regrade(logs, instances, write, network).items():
         verdicts = {name: verdict for name, (_, verdict) in graded.items()}
         named = {model.replace("/", "__"): each for model, each in models.items()}
         own = named.get(folder.name, next(iter(named.values())) if len(named) == 1 else {})
-        found.append(Regraded(folder, verdicts, _report(instances, verdicts, own)))
+        failed = frozenset(
+            name for name in untested.get(folder, ()) if name not in verdicts and not (name in own and own[name].empty)
+        )
+        found.append(Regraded(folder, verdicts, failed, _report(instances, verdicts, failed, own)))
     return found
 
 
 def _report(
-    instances: Sequence[Instance], verdicts: Mapping[str, Verdict], predictions: Mapping[str, Prediction]
+    instances: Sequence[Instance],
+    verdicts: Mapping[str, Verdict],
+    untested: Collection[str],
+    predictions: Mapping[str, Prediction],
 ) -> dict[str, Any]:
     names = [each.instance_id for each in instances]
     empty = [name for name, each in predictions.items() if each.empty]
     graded = [name for name in verdicts if name not in set(empty)]
     resolved = [name for name in graded if verdicts[name].resolved]
     unresolved = [name for name in graded if not verdicts[name].resolved]
-    submitted = sorted({*predictions, *graded})
+    submitted = sorted({*predictions, *graded, *untested})
     signs = {name: verdicts[name] for name in unresolved if verdicts[name].infra_reason}
     ids = {
         "completed": graded,

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files import ParseError, json_value, write_json
-from lmlab.methods.swebench.grading.find_logs import OUTPUT, REPORT, RUN_LOG, FoundLog, find_logs
+from lmlab.methods.swebench.grading.find_logs import OUTPUT, REPORT, RUN_LOG, FoundLog, find_logs, find_untested
 from lmlab.methods.swebench.grading.infrastructure import sign_in
 from lmlab.methods.swebench.grading.logs import read_log_file
 from lmlab.methods.swebench.grading.verdict import Verdict, grade_log
@@ -128,7 +128,7 @@ def regrade(
 
     Returns:
         For each folder of one model the verdict of each instance; where an instance has several logs there, of the
-        last.
+        last. A folder with patches and no log (`find_untested`) has none.
 
     Raises:
         UserError: there is no log of these instances.
@@ -141,6 +141,8 @@ def regrade(
         found.setdefault(log.group, {})[log.instance_id] = (log, verdict)
         if write and not log.legacy:
             write_json(log.beside(REPORT), verdict.report())
+    for group in find_untested(directory, known):
+        found.setdefault(group, {})
     if not found:
         raise UserError(
             f"'{directory}' has no logs of these instances.",

@@ -243,7 +243,7 @@ def _write_logs(folder: Path, instance: Instance, prediction: Prediction, result
         return
     write_text(folder / PATCH, (prediction.patch or "").encode("utf-8", "backslashreplace").decode())
     said = f"{result.status}: {result.reason}\n"
-    write_text(folder / RUN_LOG, said)
+    write_text(folder / RUN_LOG, said + str(result.evidence.get("applying", "")))
     log = place / OUTPUT
     if log.exists():
         text = log.read_text(encoding="utf-8")

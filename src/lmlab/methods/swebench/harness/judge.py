@@ -251,7 +251,8 @@ class _Trial:
         if not applied.by and applied.exhausted:
             self._blame_applying(applied.said)
         if not applied.by:
-            raise _Ended("apply_failed", applied.said.strip()[-1500:])
+            self.evidence["applying"] = _shown(applied.said.strip()[-1500:])
+            raise _Ended("apply_failed", applied.why_not)
         self.facts["applied_by"] = applied.by
 
     def _blame_applying(self, said: str) -> None:

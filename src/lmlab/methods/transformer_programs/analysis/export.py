@@ -26,6 +26,7 @@ from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, s
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, UNK, Example
+from lmlab.progress import progress
 
 MANIFEST, PYTHON = "manifest.json", "program.py"
 _RANDOM = 2000  # sequences beside the data, which may not reach what a program has rules for
@@ -49,9 +50,11 @@ def export_program(
     """
     out, options = Path(out), options or ExportOptions()
     splits = {"train": data.train, "valid": data.valid, **({"test": data.test} if data.test is not None else {})}
-    inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
-    program = to_program(model, place, inputs, options.max_rows, options.max_length, about)
-    report = verify(model, program, inputs, place)
+    with progress("verify", None, "sequences") as advance:
+        inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
+        program = to_program(model, place, inputs, options.max_rows, options.max_length, about)
+        report = verify(model, program, inputs, place)
+        advance(len(inputs))
     report.exhaustive = exhaustive
     if not report.equal and not options.allow_unfaithful:
         assert report.first is not None

@@ -23,6 +23,7 @@ from lmlab.methods.transformer_programs.program.interpret import Execution, Inte
 from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
+from lmlab.progress import Advance, progress
 
 _MOST_EXAMPLES = 3000  # each step is measured on all of them, and there are many steps
 _ITERATIONS = 60  # of L-BFGS: the search fits again after each step, and has not far to go
@@ -58,11 +59,12 @@ def minimize(
     exact = simplify(program)
     used = examples[:_MOST_EXAMPLES]
     least = before["accuracy"] - max_accuracy_drop
-    search = _Search(used, max(score(exact, used), before["accuracy"]) - max_accuracy_drop)
-    stages = [exact, search.fix_variables(exact)]
-    if refit:
-        shortest = search.with_refits(stages[-1])
-        stages += [shortest, _refitted(shortest, used) or shortest]
+    with progress("minimize", None, "tries") as advance:
+        search = _Search(used, max(score(exact, used), before["accuracy"]) - max_accuracy_drop, advance)
+        stages = [exact, search.fix_variables(exact)]
+        if refit:
+            shortest = search.with_refits(stages[-1])
+            stages += [shortest, _refitted(shortest, used) or shortest]
     # what the search did not see may need more than it left: all examples decide, and earlier steps stand ready
     trail = [_bound(each, program) for each in (*stages, *search.accepted[::-1][:_STEPS_BACK])]
     found = _shortest([*(_shorten(each, used) for each in trail), *trail], examples, least)
@@ -134,8 +136,8 @@ class _Search:
         accepted: the programs on the way, each shorter than the one before it.
     """
 
-    def __init__(self, examples: Sequence[Example], floor: float) -> None:
-        self.examples, self.floor = examples, floor
+    def __init__(self, examples: Sequence[Example], floor: float, advance: Advance) -> None:
+        self.examples, self.floor, self.advance = examples, floor, advance
         self.accepted: list[Program] = []
 
     def fix_variables(self, program: Program) -> Program:
@@ -182,6 +184,7 @@ class _Search:
 
     def _kept(self, changed: Program | None) -> Program | None:
         """The changed program, simplified, if it is accurate enough."""
+        self.advance(1, f"{len(self.accepted)} made it shorter")
         if changed is None or not changed.classifier.features or _score(changed, self.examples) < self.floor:
             return None
         self.accepted.append(simplify(changed))

@@ -33,7 +33,7 @@ _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is l
 class TrainedNetworks(Artifact):
     """A directory with trained networks: `network.json` and their weights, or a run of the reference."""
 
-    called: ClassVar[str] = "trained networks of programs"
+    called: ClassVar[str] = "the networks of a trained program"
 
     @classmethod
     def _at(cls, path: Path) -> TrainedNetworks | None:
@@ -49,7 +49,7 @@ class TrainedNetworks(Artifact):
         """What `network.json` says."""
         return read_mapping(self.path / NETWORK)
 
-    @reads("trained networks of programs")
+    @reads("the networks of a trained program")
     def load(self) -> ProgramTransformer:
         """All seeds."""
         return load_networks(self.path)

@@ -34,6 +34,7 @@ clean
 exit 71
 """
 _NOT_APPLIED = 71  # the script's own, which no command in it exits with
+_NO_PATCH = ("No valid patches in input", "unrecognized input", "Only garbage was found")
 _NO_SPACE = "No space left on device"
 
 
@@ -50,6 +51,16 @@ class Applied:
     by: str
     said: str
     exhausted: bool = False
+
+    @property
+    def why_not(self) -> str:
+        """Why no try took the patch, in a sentence: what the first of them says."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip() and not line.startswith("== ")]
+        if any(sign in line for line in lines for sign in _NO_PATCH):
+            return "it is no patch: git finds no change of a file in it"
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        said = (errors or lines or ["they say nothing"])[0]
+        return f"neither git apply nor patch takes it: {said[:300]}"
 
 
 def apply_patch(session: Session, patch: str, timeout: float = 60.0) -> Applied:

@@ -100,7 +100,14 @@ def spell(token: str) -> str:
 '''
 MAIN = """\
 if __name__ == "__main__":
-    print(run(sys.argv[1].split()))
+    if len(sys.argv) != 2:
+        print('usage: python program.py "TOKEN TOKEN ..."', file=sys.stderr)
+        sys.exit(2)
+    try:
+        print(run(sys.argv[1].split()))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 """
 
 # what the text of an emitted program may use; no variable of a program takes such a name
