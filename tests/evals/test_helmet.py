@@ -174,6 +174,11 @@ def test_results_that_helmet_has_written_stand_beside_ours(tmp_path, lmlab):
     found = read_helmet_results(theirs)
     assert found.tasks["helmet_narrativeqa__8192"] == 50 and found.tasks["helmet_multi_lexsum__8192"] == 25
     assert found.tasks["helmet_infbench_sum_eng__8192"] is None  # its judge has not spoken: never its ROUGE
+    # what ALCE's own evaluation has found out stands in NAME.json.score alone
+    _official(theirs, "alce_asqa_30", 8192, {"input_len": 7000.0})
+    (cited,) = theirs.glob("alce_asqa_30*.json")
+    cited.with_name(f"{cited.name}.score").write_text('{"length": 60.5, "str_em": 40.0, "citation_rec": 30.0}')
+    assert read_helmet_results(theirs).tasks["helmet_alce_asqa__8192"] == 40
     assert found.suites["helmet_recall__8192"] == 60 and "helmet_summ__8192" not in found.suites
     _official(ours, "narrativeqa_7892", 8192, {"rougeL_f1": 9.0}, model="ours")
     (ours / "helmet.json").write_text(json.dumps({"tasks": {"helmet_narrativeqa__8192": 70.0}, "suites": {}}))

@@ -16,6 +16,7 @@ from lmlab.files import read_json, read_mapping
 SUMMARY = "helmet.json"
 """What `lmlab long helmet` writes beside HELMET's own files."""
 _JUDGED = "-gpt4eval_o.json"  # what HELMET's judge makes of NAME.json
+_SCORE = ".score"  # and NAME.json before it: the figures alone, of ALCE those of its own evaluation too
 _JUDGES = {"gpt-4-score": 100 / 3, "gpt-4-f1": 100.0}
 """Figures of HELMET's judges, and what brings them to 0 to 100."""
 
@@ -41,7 +42,8 @@ def holds_helmet_results(place: str | Path) -> bool:
 
 
 def read_helmet_results(folder: str | Path) -> HelmetResults:
-    """Read the results of one model: `NAME.json`, and `NAME-gpt4eval_o.json` where HELMET's judge has spoken.
+    """Read the results of one model: `NAME.json`, `NAME.json.score`, which alone has what ALCE's evaluation has found
+    out, and `NAME-gpt4eval_o.json` where HELMET's judge has spoken.
 
     Raises:
         UserError: the folder holds no results, or several of one data set or model; or a file is none of HELMET's.
@@ -62,6 +64,9 @@ def read_helmet_results(folder: str | Path) -> HelmetResults:
                 f"'{folder}' holds {key[0]} at {key[1]:,} tokens twice: {origin[key]} and {stem}.", "Part them."
             )
         found.setdefault(key, {}).update(figures)
+        score = path.with_name(f"{path.name}{_SCORE}")
+        if score.exists():
+            found[key].update(_figures(score, read_mapping(score)))
     if not found:
         raise UserError(f"'{folder}' holds no results of HELMET.", "Name the folder with its NAME.json files.")
     if len(models) > 1:
@@ -79,15 +84,24 @@ def _read(path: Path, data: Mapping[str, Any]) -> tuple[tuple[str, int], str, di
     try:
         args = data["args"]
         name, size, model = str(args["datasets"]), int(args["input_max_length"]), str(args["model_name_or_path"])
-        figures = {key: float(value) for key, value in data["averaged_metrics"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_result(path, error) from None
+    family_of(name)
+    return (name, size), model, _figures(path, data["averaged_metrics"])
+
+
+def _figures(path: Path, data: Any) -> dict[str, float]:
+    try:
+        figures = {key: float(value) for key, value in data.items()}
         if not all(map(math.isfinite, figures.values())):
             raise ValueError("a figure is no number")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"'{path}' is no result of HELMET ({type(error).__name__}: {error}).", "Move it away."
-        ) from None
-    family_of(name)
-    return (name, size), model, figures
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _no_result(path, error) from None
+    return figures
+
+
+def _no_result(path: Path, error: Exception) -> UserError:
+    return UserError(f"'{path}' is no result of HELMET ({type(error).__name__}: {error}).", "Move it away.")
 
 
 def _reached(name: str, size: int, figures: Mapping[str, float]) -> Reached:
