@@ -80,6 +80,10 @@ def test_checkpoints_are_ranked_and_a_probe_goes_on_where_it_was_stopped(checkpo
     assert not (tmp_path / "cut" / "1-early" / "probe.json").exists()
     assert lmlab("long", "probe", models[0], *options, "--out", tmp_path / "cut").code == 0
     assert read_json(tmp_path / "cut" / "1-early" / "probe.json") == found[0]
+    for option, value in (("--learning-rate", 0.1), ("--rope-theta", "keep"), ("--long-share", 0.2)):
+        refused = lmlab("long", "probe", models[0], *options, option, value, "--out", tmp_path / "cut")
+        named = option.removeprefix("--").replace("-", "_")
+        assert refused.code == 2 and f"holds a probe with another {named}." in " ".join(refused.err.split())
     other = found[1] | {"window": [512, 1024]}
     with pytest.raises(UserError, match="have other windows"):
         ranked([found[0], other])

@@ -20,7 +20,7 @@ from lmlab.data import Loader, Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, ModelScorer
 from lmlab.evals.long import Asking, LongSettings, read_suite_rows, score_over_contexts
-from lmlab.files import write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.hardware import select_device
 from lmlab.methods.prolong.answered import Answered, answered
 from lmlab.methods.prolong.config import ProbeSettings
@@ -29,7 +29,7 @@ from lmlab.models import IGNORE, Transformer, WindowConfig, with_window
 from lmlab.runs import Model
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, language_model_step
 
-PROBED = "probe.json"
+PROBED, ASKED = "probe.json", "settings.json"
 _WARMUP = 0.1  # of the steps, as in the paper
 
 
@@ -46,7 +46,8 @@ def probe_window(place: Model, settings: ProbeSettings, directory: Path, name: s
         `token_accuracy` and `nll`; `reached`, the mean score of the lengths beyond the old window.
 
     Raises:
-        UserError: the model has no rotary positions, or scales them already; or no question fits it.
+        UserError: the model has no rotary positions, or scales them already; or no question fits it; or the directory
+            holds a probe with other settings.
     """
     model, tokenizer = place.load(select_device(settings.device)), place.tokenizer()
     old = model.config.max_seq_len
@@ -54,6 +55,8 @@ def probe_window(place: Model, settings: ProbeSettings, directory: Path, name: s
     if model.config.positions != "rotary":
         raise UserError(f"'{called}' has {model.config.positions} positions, and no window that could be extended.")
     longer = with_window(model.config, WindowConfig(max_seq_len=new, rope_theta=settings.rope_theta))
+    asked = settings.model_dump(mode="json", exclude={"device"})
+    _check_settings(directory, asked)
     before = _recall(model, tokenizer, settings, [old], directory / "before", called)
     model.config = longer
     trainer = _trainer(model, tokenizer, settings, old, directory / "train")
@@ -63,7 +66,7 @@ def probe_window(place: Model, settings: ProbeSettings, directory: Path, name: s
         "model": called,
         "window": [old, new],
         "tokenizer": tokenizer.fingerprint,
-        "settings": settings.model_dump(mode="json", exclude={"device"}),
+        "settings": asked,
         "tokens": tokens,
         "before": before,
         "after": after,
@@ -71,6 +74,15 @@ def probe_window(place: Model, settings: ProbeSettings, directory: Path, name: s
     }
     write_json(directory / PROBED, found)
     return found
+
+
+def _check_settings(directory: Path, asked: dict[str, Any]) -> None:
+    """Note what is asked for: a training that is there goes on, and must not pass for one with other settings."""
+    path = directory / ASKED
+    known = read_mapping(path) if path.exists() else asked
+    if changed := [name for name in asked if known.get(name) != asked[name]]:
+        raise UserError(f"'{directory}' holds a probe with another {', '.join(changed)}.", "Name another with --out.")
+    write_json(path, asked)
 
 
 def ranked(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
