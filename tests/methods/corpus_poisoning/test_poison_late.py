@@ -83,6 +83,17 @@ def test_the_command_crafts_evaluates_and_goes_on_where_it_was_cut_off(victim, s
     assert done.code == 2 and "late interaction has more" in done.err
 
 
+def test_a_start_from_relevant_documents_is_their_words(victim, small, tmp_path):
+    settings = CraftConfig(**{**SETTINGS, "k": 1, "start": "gold", "optimizer": "none", "length": 4})
+    (passage,) = craft_for(victim, str(small), "train", settings, tmp_path).passages.passages
+    data = load_dataset(small, "train")
+    texts = dict(zip(data.corpus.ids, data.corpus.texts, strict=True))
+    means = late_means(victim.spec.load_late(), data.queries.texts)
+    judged = data.qrels[data.queries.ids[int((means @ means.mean(0)).argmax())]]
+    first = texts[next(id for id, grade in judged.items() if grade > 0)]
+    assert passage.text.split() == first.split()[:4]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -14,7 +14,8 @@ from lmlab.methods.corpus_poisoning.attack.late import check_late, late_means
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
-from lmlab.retrieval import read_queries
+from lmlab.retrieval import Queries, read_queries
+from lmlab.words import counted
 
 _HELD_BACK = 10  # one of so many queries tells when to stop
 
@@ -74,18 +75,28 @@ def craft_for(
 
         texts, attack = [texts[number] for number in kept], vectors[kept]
         tau = None if tau is None else tau[kept]
-    golds = None
-    if config.start == "gold":
-        of = {} if target is None else gold_texts(target)
-        if missing := sum(id not in of for id in asked.ids):
-            raise UserError(
-                f"{missing:,} of {len(asked):,} queries have no relevant document to start from.",
-                "Choose another --start.",
-            )
-        golds = [of[id] for id in asked.ids]
-        golds = golds if config.target_asr is None else [golds[number] for number in kept]
+    golds = _golds(config, target, asked)
+    if golds is not None and config.target_asr is not None:
+        golds = [golds[number] for number in kept]
     with time_limit(max_seconds):
         return craft(retriever.spec, texts, attack, config, out, tau, stop, golds)
+
+
+def _golds(config: CraftConfig, target: Target | None, asked: Queries) -> list[str] | None:
+    """For the start gold a document that is relevant to each query.
+
+    Raises:
+        UserError: some have none.
+    """
+    if config.start != "gold":
+        return None
+    of = {} if target is None else gold_texts(target)
+    if missing := sum(id not in of for id in asked.ids):
+        raise UserError(
+            f"{missing:,} of {counted(len(asked), 'queries have')} no relevant document to start from.",
+            "Choose another --start.",
+        )
+    return [of[id] for id in asked.ids]
 
 
 def gold_texts(target: Target) -> dict[str, str]:
@@ -113,13 +124,15 @@ def _craft_late(
     """Against late interaction, of whose vectors nothing is stored."""
     check_late(config)
     if queries is not None:
-        asked = read_queries(queries)
+        target, asked = None, read_queries(queries)
     else:
-        asked = Target.load(retriever, data, split, ignore_missing, judged=False).data.queries
+        target = Target.load(retriever, data, split, ignore_missing, judged=False)
+        asked = target.data.queries
     asked = asked.only([asked.ids[row] for row in chosen_queries(asked, config)])
     with time_limit(max_seconds):
         vectors = late_means(retriever.spec.load_late(), asked.texts, retriever.precision)
-        return craft(retriever.spec, asked.texts, vectors, config, out)
+        golds = _golds(config, target, asked)
+        return craft(retriever.spec, asked.texts, vectors, config, out, golds=golds)
 
 
 @contextmanager
