@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from test_import_texts import Text, reference_network
 
+from lmlab.errors import UserError
 from lmlab.files import read_mapping
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.tasks import load, rasp
@@ -121,6 +122,7 @@ def test_damaged_and_hostile_runs_are_refused(lmlab: Callable[..., Any], run: Pa
         (lacking, "unembed.W_U"),
         (prepared("unsized", json.dumps(unsized)), "does not say 'vocab_size'"),
         (prepared("many", dataset_size=10**12), "dataset_size is 1000000000000"),
+        (prepared("long", max_length=10**6), "up to 1,000,000 places are drawn"),
         (prepared("negative", max_length=-3), "max_length is -3"),
         (prepared("other", dataset="conll_ner"), "Import it with --vocabulary"),
     ):
@@ -144,8 +146,17 @@ def test_networks_and_rules_of_another_training_are_named(
     for drawn, message in (
         ({"data": "/etc/passwd"}, "'drawn' of the program's file"),
         ({"size": 10**9}, "too many"),
+        ({"vocab_size": 10**9}, "from 1,000,000,000 words: too many"),
+        ({"size": 10**6, "max_length": 10**4}, "up to 10,000 places"),
         ("many", "'drawn' of the program's file"),
     ):
         (program / "program.json").write_text(json.dumps({**saved, "drawn": drawn}))
         done = lmlab("programs", "evaluate", program)
         assert done.code == 2 and message in told(done), told(done)
+
+
+def test_what_a_program_asks_to_draw_is_bounded_as_a_whole() -> None:
+    assert load.data_of({"task": "hist", "drawn": {"size": 10**6, "max_length": 30}}, None).max_length == 30
+    for drawn in ({"size": 10**6, "max_length": 31}, {"vocab_size": 10**6 + 1}, {"size": 10**6 + 1}):
+        with pytest.raises(UserError, match="too many"):
+            load.data_of({"task": "hist", "drawn": drawn}, None)

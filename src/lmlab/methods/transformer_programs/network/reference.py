@@ -195,6 +195,11 @@ def _data(arguments: dict[str, Any], directory: Path) -> dict[str, Any]:
             raise UserError(
                 f"'{directory}': {_DATA[name]} is {value!r:.60} in {ARGUMENTS}; a whole number from 0 on is expected."
             )
+    if not rasp.is_small(found["size"], found["vocab_size"], found["max_length"]):
+        raise UserError(
+            f"'{directory}': {ARGUMENTS} says that {found['size']:,} sequences of up to {found['max_length']:,} places"
+            f" are drawn from {found['vocab_size']:,} words: too many."
+        )
     return found
 
 

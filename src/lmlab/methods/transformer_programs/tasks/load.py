@@ -18,14 +18,12 @@ from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.config import DataConfig
 from lmlab.methods.transformer_programs.program.ir import spelled
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset, Split, encode
-from lmlab.methods.transformer_programs.tasks.rasp import BOS, EOS, PAD, UNK, Example, generate, split, task
+from lmlab.methods.transformer_programs.tasks.rasp import BOS, EOS, PAD, UNK, Example, generate, is_small, split, task
 from lmlab.progress import console
 
 _RESERVED = (PAD, BOS, EOS)
 _MOST_UNFIT = 0.5  # of the lines: more is another kind of file
 _DRAWN = {"vocab_size", "size", "min_length", "max_length", "data_seed"}
-# what a program's file, which may be a stranger's, can ask for: a minute and a gigabyte
-_MOST_DRAWN, _LONGEST_DRAWN = 1_000_000, 10_000
 
 
 def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:
@@ -64,10 +62,12 @@ def data_of(about: Mapping[str, Any], task_name: str | None) -> DataConfig:
     if not isinstance(drawn, dict) or not set(drawn) <= _DRAWN:
         raise UserError(f"'drawn' of the program's file is {drawn!r:.100}.", f"It may say {', '.join(sorted(_DRAWN))}.")
     config = validate(DataConfig, {"task": name, **drawn}, "the program's task")
-    if config.size > _MOST_DRAWN or (config.max_length or 0) > _LONGEST_DRAWN:
+    vocab_size, _, longest = task(name).defaults
+    vocab_size, longest = config.vocab_size or vocab_size, config.max_length or longest
+    if not is_small(config.size, vocab_size, longest):
         raise UserError(
-            f"The program's file says that {config.size:,} sequences of up to {config.max_length} places are drawn: too"
-            " many.",
+            f"The program's file says that {config.size:,} sequences of up to {longest:,} places are drawn from"
+            f" {vocab_size:,} words: too many.",
             "Give --data, or change 'drawn' in program.json.",
         )
     return config

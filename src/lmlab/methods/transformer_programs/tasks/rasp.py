@@ -20,6 +20,7 @@ Example = tuple[list[str], list[str]]
 
 _Draw = Callable[[np.random.RandomState], list[str]]
 _PAIRS = (("(", ")"), ("{", "}"))
+_MOST, _MOST_PLACES = 1_000_000, 30_000_000  # of examples and of words, and of words in all examples
 _PASSES = (2, 3, 4, 5)  # times the number wanted that are drawn, until enough are distinct
 
 
@@ -152,6 +153,13 @@ def symbols_of(name: str, vocab_size: int) -> list[str]:
     if count < 1:
         raise UserError(f"vocab_size {vocab_size} leaves no symbols for {name}.")
     return [str(number) for number in range(count)]
+
+
+def is_small(size: int, vocab_size: int, max_length: int) -> bool:
+    """Whether such examples take about a minute and a gigabyte at most: what a file that may be a stranger's can ask
+    for.
+    """
+    return size <= _MOST and vocab_size <= _MOST and size * max_length <= _MOST_PLACES
 
 
 def generate(
