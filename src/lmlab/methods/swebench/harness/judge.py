@@ -474,7 +474,8 @@ def write_controls(instance: Instance, prepared: Path, repaired: Sequence[str]) 
     own = {path for file in read_diff(instance.patch) for path in file.paths}
     others = [path for path in tree_files(prepared) if path.endswith(".py") and is_test(path) and path not in own]
     controls = {}
-    for path in _reached(prepared, files_of(instance), others):
+    # A script names its tests where nobody else can read them: any of them may be run
+    for path in _reached(prepared, files_of(instance) or others, others):
         place = prepared / path
         if place.is_symlink() or not place.is_file() or not path.endswith(".py"):
             continue
