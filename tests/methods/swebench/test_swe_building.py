@@ -250,6 +250,9 @@ def test_modules_that_run_their_own_tests_while_they_are_imported_can_be_control
     fixture = "import pytest\n\n@pytest.fixture(params=[1])\ndef test_url(request):\n    return request.param\n\n"
     made = control_source(f"{fixture}def test_b(test_url):\n    assert test_url\n", {"test_b"}, "seed")
     assert made is not None and "return request.param" in made.source and made.source.count("def test_url") == 1
+    for decorator in ('@pytest.mark.usefixtures("db")', '@pytest.mark.parametrize("fixture", [1])'):
+        made = control_source(f"import pytest\n\n{decorator}\ndef test_c(fixture=1):\n    pass\n", {"test_c"}, "seed")
+        assert made is not None and list(made.copies.values()) == ["test_c=raise"]
     names: dict[str, Any] = {}
     exec(control.source.replace("import calc", ""), names)  # noqa: S102 - of this test's own making
     with pytest.raises(AssertionError):

@@ -116,7 +116,8 @@ def _in_body(
 
 def _is_fixture(node: _Function) -> bool:
     """A fixture by the name of a test: what it makes must be there, as tests fail by their own bodies."""
-    return any("fixture" in ast.unparse(each) for each in node.decorator_list)
+    named = (each.func if isinstance(each, ast.Call) else each for each in node.decorator_list)
+    return any(ast.unparse(each).rpartition(".")[2] in ("fixture", "yield_fixture") for each in named)
 
 
 def _calls_test(node: ast.stmt) -> bool:
