@@ -107,6 +107,14 @@ def test_a_written_script_restores_its_tests_and_nothing_else(built: Instance, t
     new = diff_of(BASE.get, {"tests/test_new.py": "def test_new():\n    pass\n"})
     script = eval_script("", built.test_patch + new, ["tests/test_calc.py"], list(PYTEST)[:3])
     assert "git checkout HEAD -- tests/test_calc.py\n" in script and "rm -f -- tests/test_new.py" in script
+    read = script_of_tests(script).replace("cd /testbed", "").replace("git config --global", ": git config")
+    (tmp_path / "tests" / "test_new.py").write_text("def test_new():\n    pass\n")
+    ended = subprocess.run(
+        ["bash", "-c", read.replace("python -m pytest", "ls tests; exit_with() { return 3; }; exit_with #")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 3 and "test_new.py\n" in ended.stdout
+    (tmp_path / "tests" / "test_new.py").unlink()
     (tmp_path / _SOURCE).write_text(FIXED[_SOURCE])
     (tmp_path / "tests" / "test_calc.py").write_text("changed")
     local = script.replace("cd /testbed", f"cd {tmp_path}").replace("git config --global", ": git config")

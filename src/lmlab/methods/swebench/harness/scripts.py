@@ -12,17 +12,18 @@ from lmlab.methods.swebench.patches.diff import read_diff
 
 _HERE = re.compile(r"<<-?\s*(['\"]?)([\w-]+)\1\s*$")
 _END_OF_PATCH = "EOF_114329324912"
+_STATUS, _REMOVE = "lmlab_status=$?", "rm -f -- "
 
 
 def script_of_tests(script: str) -> str:
     """What an evaluation script does besides git: it makes the environment active, installs, and runs the tests.
 
     The tree is put in order from outside, so that lines of git are left out, and so are the patch that one of them
-    reads and the marks, which code could print too. The script ends as the tests do.
+    reads, the removal of files that it creates (`eval_script`), and the marks, which code could print too. The script
+    ends as the tests do.
     """
     lines: list[str] = []
     until: str | None = None
-    status = "\nexit $lmlab_status"
     for line in script.splitlines():
         text = line.strip()
         if until is not None:
@@ -30,13 +31,11 @@ def script_of_tests(script: str) -> str:
         elif text.startswith("git ") or text.startswith(": '>>>>>"):
             if (match := _HERE.search(text)) is not None:
                 until = match[2]
-            elif END in text:
-                lines.append("lmlab_status=$?")
-        elif not text.startswith("#!"):
+            elif END in text and _STATUS not in lines:  # a second one would be the status of the first
+                lines.append(_STATUS)
+        elif not text.startswith(("#!", _REMOVE)):
             lines.append(line)
-    if "lmlab_status=$?" not in lines:
-        status = ""
-    return "\n".join(lines) + status
+    return "\n".join([*lines, "exit $lmlab_status"] if _STATUS in lines else lines)
 
 
 def eval_script(
@@ -59,7 +58,7 @@ def eval_script(
     created = sorted({each.new for each in changed if each.new is not None} - set(known))
     # Never without paths: that would put back the whole tree, the model's patch included
     restore = [f"git checkout {shlex.quote(base_commit or 'HEAD')} -- {shlex.join(known)}"] if known else []
-    clean = [f"rm -f -- {shlex.join(created)}"] if created else []
+    clean = [f"{_REMOVE}{shlex.join(created)}"] if created else []
     text = [
         "#!/bin/bash",
         "set -uxo pipefail",
@@ -77,7 +76,7 @@ def eval_script(
     text += [
         f": '{START}'",
         shlex.join([*command, *files]),
-        "lmlab_status=$?",
+        _STATUS,
         f": '{END}'",
         f'echo "{EXIT_CODE}: $lmlab_status"',
         *restore,
