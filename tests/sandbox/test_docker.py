@@ -136,6 +136,9 @@ def test_what_comes_out_of_a_container_stays_in_its_folder(tmp_path: Path) -> No
     place.write_bytes(_archive(("t/a", bytes(2000))))
     with pytest.raises(TooLarge):
         replace_by(place, work, 1000)
+    place.write_bytes(_archive(("t/a", bytes(600)), ("=t/copy", "t/a")))
+    with pytest.raises(TooLarge):
+        replace_by(place, work, 1000)
     place.write_bytes(_archive(("t/" + "d/" * 300 + "x", b"")))
     with pytest.raises(TooLarge):
         replace_by(place, work, 1000)

@@ -99,6 +99,9 @@ def _extract(archive: tarfile.TarFile, into: Path, most_bytes: int) -> None:
                 linked = _parts(member.linkname)
                 source = None if linked is None else into.joinpath(*linked)
                 if source is not None and source.is_file():
+                    size += source.stat().st_size  # thousands of links to one large file would be as many files here
+                    if size > most_bytes:
+                        raise TooLarge
                     shutil.copyfile(source, place)
                     place.chmod(mode | 0o600)
                 continue
