@@ -151,6 +151,10 @@ def test_tables_have_columns_of_any_names(tmp_path: Path) -> None:
     assert grades[0] == 2 and grades[3] == 2.5 and [each != each for each in grades] == [False, True, True, False]
     with pytest.raises(UserError, match="no column 'grades'. Did you mean 'grade'"):
         read.numbers("grades")
+    lines = path.with_suffix(".jsonl")
+    lines.write_text('{"grade": 2, "samples": 3}\n{"grade": 1, "samples": [{"correctness": 1}]}\n')
+    assert list(GradeTable.read(lines).numbers("grade")) == [2, 1]
+    assert GradeTable.read(lines).rows[1]["correctness_1"] == 1
     path.write_text("grade\ngood\n")
     with pytest.raises(UserError, match="row 1: 'good' in 'grade' is no number"):
         GradeTable.read(path).numbers("grade")

@@ -95,7 +95,8 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
         inner = record.get(nested)
         if isinstance(inner, dict):
             found |= {name: value for name, value in inner.items() if name not in found}
-    for number, sample in enumerate(record.get("samples") or (), 1):
+    samples = record.get("samples")
+    for number, sample in enumerate(samples if isinstance(samples, list) else (), 1):
         if isinstance(sample, dict):
             found |= {f"{name}_{number}": value for name, value in sample.items() if f"{name}_{number}" not in found}
     return found
