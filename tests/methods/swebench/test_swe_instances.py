@@ -189,6 +189,8 @@ def test_instances_are_chosen_by_their_dates(tmp_path: Path) -> None:
     for options, said in (({"created_since": "soon"}, "no date"), ({"created_since": "2030-01-01"}, "None of the 3")):
         with pytest.raises(UserError, match=said):
             chosen(**options)
+    with pytest.raises(UserError, match="'later' is no date"):
+        chosen(created_since="2024-01-01", created_before="later")
     path.write_text(json.dumps({"instance_id": "a", "repo": "o/r"}) + "\n")
     with pytest.raises(UserError, match="Instances have no date: a"):
         chosen(created_since="2024-01-01")

@@ -64,9 +64,9 @@ def load_chosen(config: InstancesConfig) -> list[Instance]:
     since, before = config.created_since, config.created_before
     if since is None and before is None:
         return found
-    limits = [_instant(each) for each in (since, before) if each is not None]
-    if any(each is None for each in limits):
-        raise UserError(f"'{since or before}' is no date.", "Write it as 2024-01-01.")
+    for each in (since, before):
+        if each is not None and _instant(each) is None:
+            raise UserError(f"'{each}' is no date.", "Write it as 2024-01-01.")
     dates = {each.instance_id: _instant(each.created_at) for each in found}
     if undated := [name for name, date in dates.items() if date is None]:
         raise UserError(f"Instances have no date: {shown(undated)}.", "Leave out --created-since and --created-before.")
