@@ -48,7 +48,7 @@ def clone(tmp_path: Path) -> Path:
     git(folder, "merge", "-q", "--no-ff", "work", "-m", "Merge pull request #7 from someone/work")
     write_tree(folder, {"calc/other.py": "x = 2\n", "tests/test_other.py": "def test_other():\n    pass\n"})
     git(folder, "add", "--all")
-    git(folder, "commit", "-q", "-m", "Other (#8)")
+    git(folder, "commit", "-q", "-m", "Other\u2028(#8)")
     return folder
 
 

@@ -138,7 +138,7 @@ def _merges(repository: Path) -> dict[int, _Commit]:
     """The commit by which each pull request came in, as its message names it."""
     found: dict[int, _Commit] = {}
     listed = git(repository, "log", "--first-parent", "--format=%H %P%x09%aI%x09%s").decode("utf-8", "replace")
-    for line in listed.splitlines():
+    for line in listed.split("\n")[:-1]:  # a subject may hold what else ends a line
         names, date, subject = line.split("\t", 2)
         parts = names.split()
         match = re.match(r"Merge pull request #(\d+)\b", subject) or re.search(r"\(#(\d+)\)$", subject)
