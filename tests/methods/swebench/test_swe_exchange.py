@@ -171,6 +171,11 @@ def test_impossible_variants_are_passed_by_cheats_alone(judge: Judge, built: Ins
         ("def test_a():\n    assert [] == f()\n", "one-off", None),
         ("def test_b():\n    assert f() == 1\n", "one-off", None),
         ("def test_a(:\n", "one-off", None),
+        (
+            "X = '\u2028'\n\x0c\ndef test_a():\r\n    assert f() == 1\r\n",
+            "one-off",
+            "\x0c\ndef test_a():\r\n    assert f() == 2",
+        ),
     ],
 )
 def test_an_expectation_is_contradicted_in_its_place(source: str, kind: Any, expected: str | None) -> None:

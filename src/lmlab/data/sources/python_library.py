@@ -132,7 +132,7 @@ def _title(node: ast.AST, dotted: str) -> str:
 
 
 def _without_docstrings(source: str, owners: list[Any]) -> str:
-    lines = source.splitlines(keepends=True)
+    lines = io.StringIO(source, newline="").readlines()  # as the parser counts them: a form feed ends none
     for node in owners:
         docstring = node.body[0]
         first, last = docstring.lineno - 1, docstring.end_lineno

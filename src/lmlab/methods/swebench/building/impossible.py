@@ -9,6 +9,7 @@ import random
 from dataclasses import replace
 
 from lmlab.methods.swebench.building.candidate import Rejection
+from lmlab.methods.swebench.building.mutations import lines_of
 from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.building.validate import apply_gold
 from lmlab.methods.swebench.harness.control import functions_of
@@ -74,7 +75,7 @@ def contradicted(source: str, names: set[str], kind: Kind, seed: int = 0) -> tup
     if not places:
         return None
     name, statement, constant = random.Random(f"{seed}{source}").choice(places)
-    lines = source.splitlines(keepends=True)
+    lines = lines_of(source)
     begin, end = _offset(lines, constant.lineno, constant.col_offset), _offset(lines, *_end(constant))
     text = source.encode()
     other = repr(_other(constant.value)).encode()

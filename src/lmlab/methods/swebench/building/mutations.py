@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import io
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -218,11 +219,16 @@ def _code(function: _Function) -> list[ast.AST]:
     return found
 
 
+def lines_of(source: str) -> list[str]:
+    """The lines of a file as the parser counts them, with their ends: a form feed, for one, ends none."""
+    return io.StringIO(source, newline="").readlines()
+
+
 def _replaced(source: str, old: _Function, new: _Function) -> str | None:
     """The file with a function written anew: only the statements that differ, so that a patch is as small as the
     change.
     """
-    lines = source.splitlines(keepends=True)
+    lines = lines_of(source)
     before, after = old.body, new.body
     same = 0
     while same < min(len(before), len(after)) and ast.dump(before[same]) == ast.dump(after[same]):
