@@ -13,6 +13,7 @@ from swe_parts import BASE, FIXED, write_tree
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.collect import collect_github
 from lmlab.methods.swebench.building.github import instant, read_saved, resolved_issues
+from lmlab.methods.swebench.building.settings import CollectConfig
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
 
@@ -101,6 +102,30 @@ def test_pull_requests_of_the_api_become_candidates_with_their_issues(clone: Pat
     assert "calc/other.py" in git(clone, "ls-tree", "-r", "--name-only", made.base_commit).decode()
     assert skipped == {"issue_not_saved": 1, "no_issue": 1, "not_merged": 1}
     assert read_saved(saved).unread == ["notes.txt"]
+
+
+def test_what_is_of_another_repository_is_left_out(clone: Path, tmp_path: Path) -> None:
+    api, other = "https://api.github.com/repos/owner/calc", "https://api.github.com/repos/other/thing"
+    commit = {"sha": "a" * 40, "commit": {"message": "fixes #6", "author": {"date": "2024-03-01T10:00:00Z"}}}
+    comment = {"body": "foreign", "updated_at": "2020-01-01T00:00:00Z"}
+    foreign = _pull(7, title="Foreign", base={"sha": "e" * 40, "repo": {"full_name": "other/thing"}})
+    saved = _write(
+        tmp_path / "saved",
+        {
+            "a.json": [_pull(7, body="Fixes #5"), _issue(5, "Own", "own") | {"url": f"{api}/issues/5"}],
+            "b.json": [foreign, _issue(5, "Foreign", "x") | {"repository_url": other}],
+            "c.json": [comment | {"issue_url": f"{other}/issues/5"}],
+            "d/pulls/7/commits.json": [commit | {"url": f"{other}/commits/a"}],
+            "e.html": _ISSUE_PAGE.replace("owner/calc", "other/thing"),
+        },
+    )
+    for name in (None, "owner/calc"):
+        read = read_saved(saved, name)
+        assert (read.pulls[7].title, read.pulls[7].resolved_issues()) == ("T", [5])
+        assert (read.issues[5].title, read.issues[5].body, read.issues[5].comments) == ("Own", "own", [])
+    assert read_saved(saved, "other/thing").issues[5].title == "Foreign"
+    with pytest.raises(UserError, match="'last week' is no date"):
+        list(collect_github(saved, clone, TreeStore(tmp_path / "t"), config=CollectConfig(since="last week")))
 
 
 _PULL_PAGE = """<html><head><title>Add numbers by someone · Pull Request #7 · owner/calc · GitHub</title></head><body>

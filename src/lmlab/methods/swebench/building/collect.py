@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shutil
 from collections import Counter
@@ -92,9 +93,11 @@ def collect_github(
         skipped: receives, reason by reason, how many are none.
 
     Raises:
-        UserError: the folder or the clone cannot be read.
+        UserError: the folder or the clone cannot be read, or `since` is no date.
     """
     config = config or CollectConfig()
+    if config.since is not None and instant(config.since) == math.inf:
+        raise UserError(f"'{config.since}' is no date.", "Write it as 2024-01-01.")
     skipped = Counter() if skipped is None else skipped
     found = read_saved(saved, name)
     count = 0

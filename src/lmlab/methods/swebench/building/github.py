@@ -21,6 +21,8 @@ from lmlab.files import read_json, read_jsonl
 _KEYWORDS = {"close", "closes", "closed", "fix", "fixes", "fixed", "resolve", "resolves", "resolved"}
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _OF_PULL = re.compile(r"(?:^|[/_.-])(?:pulls?|pr)[/_.-]?(\d+)(?=[/_.-]|$)")
+_OF_API = re.compile(r"/repos/([\w.-]+/[\w.-]+)")
+_OF_SITE = re.compile(r"github\.com/([\w.-]+/[\w.-]+)")
 _TITLE = re.compile(r"^(.*?) (?:by \S+ )?· (Pull Request|Issue) #(\d+) · ([\w.-]+/[\w.-]+)", re.DOTALL)
 
 
@@ -86,6 +88,48 @@ class Saved:
     unread: list[str] = field(default_factory=list)
 
 
+@dataclass
+class _Read:
+    """What was read, of all repositories: by repository, empty where nothing tells it, and number."""
+
+    pulls: dict[tuple[str, int], PullRequest] = field(default_factory=dict)
+    issues: dict[tuple[str, int], Issue] = field(default_factory=dict)
+    commits: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
+    comments: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def of(self, repo: str) -> Saved:
+        """What is of one repository, or does not say of which."""
+
+        def own(other: str) -> bool:
+            return other.casefold() in ("", repo.casefold())
+
+        pulls = {number: each for (_, number), each in sorted(self.pulls.items()) if each.repo == repo}
+        found = Saved(pulls)
+        for (other, number), issue in self.issues.items():
+            if own(other):
+                known = found.issues.setdefault(number, issue)
+                known.title, known.body = known.title or issue.title, known.body or issue.body
+                known.comments = known.comments or issue.comments
+        for number, rows in self.commits.items():
+            if number in pulls:
+                _add_commits(pulls[number], [row for row in rows if own(_repo_of(row))])
+        for row in self.comments:
+            match = re.search(r"/issues/(\d+)$", str(row.get("issue_url", "")))
+            if match and int(match[1]) in found.issues and own(_repo_of(row)):
+                at = str(row.get("updated_at") or row.get("created_at") or "")
+                found.issues[int(match[1])].comments.append((at, str(row.get("body") or "")))
+        return found
+
+
+def _repo_of(row: Mapping[str, Any]) -> str:
+    """The repository of an issue, comment or commit, as its addresses tell it."""
+    for key in ("repository_url", "issue_url", "url", "html_url"):
+        address = str(row.get(key) or "")
+        if (match := _OF_API.search(address) or _OF_SITE.search(address)) is not None:
+            return match[1]
+    return ""
+
+
 def read_saved(folder: str | Path, repo: str | None = None) -> Saved:
     """Read a folder of saved answers and pages.
 
@@ -98,33 +142,23 @@ def read_saved(folder: str | Path, repo: str | None = None) -> Saved:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"No such folder: '{folder}'.")
-    found = Saved()
-    commits: dict[int, list[Mapping[str, Any]]] = {}
-    comments: list[Mapping[str, Any]] = []
+    found, unread = _Read(), list[str]()
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         place = path.relative_to(folder).as_posix()
         if path.suffix == ".html":
             if not _read_page(path.read_text(encoding="utf-8", errors="replace"), found):
-                found.unread.append(place)
+                unread.append(place)
             continue
         known = False
         for row in _rows(path):
-            known = _read_row(row, place, found, commits, comments) or known
+            known = _read_row(row, place, found) or known
         if not known:
-            found.unread.append(place)
+            unread.append(place)
     if not found.pulls:
         raise UserError(f"'{folder}' holds no pull request.", "Save answers of the API (.json) or pages (.html) there.")
-    repo = repo or next(iter(found.pulls.values())).repo
-    found.pulls = {number: each for number, each in sorted(found.pulls.items()) if each.repo == repo}
-    for number, rows in commits.items():
-        if number in found.pulls:
-            _add_commits(found.pulls[number], rows)
-    for row in comments:
-        match = re.search(r"/issues/(\d+)$", str(row.get("issue_url", "")))
-        if match and int(match[1]) in found.issues:
-            at = str(row.get("updated_at") or row.get("created_at") or "")
-            found.issues[int(match[1])].comments.append((at, str(row.get("body") or "")))
-    return found
+    saved = found.of(repo or next(iter(found.pulls.values())).repo)
+    saved.unread = unread
+    return saved
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -135,24 +169,19 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from (each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict))
 
 
-def _read_row(
-    row: Mapping[str, Any],
-    place: str,
-    found: Saved,
-    commits: dict[int, list[Mapping[str, Any]]],
-    comments: list[Mapping[str, Any]],
-) -> bool:
+def _read_row(row: Mapping[str, Any], place: str, found: _Read) -> bool:
     """Take a row of the API for what its keys make it; False for something else."""
     number = row.get("number")
     if isinstance(number, int) and isinstance(row.get("base"), dict):
-        found.pulls[number] = _pull(row, number)
+        pull = _pull(row, number)
+        found.pulls[pull.repo, number] = pull
     elif isinstance(number, int) and "title" in row and "pull_request" not in row:
-        issue = found.issues.setdefault(number, Issue(number, ""))
+        issue = found.issues.setdefault((_repo_of(row), number), Issue(number, ""))
         issue.title, issue.body = str(row.get("title") or ""), str(row.get("body") or "")
     elif "issue_url" in row and "body" in row:
-        comments.append(row)
+        found.comments.append(row)
     elif isinstance(row.get("commit"), dict) and "sha" in row and (match := _OF_PULL.search(place)):
-        commits.setdefault(int(match[1]), []).append(row)
+        found.commits.setdefault(int(match[1]), []).append(row)
     else:
         return "pull_request" in row
     return True
@@ -184,7 +213,7 @@ def _add_commits(pull: PullRequest, rows: list[Mapping[str, Any]]) -> None:
     pull.first_commit_at = min((each for each in dates if each), default="")
 
 
-def _read_page(text: str, found: Saved) -> bool:
+def _read_page(text: str, found: _Read) -> bool:
     """Take a page of a pull request or issue; False for another page."""
     page = _Page()
     page.feed(text)
@@ -194,14 +223,14 @@ def _read_page(text: str, found: Saved) -> bool:
     title, kind, number, repo = match[1], match[2], int(match[3]), match[4]
     first, *rest = page.comments or [("", "")]
     if kind == "Issue":
-        issue = found.issues.setdefault(number, Issue(number, title))
+        issue = found.issues.setdefault((repo, number), Issue(number, title))
         issue.title, issue.body = issue.title or title, issue.body or first[1]
         issue.comments += [] if issue.comments else rest
-    elif number not in found.pulls:  # an answer of the API says more
+    elif (repo, number) not in found.pulls:  # an answer of the API says more
         merged = bool(re.search(r"\bmerged\b", page.state, re.IGNORECASE))
         own = rf"/{re.escape(repo)}/issues/(\d+)$"
         linked = [int(each[1]) for target in page.linked if (each := re.search(own, target))]
-        found.pulls[number] = PullRequest(number, repo, title, first[1], merged, first[0], linked=linked)
+        found.pulls[repo, number] = PullRequest(number, repo, title, first[1], merged, first[0], linked=linked)
     return True
 
 
