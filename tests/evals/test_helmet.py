@@ -187,6 +187,10 @@ def test_results_that_helmet_has_written_stand_beside_ours(tmp_path, lmlab):
     assert done.code == 0, done.err
     page = (tmp_path / "page.html").read_text()
     assert "helmet_niah_mk_2__8192" in page and "theirs" in page and "helmet_longqa__8192" in page
+    _official(tmp_path / "again", "json_kv", 8192, {"substring_exact_match": 70.0})
+    assert lmlab("long", "report", theirs, tmp_path / "again", "--out", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "1. theirs" in page and "2. theirs" in page  # two runs of one model
     _official(ours, "json_kv", 8192, {"substring_exact_match": 1.0}, model="another")
     refused = lmlab("long", "report", theirs, ours, "--out", tmp_path / "page.html")
     assert refused.code == 2 and "several models: another, ours" in refused.err

@@ -99,6 +99,8 @@ def probe_section(found: dict[str, Any]) -> Section:
 def helmet_section(found: Sequence[HelmetResults]) -> Section:
     """Results in HELMET's layout side by side, sets and means of them by their names in olmo-eval."""
     names = [each.model for each in found]
+    if len(set(names)) < len(names):
+        names = [f"{number}. {name}" for number, name in enumerate(names, 1)]
     rows: list[list[Cell]] = [
         [name, *(part(each).get(name) for each in found)]
         for part in (lambda each: each.suites, lambda each: each.tasks)
