@@ -79,6 +79,11 @@ def test_raters_of_other_rows_are_refused(raters: list[str], tmp_path: Path) -> 
     pq.write_table(pa.Table.from_pylist(rows[:-1]), tmp_path / "short" / "a.parquet")
     with pytest.raises(UserError, match="has 'None' where .* has 'd399'"):
         write_ensemble([raters[0], str(tmp_path / "short")], tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    nothing = pa.Table.from_pylist(rows).to_pydict() | {"r_average": pa.nulls(len(rows), pa.float64())}
+    pq.write_table(pa.table(nothing), tmp_path / "none" / "a.parquet")
+    with pytest.raises(UserError, match="No row has a rating in 'r_average' by each rater"):
+        write_ensemble([raters[0], str(tmp_path / "none")], tmp_path / "out")
     with pytest.raises(UserError, match="more rows"):
         write_ensemble([str(tmp_path / "short"), raters[0]], tmp_path / "out")
     assert not (tmp_path / "out").exists()

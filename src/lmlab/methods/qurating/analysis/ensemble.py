@@ -113,6 +113,8 @@ def _standards(
                 counts[place] += kept_RN.shape[1]
     agreement = {}
     for place, name in enumerate(wanted):
+        if rows and not counts[place]:
+            raise UserError(f"No row has a rating in '{name}' by each rater.", "Leave out the rater that lacks them.")
         for rater, moments in enumerate(own):
             check_spread(moments[place], name)
             if not moments[place].std:
