@@ -119,7 +119,7 @@ def test_categories_may_repeat_and_may_look_like_numbers() -> None:
 def test_bars_of_the_wrong_length_are_an_error() -> None:
     with pytest.raises(ValueError, match="'m' has 1 value for 2 categories"):
         bar_chart(["a", "b"], {"m": [1]}, None, "y", None)
-    with pytest.raises(ValueError, match="'m' has 2 values for 1 categories"):
+    with pytest.raises(ValueError, match=r"'m' has 2 values for 1 category\."):
         bar_chart(["a"], {"m": [1]}, {"m": [1, 2]}, "y", None)
     with pytest.raises(ValueError, match="'x', which is not a group; groups: m"):
         bar_chart(["a"], {"m": [1]}, {"x": [1]}, "y", None)

@@ -345,11 +345,11 @@ def test_a_table_has_a_caption_scoped_headers_and_its_highlighted_row() -> None:
 
 
 def test_mistakes_in_blocks_are_errors() -> None:
-    with pytest.raises(ValueError, match="Row 1 of a table has 1 cells for 2 columns"):
+    with pytest.raises(ValueError, match="Row 1 of a table has 1 cell for 2 columns"):
         Table(["a", "b"], [[1, 2], [3]])
     with pytest.raises(ValueError, match="highlight_row is 1, but the table has 1 rows"):
         Table(["a"], [[1]], highlight_row=1)
-    with pytest.raises(ValueError, match="align has 2 entries for 1 columns"):
+    with pytest.raises(ValueError, match=r"align has 2 entries for 1 column\."):
         Table(["a"], [[1]], align=["left", "left"])
     with pytest.raises(ValueError, match="not 'center'"):
         Table(["a"], [[1]], align=["center"])  # type: ignore[list-item]

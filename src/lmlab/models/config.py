@@ -231,7 +231,7 @@ class ModelConfig(Config):
         if self.head_bias and not self.lm_head:
             raise ValueError("head_bias needs lm_head: true.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
-            raise ValueError(f"ffn lists {counted(len(self.ffn), 'kinds')} for {self.num_layers} layers.")
+            raise ValueError(f"ffn lists {counted(len(self.ffn), 'kinds')} for {counted(self.num_layers, 'layers')}.")
         if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
             raise ValueError("ffn: moe needs the section moe, gated: true and ffn_bias: false.")
         if self.moe is not None and self.num_layers * self.moe.num_experts > _MOST_EXPERTS:
@@ -255,7 +255,8 @@ class ModelConfig(Config):
             )
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}{part}.")
         if self.rotary_layers is not None and len(self.rotary_layers) != self.num_layers:
-            raise ValueError(f"rotary_layers has {len(self.rotary_layers)} entries for {self.num_layers} layers.")
+            entries, layers = counted(len(self.rotary_layers), "entries"), counted(self.num_layers, "layers")
+            raise ValueError(f"rotary_layers has {entries} for {layers}.")
         if scaling is not None and scaling.type == "yarn" and self.rope_theta <= 1:
             raise ValueError(f"rope_scaling of type yarn needs rope_theta above 1, got {self.rope_theta}.")
         if scaling is not None and scaling.type == "dynamic" and self.rotary_dim < 4:
@@ -268,7 +269,8 @@ class ModelConfig(Config):
 
     def _check_attention(self) -> None:
         if isinstance(self.attention, tuple) and len(self.attention) != self.num_layers:
-            raise ValueError(f"attention lists {counted(len(self.attention), 'kinds')} for {self.num_layers} layers.")
+            kinds, layers = counted(len(self.attention), "kinds"), counted(self.num_layers, "layers")
+            raise ValueError(f"attention lists {kinds} for {layers}.")
         if "sliding" in self.attention_kinds:
             if self.sliding_window is None:
                 raise ValueError("attention: sliding needs sliding_window.")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from lmlab.words import counted
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -94,12 +96,15 @@ class Table:
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
             if len(row) != len(self.columns):
-                raise ValueError(f"Row {index} of a table has {len(row)} cells for {len(self.columns)} columns.")
+                cells, columns = counted(len(row), "cells"), counted(len(self.columns), "columns")
+                raise ValueError(f"Row {index} of a table has {cells} for {columns}.")
         if self.highlight_row is not None and not 0 <= self.highlight_row < len(self.rows):
             raise ValueError(f"highlight_row is {self.highlight_row}, but the table has {len(self.rows)} rows.")
         if self.align is not None:
             if len(self.align) != len(self.columns):
-                raise ValueError(f"align has {len(self.align)} entries for {len(self.columns)} columns.")
+                raise ValueError(
+                    f"align has {counted(len(self.align), 'entries')} for {counted(len(self.columns), 'columns')}."
+                )
             for align in self.align:
                 if align not in get_args(Align):
                     raise ValueError(f"A column is aligned 'left' or 'right', not '{align}'.")
@@ -156,7 +161,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if self.learned is not None and len(self.learned) != len(self.pieces):
-            raise ValueError(f"learned has {len(self.learned)} entries for {len(self.pieces)} tokens.")
+            raise ValueError(
+                f"learned has {counted(len(self.learned), 'entries')} for {counted(len(self.pieces), 'tokens')}."
+            )
 
 
 @dataclass(frozen=True)

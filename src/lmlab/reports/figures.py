@@ -114,7 +114,9 @@ def bar_chart(
             raise ValueError(f"Errors are given for '{name}', which is not a group; groups: {', '.join(groups)}.")
     for name, values in [*groups.items(), *errors.items()]:
         if len(values) != len(categories):
-            raise ValueError(f"Group '{name}' has {counted(len(values), 'values')} for {len(categories)} categories.")
+            raise ValueError(
+                f"Group '{name}' has {counted(len(values), 'values')} for {counted(len(categories), 'categories')}."
+            )
     places = list(range(len(categories)))
     figure = _figure()
     for index, (name, heights) in enumerate(groups.items()):

@@ -38,7 +38,7 @@ def test_a_program_is_read_back_as_written(counting: Program, tmp_path: Path) ->
             lambda data: data["nodes"][0].update(key="positions", predicate=[["a", -1]]),
             "the position -1 is out of range",
         ),
-        (lambda data: data["nodes"][1].update(table=[[[0, 1], 2]]), "has 2 values for 1 inputs"),
+        (lambda data: data["nodes"][1].update(table=[[[0, 1], 2]]), r"has 2 values for 1 input\."),
         (lambda data: data["nodes"][1].update(table=[[["a"], 2]]), "does not fit 'count', which is a number"),
         (lambda data: data["nodes"][1].update(table=[[[0], 1], [[0], 2]]), "appears twice with different results"),
         (lambda data: data["nodes"][1].update(extra=1), "unknown key 'extra'"),

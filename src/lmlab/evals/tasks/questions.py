@@ -42,9 +42,11 @@ class Question(Config):
     @model_validator(mode="after")
     def _check(self) -> Question:
         if self.gold >= len(self.options):
-            raise ValueError(f"gold {self.gold} is not the number of one of the {len(self.options)} options.")
+            raise ValueError(f"gold {self.gold} is not the number of one of {counted(len(self.options), 'options')}.")
         if self.contexts is not None and len(self.contexts) != len(self.options):
-            raise ValueError(f"{counted(len(self.contexts), 'contexts stand')} beside {len(self.options)} options.")
+            raise ValueError(
+                f"{counted(len(self.contexts), 'contexts stand')} beside {counted(len(self.options), 'options')}."
+            )
         if "" in self.options:
             raise ValueError("an option is empty.")
         return self

@@ -11,6 +11,7 @@ from lmlab.config import NO_INFLUENCE, Config, Flag, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.models import ModelConfig
 from lmlab.runs import Input, ModelInput, QuestionsInput, TokensInput, VocabularyInput
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.methods.ladder.rungs.plan import Rung
@@ -234,7 +235,7 @@ class EstimatorSettings(Config):
     @model_validator(mode="after")
     def _check(self) -> EstimatorSettings:
         if self.weights and len(self.weights) != len(self.members):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members.")
+            raise ValueError(f"{counted(len(self.weights), 'weights')} for {counted(len(self.members), 'members')}.")
         return self
 
 

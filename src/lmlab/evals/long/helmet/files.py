@@ -80,7 +80,7 @@ def read_helmet_config(path: str | Path) -> list[HelmetSet]:
         if len(found) == 1:
             lists[key] = found * count
         elif len(found) != count:
-            raise UserError(f"'{path}': {key} has {counted(len(found), 'entries')} for {count} datasets.")
+            raise UserError(f"'{path}': {key} has {counted(len(found), 'entries')} for {counted(count, 'datasets')}.")
     for key in ("input_max_length", "generation_max_length"):
         for value in lists[key]:
             if not value.isdigit() or int(value) == 0:

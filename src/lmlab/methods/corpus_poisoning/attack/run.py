@@ -64,7 +64,9 @@ def craft_for(
     texts, attack = list(asked.texts), vectors
     if config.target_asr is not None and hits is not None:
         if len(texts) < 2 * _HELD_BACK:
-            raise UserError(f"{len(texts)} queries are too few to hold some back for --target-asr.", "Leave it out.")
+            raise UserError(
+                f"{counted(len(texts), 'queries are')} too few to hold some back for --target-asr.", "Leave it out."
+            )
         held = [number for number in range(len(texts)) if number % _HELD_BACK == 0]
         kept = [number for number in range(len(texts)) if number % _HELD_BACK]
         threshold, aside = tau[held], vectors[held]  # type: ignore[index]

@@ -14,6 +14,7 @@ from lmlab.errors import UserError, reads
 from lmlab.methods.corpus_poisoning.commands.shared import Queries, collection_options, encoder_options, retriever
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig, ParityConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig
+from lmlab.words import counted
 
 Settings = Annotated[
     Path | None,
@@ -128,8 +129,9 @@ def craft(
         print(json.dumps({**about, **spent, "payload": payload, "out": str(out)}))
         return
     print(
-        f"{len(found.passages)} passages for {len(found.clusters)} clusters of queries in {found.seconds:.0f} CPU s"
-        f" ({found.evaluations:,} evaluations): {out / 'adversarial.jsonl'}\nTo remove them: {out / 'removal.txt'}"
+        f"{counted(len(found.passages), 'passages')} for {counted(len(found.clusters), 'clusters')} of queries in"
+        f" {found.seconds:.0f} CPU s ({found.evaluations:,} evaluations):"
+        f" {out / 'adversarial.jsonl'}\nTo remove them: {out / 'removal.txt'}"
     )
 
 

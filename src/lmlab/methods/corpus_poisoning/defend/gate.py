@@ -28,6 +28,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
     make_detector,
 )
 from lmlab.retrieval import AnyEncoder
+from lmlab.words import counted
 
 _FITTED = "fitted"  # beside the arrays of detectors, whose names hold a slash
 _TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
@@ -238,8 +239,9 @@ def require_clean(count: int, rate: float, of: int = 1) -> None:
     if count * rate < 1:
         needed = of * int(np.ceil(1 / rate))
         documents = f"a collection of {needed:,} documents, 1 of {of} for this" if of > 1 else f"{needed:,} of them"
+        passages = counted(count, "clean passages")
         raise UserError(
-            f"{count} clean passages cannot tell a threshold at which {100 * rate:g} % are refused.",
+            f"{passages} cannot tell a threshold at which {100 * rate:g} % are refused.",
             f"Give at least {documents}, or a larger --rate.",
         )
 

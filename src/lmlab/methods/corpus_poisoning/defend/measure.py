@@ -34,6 +34,7 @@ from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
 from lmlab.retrieval.run_files import ranked
 from lmlab.stats import roc_auc
+from lmlab.words import counted
 
 _ESCAPED = 3  # passages that a report shows of what a defense let through
 PARTS = 3  # `_thirds`: one document for each at least
@@ -138,7 +139,8 @@ def _thirds(count: int) -> tuple[list[int], list[int], list[int]]:
     """
     if count < PARTS:
         raise UserError(
-            f"{count} clean documents are too few to fit detectors, to set thresholds and to count false positives.",
+            f"{counted(count, 'clean documents are')} too few to fit detectors, to set thresholds and to count false"
+            " positives.",
             "Give a larger collection.",
         )
     order, third = np.random.default_rng(0).permutation(count).tolist(), count // PARTS

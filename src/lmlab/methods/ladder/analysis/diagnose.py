@@ -19,6 +19,7 @@ from lmlab.methods.ladder.fitting.fit import SHRUNK, exponents_of, first_step_va
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, Points, levels
 from lmlab.methods.ladder.tables.table import Floats
+from lmlab.words import counted
 
 _FEW_LEVELS = 3  # a curve with a constant has three parameters in each of N and D
 _ENOUGH = 8  # runs, to tell which one strays
@@ -42,7 +43,8 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
     if count < needed:
         remedy = "Add runs, or take the law of compute alone: --law flops." if settings.law != "flops" else "Add runs."
         raise UserError(
-            f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy
+            f"{counted(count, 'runs do')} not determine the {needed} parameters of {FORMS[settings.law].formula}.",
+            remedy,
         )
     if settings.law in ("flops", "line"):
         return  # one size will do, though it tells nothing of others: intervals are wide then

@@ -14,6 +14,7 @@ import numpy as np
 from lmlab.errors import UserError, missing_extra
 from lmlab.files import read_jsonl
 from lmlab.methods.ladder.tables.table import Floats
+from lmlab.words import counted
 
 
 class Cells(dict[str, list[str]]):
@@ -73,7 +74,9 @@ def read_csv_columns(path: Path) -> Cells:
         raise UserError(f"'{path}': the column '{twice}' is there twice.", "Remove one of them.")
     for number, row in rows:
         if len(row) != len(header):
-            raise UserError(f"'{path}', row {number}: {len(row)} cells for {len(header)} columns.")
+            raise UserError(
+                f"'{path}', row {number}: {counted(len(row), 'cells')} for {counted(len(header), 'columns')}."
+            )
     if not rows:
         raise UserError(f"'{path}' has a header and no rows.")
     cells = zip(*(row for _, row in rows), strict=True)

@@ -15,6 +15,7 @@ from lmlab.config import Config, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json
 from lmlab.methods.ladder.config import Variant
+from lmlab.words import counted
 
 _ROUNDING = 5e-3  # of weights that are written with three digits
 
@@ -55,7 +56,7 @@ class Task(Config):
         for field in ("accuracy_keys", "soft_keys", "soft_log_keys", "mc_accuracy_keys", "weights"):
             value = getattr(self, field)
             if value and len(value) != count:
-                raise ValueError(f"{field} has {len(value)} entries for {count} loss_keys.")
+                raise ValueError(f"{field} has {counted(len(value), 'entries')} for {counted(count, 'loss_keys')}.")
         if not count or not self.accuracy_keys:
             raise ValueError("a task needs loss_keys and accuracy_keys.")
         if self.weights and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > _ROUNDING):

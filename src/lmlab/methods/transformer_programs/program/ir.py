@@ -16,6 +16,7 @@ from typing import Any
 
 from lmlab.errors import UserError, did_you_mean
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier, Embeddings
+from lmlab.words import counted
 
 FORMAT = "transformer-program-ir/1"
 Value = str | int
@@ -255,7 +256,8 @@ def _check_lookup(program: Program, node: Lookup, place: str) -> None:
         raise UserError(f"{place}: a lookup needs inputs.")
     for key in node.table:
         if len(key) != len(node.inputs):
-            raise UserError(f"{place}: the key {list(key)!r:.120} has {len(key)} values for {len(node.inputs)} inputs.")
+            values, inputs = counted(len(key), "values"), counted(len(node.inputs), "inputs")
+            raise UserError(f"{place}: the key {list(key)!r:.120} has {values} for {inputs}.")
         for name, value in zip(node.inputs, key, strict=True):
             if isinstance(value, str) if name in program.numerical else isinstance(value, float):
                 kind = "a number" if name in program.numerical else "a category"

@@ -120,7 +120,7 @@ def scan(
         # Without noise equal ratings are in order: the lower id comes first.
         if config.noise and config.normalize and moments.count and moments.std == 0:
             raise ZeroVariance(
-                f"All {counted(moments.count, 'ratings')} in '{name}' are {moments.mean:g}.",
+                f"The ratings in '{name}' of all {counted(moments.count, 'rows')} are {moments.mean:g}.",
                 "Choose another column, or normalize: false.",
             )
     return found
@@ -293,7 +293,7 @@ def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
         twice = np.unique(ids[1:][ids[1:] == ids[:-1]])
         if len(twice):
             raise DuplicateIds(
-                f"{counted(len(twice), 'ids')} in '{path}' are given to several rows, such as"
+                f"{counted(len(twice), 'ids are')} given to several rows in '{path}', such as"
                 f" {_spell(found, table, path, twice[:_SHOWN])}.",
                 f"Rows with one id would share their noise: make ids unique, name another column, {_ROW_IDS}.",
             )
