@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from lmlab.methods.swebench.exchange.tasks import with_script
 from lmlab.methods.swebench.exchange.verifiers import read_verifiers, write_verifiers
 from lmlab.methods.swebench.harness.evaluate import evaluate
 from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, unpack
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import load_instances
@@ -78,6 +81,21 @@ def test_tasks_of_harbor_reward_the_solution_and_come_back_as_they_were(
     (back,) = read_harbor(tmp_path / "tasks", trees)
     assert back == built and back.digest == built.digest
     assert [each.name for each in trees.folder.iterdir()] == [f"{built.extra['base_tree']}.tar.gz"]
+    (tmp_path / "calc").mkdir()
+    unpack((trees.folder / f"{built.extra['base_tree']}.tar.gz").read_bytes(), tmp_path / "calc")
+    commit_tree(tmp_path / "calc")
+    commit = git(tmp_path / "calc", "rev-parse", "HEAD").decode().strip()
+    extra = {key: value for key, value in built.extra.items() if key != "base_tree"}
+    by_commit = replace(built, instance_id="by-commit", repo="owner/calc", base_commit=commit, extra=extra)
+    found = Workspaces(tmp_path / "cache", TreeStore(tmp_path / "others"), tmp_path)
+    write_harbor(tmp_path / "second", [by_commit], replace(judge, workspaces=found))
+    (back,) = read_harbor(tmp_path / "second", trees)  # where it is read there is no repository
+    assert back.extra["base_tree"] == built.extra["base_tree"]
+    (other,) = (tmp_path / "second").glob("*/environment/tree.tar.gz")
+    with tarfile.open(other, "w:gz"):
+        pass
+    with pytest.raises(UserError, match="is not the tree of by-commit"):
+        list(read_harbor(tmp_path / "second", trees))
     (task / "tests" / "instance.json").unlink()
     with pytest.raises(UserError, match="was not written by"):
         list(read_harbor(tmp_path / "tasks", trees))

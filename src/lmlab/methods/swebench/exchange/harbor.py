@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, read_mapping, write_json, write_text
+from lmlab.methods.swebench.exchange.tasks import with_tree
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec, dockerfile
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import command_of, files_of
@@ -97,7 +98,7 @@ def write_harbor(folder: Path, instances: Sequence[Instance], judge: Judge, orga
             raise UserError(f"{instance.instance_id}: '{name}' cannot name its task, or names another one.")
         if instance.image and "environment" not in instance.extra:
             raise UserError(f"{instance.instance_id} runs in the image '{instance.image}', of which no task is made.")
-        _write_task(folder / name, f"{organization}/{name}", instance, judge)
+        _write_task(folder / name, f"{organization}/{name}", with_tree(instance, judge.workspaces), judge)
         names.append(name)
     return names
 
@@ -202,7 +203,7 @@ def read_harbor(folder: Path, trees: TreeStore) -> Iterator[Instance]:
 
     Raises:
         UserError: there are no tasks, or one was written by somebody else, so that nothing says which of its tests must
-            pass before and after.
+            pass before and after, or has another tree than it was written with.
     """
     tasks = sorted(each.parent for each in folder.glob("**/task.toml"))
     if not tasks:
@@ -211,7 +212,8 @@ def read_harbor(folder: Path, trees: TreeStore) -> Iterator[Instance]:
         if not (task / _ROW).is_file():
             raise UserError(f"'{task}' has no {_ROW}: it was not written by `lmlab swe export harbor`.")
         instance = Instance.from_row(read_mapping(task / _ROW), f"'{task / _ROW}'")
-        trees.add_packed(task / _TREE)
+        if trees.add_packed(task / _TREE) != instance.extra.get("base_tree"):
+            raise UserError(f"'{task / _TREE}' is not the tree of {instance.instance_id}.", "Export the task anew.")
         yield instance
 
 

@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmlab.methods.swebench.harness.scripts import eval_script
-from lmlab.methods.swebench.harness.testing import command_of, files_of
+from lmlab.methods.swebench.harness.testing import command_of, files_of, in_published_image
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.task_repository import image_name
+
+
+def with_tree(instance: Instance, workspaces: Workspaces) -> Instance:
+    """An instance that names its tree where it named a commit, since who gets it has no repository.
+
+    Raises:
+        UserError: the tree is not at hand.
+    """
+    if in_published_image(instance) or instance.extra.get("base_tree"):
+        return instance
+    return replace(instance, extra={**instance.extra, "base_tree": workspaces.tree_of(instance)})
 
 
 def with_script(instance: Instance) -> Instance:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl, write_jsonl, write_text
+from lmlab.methods.swebench.exchange.tasks import with_tree
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.infer import prompts_of
 from lmlab.methods.swebench.inference.prompts import messages_of
@@ -74,6 +75,7 @@ def write_verifiers(
         raise UserError(f"'{name}' is no name of a package.", "Use small letters, digits and hyphens.")
     if config.answers != "diff":
         raise UserError("An environment of verifiers takes answers as diffs.", "Leave out --answers.")
+    instances = [with_tree(each, workspaces) for each in instances]
     module = name.replace("-", "_")
     data = folder / module / "data"
     rows = []
