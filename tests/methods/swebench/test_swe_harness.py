@@ -25,7 +25,7 @@ from lmlab.methods.swebench.grading.regrading import report_of_logs
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
-from lmlab.methods.swebench.harness.environment import EnvironmentSpec
+from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.evaluate import _on_ray, evaluate, overlap, result_key
 from lmlab.methods.swebench.harness.judge import Judge, Memory, _reached
 from lmlab.methods.swebench.harness.reward import RewardFn
@@ -61,6 +61,8 @@ def test_a_run_is_resumed_by_what_was_judged_and_not_by_its_name(judge: Judge, b
     assert other.reused == 0 and other.report["unresolved_ids"] == [built.instance_id]
     assert other.results[built.instance_id].failures == ("tests/test_calc.py::test_empty",)
     assert result_key(judge, built, _HALF) != result_key(replace(judge, control=False), built, _HALF)
+    bases = [replace(judge, environments=Environments("e", True, base)) for base in (None, "python:3.11", "other:1")]
+    assert len({result_key(each, built, _HALF) for each in bases}) == 3
 
 
 def test_the_public_package_grades_our_logs_alike(

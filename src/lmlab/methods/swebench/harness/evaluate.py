@@ -69,6 +69,7 @@ def result_key(judge: Judge, instance: Instance, patch: str | None) -> str:
             "control": judge.control,
             "harness": HARNESS_VERSION,
             **({"full_suite": True} if judge.full_suite else {}),
+            **({"base_image": base} if judge.environments.images and (base := judge.environments.base_image) else {}),
         }
     )
 
