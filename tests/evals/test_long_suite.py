@@ -39,6 +39,7 @@ from lmlab.evals.long import (
 )
 from lmlab.evals.long.metrics import (
     chance_of_ranking,
+    citations,
     edit_similarity,
     ndcg,
     parse_ranking,
@@ -271,6 +272,12 @@ def test_a_killed_measurement_goes_on_and_equals_a_whole_one(file, model, tokeni
         run_suite(found, measure, tmp_path / "short", **about | {"max_seq_len": 300})
     with pytest.raises(UserError, match="differ in their mode"):
         check_comparable([whole, whole | {"mode": "generate"}])
+
+
+def test_citations_are_read_however_long_their_numbers():
+    assert citations("So it is [1][2]. And [3, 12; 4].") == [1, 2, 3, 12, 4]
+    found = citations(f"[{'1' * 5000}] [2]")
+    assert len(found) == 2 and found[0] > 10**9 and found[1] == 2
 
 
 def test_rankings_are_read_and_scored_as_published():

@@ -16,6 +16,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _MARK = re.compile(r"\s*\[\d+(?:\s*[,;]\s*\d+)*\]")  # of documents, as [1][2] or [1, 2]
+_DIGITS = 18  # no number of a document has more
 _RANKS = 10  # as HELMET measures rerankers
 _TOP = 5  # answers of QAMPARI of which no more are expected
 
@@ -82,7 +83,8 @@ def without_citations(output: str) -> str:
 
 def citations(output: str) -> list[int]:
     """The numbers in an output's marks, in order."""
-    return [int(number) for mark in _MARK.findall(output) for number in re.findall(r"\d+", mark)]
+    # Python refuses to read thousands of digits, which a model that repeats itself may write
+    return [int(number[:_DIGITS]) for mark in _MARK.findall(output) for number in re.findall(r"\d+", mark)]
 
 
 def parse_ranking(output: str) -> list[str]:
