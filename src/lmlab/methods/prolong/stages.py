@@ -138,7 +138,7 @@ class ProbeResults(Results):
 
 
 class ProbeWindow(Stage[ProbeConfig, ProbeResults]):
-    """Writes before/ and after/, as `long_evaluate` does, train/ and probe.json."""
+    """Writes before/ and after/, as `long_evaluate` does, train/, settings.json and probe.json."""
 
     def depends_on(self, config: ProbeConfig, promised: Mapping[str, Any]) -> Any:
         """The version of the suite, and those of the packages with the texts."""
