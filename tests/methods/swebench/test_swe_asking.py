@@ -83,6 +83,11 @@ def test_a_file_that_does_not_fit_is_passed_over_and_the_next_one_is_taken(built
     found = make_context(built, tree, "bm25", 60)
     assert sum(approximate_tokens(text) for text in found.files.values()) < 60
     assert recall(["calc/__init__.py"], built) == 1.0 and recall([], built) == 0.0
+    more = built.patch + "".join(
+        f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-a\n+b\n"
+        for path in ("Tests/a.py", "b.py")
+    )
+    assert recall(["calc/__init__.py"], replace(built, patch=more)) == 0.5  # what is never ranked is not missed
 
 
 def test_collapsed_files_keep_their_numbers_and_clamp_at_the_ends() -> None:

@@ -31,12 +31,11 @@ _LONGEST_CHUNK = 60  # lines; an encoder reads a few hundred tokens
 def documents(tree: Path) -> dict[str, str]:
     """Python files that are no tests, by the words of their path in the repository; path to content."""
     read = reader_of(tree)
-    paths = [
-        path
-        for path in tree_files(tree)
-        if path.endswith(".py") and not _TEST_WORDS & set(re.split(r"[ _/.]", path.lower()))
-    ]
-    return {path: text for path in paths if (text := read(path)) is not None}
+    return {path: text for path in tree_files(tree) if _is_ranked(path) and (text := read(path)) is not None}
+
+
+def _is_ranked(path: str) -> bool:
+    return path.endswith(".py") and not _TEST_WORDS & set(re.split(r"[ _/.]", path.lower()))
 
 
 def with_parts(text: str) -> str:
@@ -201,9 +200,5 @@ def recall(found: Sequence[str], instance: Instance) -> float | None:
     """The share of the files that the solution edits which are among those found; None where it edits no Python file
     that was there before.
     """
-    gold = {
-        file.old
-        for file in read_diff(instance.patch)
-        if file.old is not None and file.old.endswith(".py") and not _TEST_WORDS & set(re.split(r"[ _/.]", file.old))
-    }
+    gold = {file.old for file in read_diff(instance.patch) if file.old is not None and _is_ranked(file.old)}
     return len(gold & set(found)) / len(gold) if gold else None
