@@ -106,8 +106,9 @@ def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Pa
     )
     intro = (
         f"First: {first}. Second: {second}. Differences are the second minus the first on the same questions; the"
-        " interval of 95 % is a paired bootstrap over questions. p is McNemar's exact test where questions are right"
-        " or wrong, else the bootstrap's; it is not corrected for several tasks."
+        " interval of 95 % is a paired bootstrap over questions, or over groups of those that depend on each other"
+        " (such as a chapter's), where a task has some. p is McNemar's exact test where questions are right or wrong"
+        " and in no groups, else the bootstrap's; it is not corrected for several tasks."
     )
     section = Section("Differences", [note, Table(_COLUMNS, _table_rows(found))], intro)
     return Page("Comparison of two evaluations", f"{first} and {second}", [section]).write(path)
