@@ -22,7 +22,7 @@ from lmlab.methods.swebench.building.coverage import executable_lines
 from lmlab.methods.swebench.building.impossible import contradicted, impossible
 from lmlab.methods.swebench.exchange.harbor import read_harbor, write_harbor
 from lmlab.methods.swebench.exchange.tasks import with_script
-from lmlab.methods.swebench.exchange.verifiers import read_verifiers, write_verifiers
+from lmlab.methods.swebench.exchange.verifiers import write_verifiers
 from lmlab.methods.swebench.harness.evaluate import evaluate
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
@@ -124,12 +124,10 @@ def test_an_environment_of_verifiers_asks_for_our_rewards(
 ) -> None:
     config = InferConfig(context="oracle", budget=4000)
     write_verifiers(tmp_path, [built], judge.workspaces, config, "my-swe", timeout_s=60.0)
-    assert (
-        read_verifiers(tmp_path) == [built.instance_id]
-        and _toml(tmp_path / "pyproject.toml")["project"]["name"] == "my-swe"
-    )
+    assert _toml(tmp_path / "pyproject.toml")["project"]["name"] == "my-swe"
     (row,) = map(json.loads, (tmp_path / "my_swe" / "data" / "dataset.jsonl").read_text().splitlines())
     assert row["prompt"][0]["role"] == "system" and row["answer"] == built.patch and row["example_id"] == 0
+    assert json.loads(row["info"])["instance_id"] == built.instance_id
     assert not any("a + b" in each["content"] for each in row["prompt"])
 
     # The package itself is not needed: what the module takes of it is three names

@@ -12,7 +12,7 @@ from swe_parts import BASE, FIXED, write_tree
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.collect import collect_github
-from lmlab.methods.swebench.building.github import instant, read_saved, resolved_issues
+from lmlab.methods.swebench.building.github import read_saved, resolved_issues, seconds_of
 from lmlab.methods.swebench.building.settings import CollectConfig
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
@@ -155,5 +155,6 @@ def test_saved_pages_become_candidates_too(clone: Path, tmp_path: Path) -> None:
 
 
 def test_equal_instants_in_two_zones_are_equal() -> None:
-    assert instant("2024-03-01T10:00:00-05:00") == instant("2024-03-01T15:00:00Z") == instant("2024-03-01T15:00:00")
-    assert instant("never") == float("inf")
+    one, same, utc = map(seconds_of, ("2024-03-01T10:00:00-05:00", "2024-03-01T15:00:00Z", "2024-03-01T15:00:00"))
+    assert one == same == utc
+    assert seconds_of("never") == float("inf")

@@ -15,7 +15,7 @@ from pathlib import Path
 from lmlab.distributed import scratch_folder
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, statement_of, version_in
-from lmlab.methods.swebench.building.github import PullRequest, instant, read_saved, statement_of_issues
+from lmlab.methods.swebench.building.github import PullRequest, read_saved, seconds_of, statement_of_issues
 from lmlab.methods.swebench.building.settings import CollectConfig
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, is_commit, tree_files, unpack
@@ -96,7 +96,7 @@ def collect_github(
         UserError: the folder or the clone cannot be read, or `since` is no date.
     """
     config = config or CollectConfig()
-    if config.since is not None and instant(config.since) == math.inf:
+    if config.since is not None and seconds_of(config.since) == math.inf:
         raise UserError(f"'{config.since}' is no date.", "Write it as 2024-01-01.")
     skipped = Counter() if skipped is None else skipped
     found = read_saved(saved, name)
@@ -112,7 +112,7 @@ def collect_github(
                 skipped["not_merged"] += 1
             elif not issues:
                 skipped["no_issue"] += 1
-            elif config.since is not None and instant(pull.created_at) < instant(config.since):
+            elif config.since is not None and seconds_of(pull.created_at) < seconds_of(config.since):
                 skipped["too_old"] += 1
             elif step is None:
                 skipped["not_in_repository"] += 1

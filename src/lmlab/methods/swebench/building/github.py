@@ -8,6 +8,7 @@ they hold. What is of one pull request without saying so, such as its commits, i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files import read_json, read_jsonl
+from lmlab.methods.swebench.instances.load import instant
 
 _KEYWORDS = {"close", "closes", "closed", "fix", "fixes", "fixed", "resolve", "resolves", "resolved"}
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -318,17 +320,12 @@ def statement_of_issues(pull: PullRequest, issues: Mapping[int, Issue]) -> tuple
         text
         for each in known
         for at, text in each.comments
-        if at and pull.first_commit_at and instant(at) < instant(pull.first_commit_at)
+        if at and pull.first_commit_at and seconds_of(at) < seconds_of(pull.first_commit_at)
     ]
     return statement, "\n".join(hints)
 
 
-def instant(text: str) -> float:
+def seconds_of(text: str) -> float:
     """Seconds of a time with its zone, so that equal instants in two zones are equal; infinity for no time."""
-    from datetime import UTC, datetime
-
-    try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return float("inf")
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    found = instant(text)
+    return math.inf if found is None else found.timestamp()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl, write_jsonl, write_text
+from lmlab.files import write_jsonl, write_text
 from lmlab.methods.swebench.exchange.tasks import with_tree
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.infer import prompts_of
@@ -104,15 +104,3 @@ def write_verifiers(
         f'build-backend = "hatchling.build"\n\n[tool.hatch.build]\ninclude = ["{module}/**"]\n',
     )
     return place
-
-
-def read_verifiers(folder: Path) -> list[str]:
-    """Ids of the instances of a written environment, in the order of its dataset.
-
-    Raises:
-        UserError: it is none.
-    """
-    found = sorted(folder.glob("*/data/dataset.jsonl"))
-    if not found:
-        raise UserError(f"'{folder}' holds no environment that lmlab has written.")
-    return [str(json.loads(row["info"])["instance_id"]) for row in read_jsonl(found[0])]  # noqa: TID251 - our own text

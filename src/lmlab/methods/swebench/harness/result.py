@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from lmlab.methods.swebench.grading.parsers.status import StatusMap
 
-HARNESS_VERSION = 2
+HARNESS_VERSION = 3
 """Raised when the same patch may get another verdict; results of other versions are not taken up."""
 
 Status = Literal[

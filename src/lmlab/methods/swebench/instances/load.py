@@ -65,19 +65,19 @@ def load_chosen(config: InstancesConfig) -> list[Instance]:
     if since is None and before is None:
         return found
     for each in (since, before):
-        if each is not None and _instant(each) is None:
+        if each is not None and instant(each) is None:
             raise UserError(f"'{each}' is no date.", "Write it as 2024-01-01.")
-    dates = {each.instance_id: _instant(each.created_at) for each in found}
+    dates = {each.instance_id: instant(each.created_at) for each in found}
     if undated := [name for name, date in dates.items() if date is None]:
         raise UserError(f"Instances have no date: {shown(undated)}.", "Leave out --created-since and --created-before.")
-    first, end = _instant(since or "0001-01-02"), _instant(before or "9999-12-30")
+    first, end = instant(since or "0001-01-02"), instant(before or "9999-12-30")
     kept = [each for each in found if first <= dates[each.instance_id] < end]  # type: ignore[operator]
     if not kept:
         raise UserError(f"None of the {len(found)} instances is of that time.")
     return kept
 
 
-def _instant(text: str) -> datetime | None:
+def instant(text: str) -> datetime | None:
     """A time with its zone; without one it is UTC."""
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
