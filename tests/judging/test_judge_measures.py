@@ -227,15 +227,19 @@ def kin(rng: np.random.Generator, favor: float, n: int = 600) -> tuple[np.ndarra
 
 
 def test_a_judge_that_favors_its_kin_is_told_from_one_whose_kin_is_better() -> None:
-    rng = np.random.default_rng(0)
-    for favor in (0.0, 0.3):
-        judge, people, chapters, own = kin(rng, favor)
-        found = validate_judge(judge, people, chapters, own_family=own, resamples=300).own_family
-        assert found is not None and found.low < favor < found.high and found.high - found.low < 0.3
+    inside = {0.0: 0, 0.3: 0}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for favor in inside:
+            judge, people, chapters, own = kin(rng, favor)
+            found = validate_judge(judge, people, chapters, own_family=own, resamples=60).own_family
+            assert found is not None and found.high - found.low < 0.3
+            inside[favor] += found.low < favor < found.high
+    assert min(inside.values()) >= 3  # of 5, at 95 %
     judge, people, chapters, own = kin(rng, 0.3)
     one_side = validate_judge(judge, people, chapters, own_family=np.zeros(len(own), bool), resamples=50)
     assert one_side.own_family is None
-    with pytest.raises(UserError, match=r"None of the systems.*a, b"):
+    with pytest.raises(UserError, match=r"(?s)None of the systems.*a, b"):
         of_family(["a", "b"], ["gpt-*"])
     assert of_family(["GPT-4o", "llama"], ["gpt-*"]).tolist() == [True, False]
 

@@ -173,7 +173,7 @@ class TrainerConfig(OnDevice):
         default=0,
         ge=0,
         description="feed-forward networks map so many tokens at a time and compute them again in the backward pass,"
-        " for rows whose inner numbers do not fit (0 for all at once); mixtures of experts are left as they are, and"
+        " for rows whose inner numbers do not fit (0 for all at once); routed experts are left as they are, and"
         " compile goes without it",
     )
     balance_lengths: Annotated[bool, NO_INFLUENCE] = Field(

@@ -80,7 +80,7 @@ def test_labels_may_mix_texts_and_numbers(lmlab: Callable[..., Any], tmp_path: P
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"tokens": ["a", "b"], "labels": ["x"]}, "line 1: 2 tokens but 1 labels"),
+        ({"tokens": ["a", "b"], "labels": ["x"]}, "line 1: 2 tokens but 1 label"),
         ({"tokens": "a b", "labels": ["x"]}, "line 1: 'tokens' is not a list of texts"),
         ({"tokens": ["a"], "labels": "x"}, "line 1: 'labels' is not a list"),
         ({"tokens": [], "labels": []}, "line 1: 'tokens' is empty"),

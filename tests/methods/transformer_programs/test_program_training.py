@@ -451,7 +451,7 @@ def test_files_are_read_and_bad_rows_set_aside(tmp_path: Path, capsys: pytest.Ca
     }
     assert found.valid.unseen == {"never": 1} and len(found.train) == 20
     rejects = (tmp_path / "rejects.jsonl").read_text()
-    assert "line 21" in rejects and "1 tokens but 2 labels" in rejects and "'tokens' is empty" in rejects
+    assert "line 21" in rejects and "1 token but 2 labels" in rejects and "'tokens' is empty" in rejects
     assert "no place has a label" in rejects
     (tmp_path / "train.jsonl").write_text('{"tokens": ["<s>"], "labels": ["x"]}\n')
     with pytest.raises(UserError, match="line 1: '<s>' is a reserved mark"):

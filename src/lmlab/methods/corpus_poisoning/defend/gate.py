@@ -32,6 +32,7 @@ from lmlab.words import counted
 
 _FITTED = "fitted"  # beside the arrays of detectors, whose names hold a slash
 _TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
+_ROUNDING = 1e-5  # of a share: a text has other last digits alone than in a batch, and one lies at the threshold
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,13 @@ class AdmissionGate:
         """The verdict on each of many."""
         scores = self.scores(passages)
         worst, each = self._join(scores)
+        bound = self.threshold.value + _ROUNDING
         return [
             Verdict(
-                bool(worst[row] <= self.threshold.value),
+                bool(worst[row] <= bound),
                 float(worst[row]),
                 {name: float(values[row]) for name, values in scores.items()},
-                tuple(name for name, values in each.items() if values[row] > self.threshold.value),
+                tuple(name for name, values in each.items() if values[row] > bound),
             )
             for row in range(len(passages))
         ]
