@@ -41,11 +41,13 @@ def progress(label: str, total: float | None, unit: str, start: float = 0) -> It
         lines = _Lines(label, total, unit, start)
         over = threading.Event()
         # A daemon, so that it holds up no end of the process.
-        threading.Thread(target=lines.go_on, args=(over,), name="progress", daemon=True).start()
+        speaker = threading.Thread(target=lines.go_on, args=(over,), name="progress", daemon=True)
+        speaker.start()
         try:
             yield lines.advance
         finally:
             over.set()
+            speaker.join()  # else its line could come behind the last one
         lines.finish()
 
 
