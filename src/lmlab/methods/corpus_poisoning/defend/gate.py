@@ -88,7 +88,7 @@ class AdmissionGate:
         for name, detector in gate.detectors.items():
             detector.fit(fitting)
             gate._clean[name] = np.sort(detector.score(fitting))
-        gate.threshold = Threshold.at(gate.suspicion(calibration), rate)
+        gate.threshold = Threshold(Threshold.at(gate.suspicion(calibration), rate).value + _ROUNDING, rate)
         gate.rate = rate
         gate.fitted = np.unique(_digests(fitting.texts))
         return gate
@@ -140,13 +140,12 @@ class AdmissionGate:
         """The verdict on each of many."""
         scores = self.scores(passages)
         worst, each = self._join(scores)
-        bound = self.threshold.value + _ROUNDING
         return [
             Verdict(
-                bool(worst[row] <= bound),
+                bool(worst[row] <= self.threshold.value),
                 float(worst[row]),
                 {name: float(values[row]) for name, values in scores.items()},
-                tuple(name for name, values in each.items() if values[row] > bound),
+                tuple(name for name, values in each.items() if values[row] > self.threshold.value),
             )
             for row in range(len(passages))
         ]
