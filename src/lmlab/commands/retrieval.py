@@ -41,7 +41,6 @@ def encode(
     """Encode all documents and queries of a collection; what is there already is not made again."""
     from lmlab.retrieval import EmbeddingStore, load_encoder, read_corpus, read_queries
     from lmlab.retrieval.collections.read import collection_name, judged_queries
-    from lmlab.retrieval.store import collection_folder, encoder_folder
 
     data, made = collection.data, load_encoder(settings.encoder, **settings.arguments())
     corpus, queries = read_corpus(_file(data, "corpus")), read_queries(data)
@@ -49,9 +48,7 @@ def encode(
     for split, judged in judged_queries(data).items():  # where `search` and `evaluate` look for them
         asked = queries.only([id for id in queries.ids if id in judged])
         parts.append((f"query-{split}", "query", asked.ids, asked.texts))
-    folder = encoder_folder(settings.cache, made, settings.precision) / collection_folder(
-        collection_name(data), corpus.ids
-    )
+    folder = _folder(settings, made, collection_name(data), corpus.ids)
     if len(parts) == 1:
         parts.append(("query", "query", queries.ids, queries.texts))
     for name, kind, ids, texts in parts:
@@ -59,6 +56,13 @@ def encode(
             folder / name, made, ids, list(texts), kind, settings.precision, "float16" if half else "float32"
         )
         print(f"{store.meta['rows']:,} {kind} vectors of {store.meta['dim']} dimensions in {store.location}")
+
+
+def _folder(settings: EncoderConfig, encoder: AnyEncoder, name: str, ids: Sequence[str]) -> Path:
+    """Where the vectors of a collection are."""
+    from lmlab.retrieval.store import collection_folder, encoder_folder
+
+    return encoder_folder(settings.cache, encoder, settings.precision) / collection_folder(name, ids)
 
 
 def _file(root: str, part: str) -> str:
@@ -72,10 +76,8 @@ def stores(
 ) -> tuple[EmbeddingStore, EmbeddingStore]:
     """The vectors of documents and of queries, made where they are not there."""
     from lmlab.retrieval import EmbeddingStore
-    from lmlab.retrieval.store import collection_folder, encoder_folder
 
-    precision = settings.precision
-    cache = encoder_folder(settings.cache, encoder, precision) / collection_folder(data.name, data.corpus.ids)
+    precision, cache = settings.precision, _folder(settings, encoder, data.name, data.corpus.ids)
     documents = EmbeddingStore.build(
         cache / "document", encoder, data.corpus.ids, data.corpus.texts, "document", precision
     )

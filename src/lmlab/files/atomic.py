@@ -70,11 +70,11 @@ def require_writable(path: str | Path) -> None:
         temporary.unlink()
 
 
-def remove_leftovers(directory: str | Path) -> None:
+def remove_leftovers(directory: str | Path, nested: bool = True) -> None:
     """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be
-    writing there.
+    writing there. Without `nested` only those directly in it.
     """
-    for path in sorted(Path(directory).rglob(".*.tmp")):
+    for path in sorted(Path(directory).glob("**/.*.tmp" if nested else ".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file, file_system, is_url, parse_json, read_mapping, require_mapping, sha256_json
+from lmlab.files import (
+    atomic_file,
+    file_system,
+    is_url,
+    parse_json,
+    read_mapping,
+    remove_leftovers,
+    require_mapping,
+    sha256_json,
+)
 from lmlab.progress import progress
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Encoder, Kind
@@ -113,7 +122,8 @@ class EmbeddingStore:
             and _read(f"{place}/ids.txt") == listed
         ):
             return store  # nothing is written, so that readers and other builds of the same are not disturbed
-        _remove_drafts(place)
+        if not is_url(place):
+            remove_leftovers(place, nested=False)  # of a builder that was killed: who builds is alone here
         _write(f"{place}/meta.json", json.dumps({**store.meta, "complete": False}, indent=2).encode())
         _write(f"{place}/ids.txt", listed)
         with progress("encode", len(texts), "texts") as advance:
@@ -261,12 +271,6 @@ def _write(location: str, data: bytes) -> None:
     system, path = file_system(location)
     system.makedirs(path.rpartition("/")[0], exist_ok=True)
     system.pipe_file(path, data)
-
-
-def _remove_drafts(location: str) -> None:
-    """Remove what a builder that was killed was writing; who builds is alone here."""
-    for path in [] if is_url(location) else Path(location).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _remove_others(location: str, kept: set[str]) -> None:
