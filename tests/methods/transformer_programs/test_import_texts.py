@@ -40,6 +40,7 @@ class Text:
         self._tables()
         helper = "keys[: i + 1]" if self.wide else "keys[:i + 1]"
         seen = helper if program.autoregressive else "keys"
+        loop = "i, q in enumerate(queries)" if program.autoregressive else "q in queries"
         enums = len(program.embeddings.columns) if program.embeddings and self.enums else 0
         names = ", ".join(f"Emb{number}" for number in range(enums))
         head = [
@@ -55,7 +56,7 @@ class Text:
             "            scores[i][j] = True",
             "    return scores",
             "def select(keys, queries, predicate):",
-            f"    return [[predicate(q, k) for k in {seen}] for {'i, q in enumerate(queries)' * program.autoregressive or 'q in queries'}]",  # noqa: E501
+            f"    return [[predicate(q, k) for k in {seen}] for {loop}]",
             "def aggregate(attention, values):",
             "    return [[v for a, v in zip(attn, values) if a][0] for attn in attention]",
             "def aggregate_sum(attention, values):",

@@ -47,7 +47,7 @@ def answered(
 def _joined(asking: Asking, group: Sequence[Instance], room: int) -> Answered:
     """Question after question with its answer, as far as they fit."""
     ids: list[int] = []
-    counted: list[int] = []
+    places: list[int] = []
     for number, instance in enumerate(group):
         if number == 0:
             prompt = asking.ids(instance)
@@ -57,6 +57,6 @@ def _joined(asking: Asking, group: Sequence[Instance], room: int) -> Answered:
         if len(ids) + len(prompt) + len(answer) > room:
             break
         ids += prompt
-        counted += range(len(ids), len(ids) + len(answer))
+        places += range(len(ids), len(ids) + len(answer))
         ids += answer
-    return Answered(ids, counted)
+    return Answered(ids, places)

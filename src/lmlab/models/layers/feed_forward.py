@@ -80,26 +80,26 @@ class _Tiled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, run: Callable[[Tensor], Tensor], tile: int, x_MD: Tensor, *own: Tensor) -> Tensor:
-        ctx.run, ctx.tile, ctx.own = run, tile, own  # type: ignore[attr-defined]
+    def forward(ctx: Any, run: Callable[[Tensor], Tensor], tile: int, x_MD: Tensor, *own: Tensor) -> Tensor:
+        ctx.run, ctx.tile, ctx.own = run, tile, own
         kind = x_MD.device.type
-        ctx.cast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}  # type: ignore[attr-defined]
+        ctx.cast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
         ctx.save_for_backward(x_MD)
         return torch.cat([run(each) for each in x_MD.split(tile)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Any, ...]:
-        (x_MD,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        own, (_, _, needs_x, *needed) = ctx.own, ctx.needs_input_grad  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (x_MD,) = ctx.saved_tensors
+        own, (_, _, needs_x, *needed) = ctx.own, ctx.needs_input_grad
         asked = [each for each, needs in zip(own, needed, strict=True) if needs]
         sums = [torch.zeros_like(each) for each in asked]
         grad_MD = torch.empty_like(x_MD)
-        parts = zip(x_MD.split(ctx.tile), grad_outputs[0].split(ctx.tile), grad_MD.split(ctx.tile), strict=True)  # type: ignore[attr-defined]
+        parts = zip(x_MD.split(ctx.tile), grad_outputs[0].split(ctx.tile), grad_MD.split(ctx.tile), strict=True)
         for part, grad, place in parts:
             part = part.detach().requires_grad_()
-            with torch.enable_grad(), torch.autocast(x_MD.device.type, **ctx.cast):  # type: ignore[attr-defined]
-                out = ctx.run(part)  # type: ignore[attr-defined]
+            with torch.enable_grad(), torch.autocast(x_MD.device.type, **ctx.cast):
+                out = ctx.run(part)
             found = torch.autograd.grad(out, [part, *asked], grad)
             place.copy_(found[0])
             for total, each in zip(sums, found[1:], strict=True):
