@@ -81,6 +81,25 @@ def test_token_budgets_are_amounts(rows):
         Mixture({"web": rows["web"]}, {"web": MixtureSource()}, 400, 0)
 
 
+def test_shares_add_up_to_one_and_ratios_need_not(rows, tmp_path, lmlab):
+    with pytest.raises(UserError, match="the shares of web, code, books add up to 0.9, not to 1"):
+        _mixture(rows, 100, web=0.6, code=0.2, books=0.1)
+    with pytest.raises(UserError, match=r"add up to 1\.00001, not to 1"):
+        _mixture(rows, 100, web=0.6, code=0.40001)
+    with pytest.raises(ValueError, match="phase 1: the shares of web, code add up to 0.8"):
+        MixtureOrder(phases=(Phase(until=0.5, weights={"web": 1}), Phase(until=1.0, weights={"web": 0.4, "code": 0.4})))
+    thirds = _mixture(rows, 300, web=1 / 3, code=1 / 3, books=1 / 3)
+    assert {share.rows for share in thirds.plan()} == {100}
+    assert _mixture(rows, 300, web=2, code=0.5, books=0.5).plan()[0].rows == 200  # ratios, as one is no share
+    # a recipe says so before anything runs
+    stage = {"kind": "train", "seq_len": 8, "trainer": {"steps": 1, "batch_size": 1}, "tokenizer": "t"}
+    stage |= {"model": {"vocab_size": 9, "num_layers": 1, "d_model": 8, "num_heads": 1}}
+    stage["mixture"] = {"long": {"tokens": "a", "weight": 0.34}, "short": {"tokens": "b", "weight": 0.4}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "r", "stages": {"model": stage}}))
+    refused = lmlab("run", tmp_path / "recipe.yaml", "--dry-run")
+    assert refused.code == 2 and "mixture: the shares of long, short add up to 0.74, not to 1" in refused.err
+
+
 def test_sources_one_after_the_other_keep_their_order(rows):
     mixture = _mixture(rows, 100, MixtureOrder(order="sequential"), web=3, code=1)
     assert _sources(mixture) == ["web"] * 75 + ["code"] * 25

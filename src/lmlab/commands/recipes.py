@@ -93,6 +93,7 @@ def recipes(
     epilog=example(
         "lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books",
         "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer",
+        "lmlab tokenize data/prolong-64K --ids-of models/llama-3 --tokenizer models/mine --out runs/mine",
     )
 )
 @options(ReadingOptions, "fields")
@@ -111,6 +112,13 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)
     ] = None,
+    ids_of: Annotated[
+        Path | None,
+        typer.Option(
+            help="The sources are token ids, MDS or JSON lines with input_ids, that this tokenizer made.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -118,11 +126,16 @@ def tokenize(
 ) -> None:
     """Collect, deduplicate and tokenize your own text: the first stages of a recipe.
 
-    Shards are tokenized again, with all of their documents.
+    Token ids, such as shards and packed sequences, are tokenized again, with all of their documents.
     """
     from lmlab.data import KEEP_ALL, source_settings
+    from lmlab.runs import Vocabulary
 
-    chosen = [source_settings(path, fields.given()) for path in sources]
+    if ids_of is None:
+        chosen = [source_settings(path, fields.given()) for path in sources]
+    else:
+        made_by = str(Vocabulary.find(ids_of).path)
+        chosen = [{"kind": "tokenized", "path": path, "tokenizer": made_by} for path in sources]
     again = all(source["kind"] == "tokenized" for source in chosen)  # it was chosen from and split before
     stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": chosen, **(KEEP_ALL if again else {})}}
     if tokenizer is None:

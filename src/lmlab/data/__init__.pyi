@@ -6,7 +6,7 @@ from .collecting.collect import DROPPED_BY, KEEP_ALL, CollectConfig, collect
 from .collecting.decontamination import Contamination, Decontamination
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
-from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
+from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share, check_shares
 from .packing import GrowingRows, JoinedRows, PackedRows, Packing, RowSource, WindowSchedule, best_fit
 from .packs.account import PackAccount
 from .packs.config import PackConfig
@@ -109,6 +109,7 @@ __all__ = [
     "best_fit",
     "chat_template",
     "chat_tokenizer",
+    "check_shares",
     "choose_kind",
     "collect",
     "conversation_records",

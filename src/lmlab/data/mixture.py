@@ -8,6 +8,7 @@ had its share to within a row. Each is shuffled afresh in every epoch.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,11 +23,15 @@ from lmlab.errors import UserError
 _SOURCE_BITS = 40  # below, a count of up to 2**39 rows; above, up to 2**23 sources
 
 
+SHARES_TOLERANCE = 1e-6
+"""How far shares may be from adding up to 1."""
+
+
 class MixtureSource(Config):
     """One source's part.
 
     Attributes:
-        weight: its share, relative to those of the others.
+        weight: its share, relative to those of the others: shares that add up to 1, or numbers such as 2 and 1.
         token_budget: how many of its tokens are used, in place of a weight; all sources have one or the other, and the
             budgets add up to the training's length, to within 1 %.
         max_epochs: how often its text may be gone through; up to 4 times, repeated text is nearly as good as new
@@ -73,7 +78,27 @@ class MixtureOrder(Config):
             raise ValueError("the phases must end at rising shares of the training, the last at 1.")
         if ends and self.order == "sequential":
             raise ValueError("phases belong to the order shuffled.")
+        for number, phase in enumerate(self.phases):
+            check_shares(phase.weights, f"phase {number}: ")
         return self
+
+
+def check_shares(weights: Mapping[str, float | None], where: str = "") -> None:
+    """Refuse weights that look like shares, as all of several are below 1, and do not add up to 1: whoever leaves a
+    source out or mistypes a share would train on another mixture than the one that is written.
+
+    Raises:
+        ValueError: they do not; the message has their sum.
+    """
+    values = [value for value in weights.values() if value is not None]
+    if len(values) < 2 or any(value >= 1 for value in values):
+        return  # ratios, such as 2 and 1
+    total = math.fsum(values)
+    if abs(total - 1) > SHARES_TOLERANCE:
+        raise ValueError(
+            f"{where}the shares of {', '.join(weights)} add up to {total:.9g}, not to 1. Change them so that they do,"
+            " or write ratios, one of them at least 1 (2 and 1 for two thirds and one third)."
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ class Mixture:
 
     Raises:
         UserError: a source would be repeated too often, weights and budgets are mixed (the message names the source),
-            or budgets do not add up to the length of the training.
+            or shares do not add up to 1, or budgets to the length of the training.
     """
 
     def __init__(
@@ -242,6 +267,10 @@ def _weights(names: Sequence[str], sources: Sequence[MixtureSource], seq_len: in
         raise UserError(
             "mixture: some sources have a weight and others a token_budget.", "Give all of them the same kind."
         )
+    try:
+        check_shares(dict(zip(names, (source.weight for source in sources), strict=True)))
+    except ValueError as error:
+        raise UserError(f"mixture: {error}") from None
     return [value / sum(values) for value in values]
 
 

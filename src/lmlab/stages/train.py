@@ -25,6 +25,7 @@ from lmlab.data import (
     TokenizedCorpus,
     Tokenizer,
     WindowSchedule,
+    check_shares,
     is_packs,
 )
 from lmlab.distributed import world
@@ -145,6 +146,7 @@ class TrainConfig(Config):
     def _check(self) -> TrainConfig:
         if (self.tokens is None) == (not self.mixture):
             raise ValueError("give either tokens or mixture.")
+        check_shares({name: source.weight for name, source in self.mixture.items()}, "mixture: ")
         if self.model is None and self.start is None:
             raise ValueError("the key 'model' is required where there is no 'start'.")
         if self.model is not None and self.seq_len > self.model.max_seq_len:

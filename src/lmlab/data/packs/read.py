@@ -100,6 +100,27 @@ class TokenSource:
                     for number in range(len(shard)):
                         yield _document(shard[number], f"'{shard.path}', sample {number}")
 
+    def documents(self) -> Iterator[tuple[str, TokenDocument]]:
+        """All documents with where they stand, also those within samples that are packed already.
+
+        Raises:
+            UserError: a record is none, or its borders are none; the message says which.
+        """
+        if self.kind != "mds":
+            for number, document in enumerate(self, 1):
+                yield f"{self.place}:{number}", document
+            return
+        for folder, entry in self.entries:
+            shard = MDSShard(entry, folder)
+            for number in range(len(shard)):
+                row = shard[number]
+                where = f"{shard.path}:{number}"
+                whole = _document(row, f"'{shard.path}', sample {number}")
+                for part, (start, stop) in enumerate(_borders(row, len(whole.tokens), where)):
+                    mask = None if whole.mask is None else whole.mask[start:stop]
+                    name = f"{where}.{part}" if "indices" in row else where
+                    yield name, TokenDocument(whole.tokens[start:stop], whole.domain, mask)
+
     def _of_corpus(self) -> Iterator[TokenDocument]:
         for shard in self.corpus.shards:
             start = 0
@@ -107,6 +128,16 @@ class TokenSource:
                 mask = None if shard.mask is None else shard.mask[start:end]
                 yield TokenDocument(shard.tokens[start:end], self.corpus.domains[domain], mask)
                 start = end
+
+
+def _borders(row: dict[str, Any], size: int, where: str) -> list[tuple[int, int]]:
+    borders = np.asarray(row.get("indices", [[0, size]]))
+    if borders.ndim != 2 or borders.shape[1] != 2 or borders.dtype.kind not in "iu":
+        raise DamagedError(where, "indices is no list of pairs")
+    steps = borders.astype(np.int64).ravel()
+    if steps.size and (steps[0] < 0 or (np.diff(steps) < 0).any() or steps[-1] > size):
+        raise DamagedError(where, f"indices do not rise from 0 to its {size} tokens")
+    return [(int(start), int(stop)) for start, stop in borders]
 
 
 def _document(row: dict[str, Any], where: str) -> TokenDocument:

@@ -36,10 +36,13 @@ class MDSSource(RecordSource):
         for entry in mds_entries(path):
             shard = f"{folder}/{entry['raw_data']['basename']}"
             if columns is not None and self.text_field.split(".")[0] not in entry["column_names"]:
+                ids = "input_ids" in entry["column_names"]
                 raise UserError(
                     f"'{shard}' has no column '{self.text_field}'; its columns are"
                     f" {', '.join(map(str, entry['column_names']))}.",
-                    "Name one with text_field.",
+                    "Token ids are read by the kind tokenized, with the tokenizer that made them (--ids-of)."
+                    if ids
+                    else "Name one with text_field.",
                 )
             yield from self._reading(shard, lambda entry=entry: self._samples(entry, folder))  # type: ignore[misc]
 
