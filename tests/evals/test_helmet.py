@@ -301,3 +301,56 @@ def test_what_a_judge_says_enters_the_suites(tmp_path, data, tokenizer, lmlab):
     after = json.loads((tmp_path / "out" / "helmet.json").read_text())
     assert all(0 <= value <= 100 for value in after["tasks"].values())
     assert set(after["suites"]) == {"helmet_longqa__512", "helmet_summ__512", "helmet_all__512"}
+
+
+JUDGE = [
+    {"match": "Assess only whether its text can be read", "text": "FLUENCY:\nfine\nGRADE: 1/1"},
+    {"match": "Assess an answer by the expected answers", "text": "CORRECTNESS:\nnearly\nGRADE: 2/3"},
+    {"text": "VERDICT: met"},
+]
+
+
+def test_what_a_judge_says_is_written_as_helmets_own_judge_writes_it(tmp_path, data, tokenizer, lmlab):
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model", 1024)
+    row = {"context": TEXT, "question": "Who jumps?", "answer": ["the fox", "a fox"]}
+    (data / "one.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {"datasets": "narrativeqa_300,infbench_sum_eng_300", "input_max_length": 512}
+    changes |= {"generation_max_length": 8, "test_files": "data/one.jsonl", "demo_files": ""}
+    out = tmp_path / "out"
+    how = ("--data", data, "--config", _config(tmp_path, **changes), "--out", out, "--precision", "fp32")
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    assert not list(out.glob("*gpt4eval*"))
+    (plain,) = out.glob("narrativeqa_300*_42.json")
+    (answered,) = json.loads(plain.read_text())["data"]
+    assert (answered["question"], answered["answer"]) == ("Who jumps?", ["the fox", "a fox"])  # its judge reads these
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps(line) + "\n" for line in JUDGE))
+    for name, task in (("narrativeqa_300", "answer"), ("infbench_sum_eng_300", "summ")):
+        judge = ("--task", task, "--judge", "mock:script", "--replies", script)
+        judged = lmlab("long", "judge", out / f"{name}-512", *judge)
+        assert judged.code == 0, judged.err
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    (answers,) = out.glob("narrativeqa_300*_42-gpt4eval_o.json")
+    found = json.loads(answers.read_text())
+    means = json.loads((out / "helmet.json").read_text())["tasks"]
+    # HELMET's collector multiplies these by 100/3, and by 100
+    assert found["averaged_metrics"]["gpt-4-score"] * 100 / 3 == pytest.approx(means["helmet_narrativeqa__512"])
+    assert found["args"]["judge"].startswith("mock:script") and found["averaged_metrics"]["rougeL_f1"] is not None
+    grades = found["data"][0]["gpt-4-scores"]
+    assert grades in ({"fluency": 1.0, "correctness": 2.0}, {"fluency": 0.0, "correctness": 0.0})  # empty: nothing
+    (summaries,) = out.glob("infbench_sum*-gpt4eval_o.json")
+    summed = json.loads(summaries.read_text())["averaged_metrics"]
+    assert {"gpt-4-recall", "gpt-4-precision", "gpt-4-fluency", "gpt-4-f1"} <= set(summed)
+    assert summed["gpt-4-f1"] * 100 == pytest.approx(means["helmet_infbench_sum_eng__512"])
+    assert read_helmet_results(out).tasks == pytest.approx(means)
+    # what HELMET's own judge has written stays, and counts where ours has not spoken
+    theirs = {"args": {"datasets": "narrativeqa_300", "input_max_length": 512, "model_name_or_path": "m"}}
+    theirs |= {"data": [], "averaged_metrics": {"gpt-4-score": 1.5}}
+    answers.write_text(json.dumps(theirs))
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    assert json.loads(answers.read_text()) == theirs
+    (out / "narrativeqa_300-512" / "judged.json").unlink()
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    assert json.loads((out / "helmet.json").read_text())["tasks"]["helmet_narrativeqa__512"] == 50

@@ -34,7 +34,8 @@ from lmlab.evals.long.texts import passages
 from lmlab.evals.tasks import olmes
 from lmlab.files import read_json
 from lmlab.judging.offline.nli import OnnxNli
-from lmlab.methods.prolong.citations import borne_out, most_pairs, statements_of
+from lmlab.methods.prolong import citations
+from lmlab.methods.prolong.citations import borne_out, kept_decisions, most_pairs, statements_of
 from lmlab.methods.prolong.evaluate import reached_by, read_judged
 from lmlab.methods.prolong.judged import judged_score
 from lmlab.models import ModelConfig, Transformer, save_pretrained
@@ -238,17 +239,36 @@ def test_answers_with_citations_are_judged_by_a_classifier_or_who_is_asked(cited
     assert cell["recall"] == cell["precision"] == pytest.approx(2 / 3) and cell["graded"] == 3
     assert cell["score"] == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 3)  # two of three answers name the sun
 
-    class Classifier(OnnxNli):
-        def __init__(self):
-            self.support, self.fingerprint = 0, {}
-
-        def entails(self, pairs):
-            return _decide(pairs)
-
-    monkeypatch.setattr(OnnxNli, "load", lambda place: Classifier())
+    monkeypatch.setattr(OnnxNli, "load", lambda place: _Classifier())
     assert lmlab("long", "judge", out, *how, "onnx-nli:x").code == 0
     by_classifier = read_json(out / "judged.json")["tasks"]["alce_asqa"]["900"]
     assert (by_classifier["recall"], by_classifier["precision"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+class _Classifier(OnnxNli):
+    def __init__(self, file="one", most=99):
+        self.support, self.fingerprint, self.most, self.asked = 0, {"file": file}, most, []
+
+    def entails(self, pairs):
+        if len(self.asked) + len(pairs) > self.most:
+            raise KeyboardInterrupt
+        self.asked += pairs
+        return _decide(pairs)
+
+
+def test_decisions_of_a_classifier_are_kept_and_go_on_where_they_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(citations, "_AT_ONCE", 2)
+    pairs = [(text, "The sun shines.") for text in ("The sun shines.", "wet", "The sun shines. wet", "moon", "a")]
+    stopped = _Classifier(most=4)
+    with pytest.raises(KeyboardInterrupt):
+        kept_decisions(stopped, pairs, tmp_path, lambda count: None)
+    assert stopped.asked == pairs[:4]
+    again, told = _Classifier(), []
+    assert kept_decisions(again, pairs, tmp_path, told.append) == _decide(pairs)
+    assert again.asked == pairs[4:] and told == [4, 1]
+    assert kept_decisions(again, pairs, tmp_path, told.append) == _decide(pairs) and again.asked == pairs[4:]
+    other = _Classifier("another")  # which has decisions of its own
+    assert kept_decisions(other, pairs[:1], tmp_path, told.append) == [True] and other.asked == pairs[:1]
 
 
 def test_a_figure_of_a_part_of_a_set_is_none_of_the_set(cited, capsys):

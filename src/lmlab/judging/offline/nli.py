@@ -82,9 +82,9 @@ class OnnxNli:
         except Exception as error:  # the library has a type for each way in which a file is not one
             raise UserError(f"'{files[0]}' cannot be loaded: {next(iter(str(error).splitlines()), '')}.") from None
         numbered = {int(key): str(name) for key, name in labels.items()}
-        return cls(
-            session, Tokenizer.from_file(str(folder / "tokenizer.json")), numbered, str(content_digest(str(files[0])))
-        )
+        words = folder / "tokenizer.json"  # the same graph reads other texts by another one
+        identity = "-".join(str(content_digest(str(each))) for each in (files[0], words))
+        return cls(session, Tokenizer.from_file(str(words)), numbered, identity)
 
     def score(self, items: Sequence[AnswerItem]) -> list[list[float]]:
         """From -1 (contradicted) to 1 (supported) a key point."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmlab.errors import UserError
 from lmlab.evals.long import metrics
-from lmlab.evals.rows import Row
+from lmlab.evals.rows import Row, RowFile
+from lmlab.files import sha256_json
 from lmlab.judging import AnswerItem, AnswerJudge
 from lmlab.judging.offline.nli import OnnxNli
 from lmlab.judging.offline.scorers import PointJudge
@@ -26,6 +29,8 @@ Pair = tuple[str, str]
 Decide = Callable[[Sequence[Pair]], Sequence[bool | None]]
 """Which claims are borne out; None where that could not be found."""
 
+DECISIONS = "decisions.jsonl"
+_AT_ONCE = 16  # pairs between two times that decisions are written
 _MOST = 3  # documents of a statement that count, the first ones, as in HELMET
 _SHORTEST = 5  # characters of a statement: "1." is none
 _STOP_BEFORE_MARKS = re.compile(r"([.!?]+)\s*((?:\s*\[[\d,; ]+\])+)")
@@ -158,6 +163,31 @@ def classifier_of(judge: AnswerJudge) -> OnnxNli:
             "Citations need a classifier of entailment of your own (--judge onnx-nli:FILE) or a model that is asked.",
         )
     return scorer
+
+
+def kept_decisions(
+    classifier: OnnxNli, pairs: Sequence[Pair], place: Path, advance: Callable[[int], None]
+) -> list[bool]:
+    """Whether each text bears out its claim, by a classifier whose decisions are kept in `place`: what it has decided
+    before, on the same files, is not decided again.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    file = RowFile(place / DECISIONS)
+    ids = [sha256_json([classifier.fingerprint, *pair]) for pair in pairs]
+    known = {id: bool(row["borne_out"]) for id, row in file.done().items()}
+    missing = {id: pair for id, pair in zip(ids, pairs, strict=True) if id not in known}
+    advance(len(pairs) - len(missing))
+    todo = list(missing.items())
+    with closing(file):
+        for start in range(0, len(todo), _AT_ONCE):
+            some = todo[start : start + _AT_ONCE]
+            for (id, _), held in zip(some, classifier.entails([pair for _, pair in some]), strict=True):
+                file.append({"id": id, "borne_out": held})
+                known[id] = held
+            advance(len(some))
+    return [known[id] for id in ids]
 
 
 def pair_item(pair: Pair) -> AnswerItem:

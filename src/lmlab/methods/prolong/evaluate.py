@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from lmlab.evals.long import (
     write_instances,
 )
 from lmlab.evals.long.helmet.families import FAMILIES, family_of
-from lmlab.evals.long.helmet.results import SUMMARY
+from lmlab.evals.long.helmet.results import SUMMARY, judged_by_helmet, write_judged
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.models import weights_fingerprint
 from lmlab.progress import console
@@ -179,9 +180,24 @@ def evaluate_helmet(
         judged = read_judged(place)
         path = write_helmet_results(directory, each, read_suite_rows(place), model, _citation_figures(each, judged))
         found[path.name] = read_mapping(path.with_name(f"{path.name}.score"))
-        reached.append(reached_by(each, found[path.name], judged))
+        _tell_judgment(path, each, place, judged)
+        figure = reached_by(each, found[path.name], judged)
+        if figure.judged and figure.value is None:  # HELMET's own judge may have read our files
+            figure = replace(figure, value=judged_by_helmet(path))
+        reached.append(figure)
     write_json(directory / SUITES, {"tasks": scores(reached), "suites": suites(reached)})
     return found
+
+
+def _tell_judgment(path: Path, found: HelmetSet, place: Path, cell: Mapping[str, Any] | None) -> None:
+    """Write what a judge said of all answers of a set in HELMET's own layout, where it says what HELMET's judge says: a
+    judge that is not asked in words tells no fluency.
+    """
+    if FAMILIES[family_of(found.name)].judge is None or cell is None or cell.get("fluency") is None:
+        return
+    if cell["graded"] == cell["n"]:
+        judged = read_mapping(place / JUDGED)
+        write_judged(path, judged["judged"]["fluency"]["judge"], judged["rows"], cell["score"])
 
 
 def read_judged(place: Path) -> dict[str, Any] | None:

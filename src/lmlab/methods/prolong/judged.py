@@ -29,7 +29,15 @@ from lmlab.judging import AnswerItem, AnswerJudge, AnswerJudgeConfig, counted, m
 from lmlab.judging.answers.grades import GRADED
 from lmlab.judging.answers.rows import REPLIES
 from lmlab.judging.offline.sentences import sentences
-from lmlab.methods.prolong.citations import Pair, borne_out, classifier_of, most_pairs, pair_item, statements_of
+from lmlab.methods.prolong.citations import (
+    Pair,
+    borne_out,
+    classifier_of,
+    kept_decisions,
+    most_pairs,
+    pair_item,
+    statements_of,
+)
 from lmlab.methods.prolong.evaluate import JUDGED
 from lmlab.progress import progress
 
@@ -164,10 +172,8 @@ class _Deciding:
     def __call__(self, pairs: Sequence[Pair]) -> list[bool | None]:
         with progress("citations", len(pairs), "decisions") as advance:
             if self.classifier is not None:
-                found = self.classifier.entails(pairs)
                 self.rows += [{"status": "ok"}] * len(pairs)
-                advance(len(pairs))
-                return list(found)
+                return list(kept_decisions(self.classifier, pairs, self.place, advance))
             rows = run_judge(self.judge, [pair_item(pair) for pair in pairs], self.place, self.new_run, advance)
         self.rows += rows
         shares = [_share_of(self.judge, row) for row in rows]

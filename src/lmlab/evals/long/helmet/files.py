@@ -238,7 +238,13 @@ def write_helmet_results(
         {
             "args": {"model_name_or_path": model, "datasets": found.name, "input_max_length": found.length},
             "data": [
-                {"id": row["id"], "output": row["output"], "answer": row["answer"], "depth": row["depth"]}
+                {
+                    "id": row["id"],
+                    "question": str(row.get("question", "")).removeprefix("Question: "),
+                    "output": row["output"],
+                    "answer": row.get("answers") or [row["answer"]],  # a list, from which HELMET's judges read
+                    "depth": row["depth"],
+                }
                 | {names.get(metric, metric): value for metric, value in row["figures"].items()}
                 for row in rows
             ],

@@ -1,4 +1,6 @@
-"""Results in HELMET's layout, read: those that HELMET itself has written, and ours."""
+"""Results in HELMET's layout, read: those that HELMET itself has written, and ours; and what a judge says, written as
+HELMET's judges do.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 from lmlab.errors import UserError
 from lmlab.evals.long.helmet.families import FAMILIES, family_of
 from lmlab.evals.long.helmet.names import Reached, scores, suites, task_name
-from lmlab.files import read_json, read_mapping
+from lmlab.files import read_json, read_mapping, write_json
 
 SUMMARY = "helmet.json"
 """What `lmlab long helmet` writes beside HELMET's own files."""
@@ -19,6 +21,7 @@ _JUDGED = "-gpt4eval_o.json"  # what HELMET's judge makes of NAME.json
 _SCORE = ".score"  # and NAME.json before it: the figures alone, of ALCE those of its own evaluation too
 _JUDGES = {"gpt-4-score": 100 / 3, "gpt-4-f1": 100.0}
 """Figures of HELMET's judges, and what brings them to 0 to 100."""
+_CORRECT = 3  # the most that HELMET's judge gives for correctness
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,66 @@ class HelmetResults:
     model: str
     tasks: Mapping[str, float | None]
     suites: Mapping[str, float]
+
+
+def judged_path(path: Path) -> Path:
+    """Where HELMET's judge of `NAME.json` writes."""
+    return path.with_name(f"{path.stem}{_JUDGED}")
+
+
+def judged_by_helmet(path: Path) -> float | None:
+    """The figure, 0 to 100, that HELMET's own judge has given `NAME.json`; None where it has not.
+
+    Raises:
+        UserError: its file is none of HELMET's.
+    """
+    place = judged_path(path)
+    data = read_mapping(place) if place.exists() else {}
+    if not data or _is_ours(data):
+        return None
+    (name, size), _, figures = _read(place, data)
+    return _reached(name, size, figures).value
+
+
+def write_judged(path: Path, judge: str, grades: Mapping[str, Mapping[str, float | None]], score: float) -> Path | None:
+    """Write what a judge made of the answers in `NAME.json` as HELMET's own judge does, so that its collector and other
+    readers find it; returns None, and writes nothing, where HELMET's judge has written there.
+
+    Arguments:
+        judge: who graded; HELMET's file does not say it, as there is one judge alone.
+        grades: of each answer by its id: `fluency` with `correctness`, or with `recall` and `precision`, 0 to 1.
+        score: of the whole set, 0 to 1.
+    """
+    place = judged_path(path)
+    if place.exists() and not _is_ours(read_mapping(place)):
+        return None
+    found = read_mapping(path)
+    found["args"] = {**found["args"], "judge": judge}
+    summaries = any("recall" in grade for grade in grades.values())
+    for row in found["data"]:
+        row["gpt-4-scores"] = _grades_of_helmet(grades[row["id"]], summaries)
+    if summaries:
+        rows = [row["gpt-4-scores"] for row in found["data"]]
+        parts = {name: sum(row[name] for row in rows) / len(rows) for name in ("recall", "precision", "fluency")}
+        figures = {f"gpt-4-{name}": value for name, value in parts.items()} | {"gpt-4-f1": score}
+    else:
+        figures = {"gpt-4-score": _CORRECT * score}
+    found["averaged_metrics"] = {**found["averaged_metrics"], **figures}
+    write_json(place, found)
+    return place
+
+
+def _grades_of_helmet(grade: Mapping[str, float | None], summary: bool) -> dict[str, float]:
+    fluency = grade["fluency"] or 0.0
+    if not summary:  # an answer that is not fluent is worth 0, however right
+        return {"fluency": fluency, "correctness": _CORRECT * (grade["correctness"] or 0.0)}
+    recall, precision = grade["recall"] or 0.0, grade["precision"] or 0.0
+    f1 = fluency * 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+    return {"fluency": fluency, "recall": recall, "precision": precision, "f1": f1}
+
+
+def _is_ours(data: Mapping[str, Any]) -> bool:
+    return "judge" in data.get("args", {})
 
 
 def holds_helmet_results(place: str | Path) -> bool:
