@@ -25,6 +25,7 @@ from lmlab.methods.swebench.building.mutations import KINDS, mutants
 from lmlab.methods.swebench.building.synthesize import synthesize
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.inference import ranking
 from lmlab.methods.swebench.inference.agent import run_agent
 from lmlab.methods.swebench.inference.contexts import approximate_tokens, collapsed, make_context
 from lmlab.methods.swebench.inference.infer import infer, prompts_of
@@ -151,6 +152,20 @@ def test_vectors_find_the_part_of_a_file_and_fusion_finds_both(tmp_path: Path) -
     assert fused[0] == "long.py" and set(fused) == set(files)
     best = Ranker("hybrid", encoder).chunks(files, "sum")[0]
     assert (best.path, best.text.strip().split("\n")[0]) == ("long.py", "def g():")
+
+
+def test_a_ranker_forgets_the_vectors_of_trees_that_it_saw_long_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "_MOST_VECTORS", 3)
+    ranker = Ranker("dense", _encoder(tmp_path / "encoder"))
+    trees = [{f"{tree}{number}.py": "sum\n" for number in range(2)} for tree in "abc"]
+    for files in (*trees, trees[0]):
+        fresh = Ranker("dense", ranker.encoder).files(files, "sum")
+        assert ranker.files(files, "sum") == fresh and len(fresh) == 2
+        assert len(ranker._vectors) <= 3
+    many = {f"{number}.py": "sum\n" for number in range(5)}  # one tree alone has more
+    assert len(ranker.files(many, "sum")) == 5 and len(ranker._vectors) == 3
 
 
 def test_contexts_of_symbols_and_of_others(built: Instance, judge: Judge, tmp_path: Path) -> None:

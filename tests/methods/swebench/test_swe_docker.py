@@ -10,6 +10,7 @@ import pytest
 from swe_parts import BASE, FIXED, write_tree
 
 from docker_parts import FakeDocker, fake_docker
+from lmlab.errors import UserError
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.environment import EnvironmentFailure, Environments, EnvironmentSpec, dockerfile
 from lmlab.methods.swebench.harness.judge import Judge
@@ -19,6 +20,7 @@ from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.answers import diff_of
+from lmlab.methods.swebench.patches.split import directives
 from lmlab.sandbox import docker
 from lmlab.sandbox.docker import Docker
 
@@ -95,6 +97,24 @@ def test_a_script_is_what_it_does_besides_git(lite: dict[str, Instance]) -> None
     assert found[-3].startswith("./tests/runtests.py") and found[-2] == "lmlab_status=$?"
     assert "python -m pip install -e ." in found and "conda activate testbed" in found
     assert not any("git" in line or "{test_patch}" in line or ">>>>>" in line or "EOF" in line for line in found)
+
+
+def test_all_tests_of_a_published_instance_are_its_command_without_its_own_tests(lite: dict[str, Instance]) -> None:
+    for instance in lite.values():
+        (line,) = {each for each in instance.eval_script.splitlines() if each.startswith("git checkout ")}
+        changed = "".join(
+            f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-a\n+b\n"
+            for path in line.split()[3:]
+        )
+        own = replace(instance, test_patch=changed, extra={})
+        narrow, whole = command_of(own)[-1], command_of(own, whole=True)[-1]
+        names = directives(changed, own.repo)
+        (first,) = (each for each in narrow.splitlines() if names[0] in each.split())
+        (second,) = set(whole.splitlines()) - set(narrow.splitlines())
+        assert second.split() == [word for word in first.split() if word not in names] and names
+        assert len(narrow.splitlines()) == len(whole.splitlines())
+    with pytest.raises(UserError, match="does not name its tests as the test patch does"):
+        script_of_tests(instance.eval_script, ["tests/elsewhere.py"])
 
 
 def test_a_written_script_restores_its_tests_and_nothing_else(built: Instance, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, unpack
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.instance import Instance
-from lmlab.methods.swebench.instances.load import load_instances
+from lmlab.methods.swebench.instances.load import load_instances, write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction
 from lmlab.methods.swebench.instances.task_repository import check_instance, write_task_repository
 from lmlab.methods.swebench.patches.answers import diff_of
@@ -99,6 +100,58 @@ def test_tasks_of_harbor_reward_the_solution_and_come_back_as_they_were(
     (task / "tests" / "instance.json").unlink()
     with pytest.raises(UserError, match="was not written by"):
         list(read_harbor(tmp_path / "tasks", trees))
+
+
+def test_hidden_programs_stay_programs_in_tasks_of_harbor(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    program = "diff --git a/tests/run.sh b/tests/run.sh\nnew file mode 100755\n--- /dev/null\n+++ b/tests/run.sh\n"
+    instance = replace(built, test_patch=f"{built.test_patch}{program}@@ -0,0 +1 @@\n+echo run\n")
+    (name,) = write_harbor(tmp_path / "tasks", [instance], judge)
+    _reward(tmp_path / "tasks" / name, judge, instance, True, tmp_path / "run")
+    modes = {
+        path: os.stat(tmp_path / "run" / "testbed" / path).st_mode & 0o777
+        for path in ("tests/run.sh", "tests/test_calc.py")
+    }
+    assert modes == {"tests/run.sh": 0o755, "tests/test_calc.py": 0o644}
+
+
+def test_a_task_repository_brings_its_trees_along_and_back(
+    lmlab: Callable[..., Any], judge: Judge, built: Instance, tmp_path: Path
+) -> None:
+    write_instances(tmp_path / "own" / "instances.jsonl", [built])
+    shutil.copytree(judge.workspaces.trees.folder, tmp_path / "own" / "trees")
+    out = lmlab("swe", "export", "swebench", "-i", tmp_path / "own" / "instances.jsonl", "-o", tmp_path / "tasks")
+    assert out.code == 0, out.err
+    back = lmlab("swe", "import", "swebench", tmp_path / "tasks", "-o", tmp_path / "back")
+    assert back.code == 0 and "1 instance:" in back.out and "not at hand" not in back.out, back.err
+    assert [each.name for each in (tmp_path / "back" / "trees").iterdir()] == [f"{built.extra['base_tree']}.tar.gz"]
+    common = ("-p", "gold", "--timeout-s", "60", "--cache", tmp_path / "cache", "-o", tmp_path / "out")
+    done = lmlab("swe", "eval", "-i", tmp_path / "back" / "instances.jsonl", *common)
+    assert done.code == 0 and "1/1 resolved" in done.out, done.out + done.err
+
+
+def test_what_an_import_cannot_bring_along_is_said(
+    lmlab: Callable[..., Any], judge: Judge, built: Instance, tmp_path: Path
+) -> None:
+    (tmp_path / "clones" / "owner__calc").mkdir(parents=True)
+    clone = tmp_path / "clones" / "owner__calc"
+    judge.workspaces.trees.unpack(built.extra["base_tree"], clone)
+    commit_tree(clone)
+    commit = git(clone, "rev-parse", "HEAD").decode().strip()
+    extra = {key: value for key, value in built.extra.items() if key != "base_tree"}
+    by_commit = replace(built, instance_id="by-commit", repo="owner/calc", base_commit=commit, extra=extra)
+    in_image = replace(with_script(by_commit), instance_id="in-image", extra={})
+    write_instances(tmp_path / "rows.jsonl", [by_commit, in_image])
+    asked = ("swe", "import", "swebench", tmp_path / "rows.jsonl", "--cache", tmp_path / "cache")
+    blind = lmlab(*asked, "-o", tmp_path / "one")
+    assert "1 tree is not at hand. Name a folder with clones: --repositories" in blind.out, blind.err
+    assert "1 tree is left in images" in blind.out
+    seeing = lmlab(*asked, "-o", tmp_path / "two", "--repositories", tmp_path / "clones")
+    assert seeing.code == 0 and "not at hand" not in seeing.out, seeing.err
+    rows = {each.instance_id: each for each in load_instances(tmp_path / "two" / "instances.jsonl")}
+    assert (
+        rows["by-commit"].extra["base_tree"] == built.extra["base_tree"] and "base_tree" not in rows["in-image"].extra
+    )
+    assert (tmp_path / "two" / "trees" / f"{built.extra['base_tree']}.tar.gz").is_file()
 
 
 def _toml(path: Path) -> dict[str, Any]:

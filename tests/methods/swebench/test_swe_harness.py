@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swe_parts import BASE, FIXED
+from swe_parts import BASE, FIXED, write_tree
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
@@ -25,9 +25,10 @@ from lmlab.methods.swebench.grading.regrading import report_of_logs
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
+from lmlab.methods.swebench.harness.control_files import reached
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
-from lmlab.methods.swebench.harness.evaluate import _on_ray, evaluate, overlap, result_key
-from lmlab.methods.swebench.harness.judge import Judge, Memory, _reached
+from lmlab.methods.swebench.harness.evaluate import _Job, _on_ray, evaluate, overlap, result_key
+from lmlab.methods.swebench.harness.judge import Judge, Memory
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
 from lmlab.methods.swebench.harness.workspaces.applying import Applied
@@ -568,7 +569,7 @@ def test_only_tests_that_can_be_reached_are_controlled(tmp_path: Path) -> None:
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    assert set(files) - set(_reached(tmp_path, ["tests/test_a.py"], sorted(files))) == {"tests/test_other.py"}
+    assert set(files) - set(reached(tmp_path, ["tests/test_a.py"], sorted(files))) == {"tests/test_other.py"}
 
 
 def test_what_a_killed_run_has_left_of_a_tree_goes(judge: Judge, built: Instance, tmp_path: Path) -> None:
@@ -583,12 +584,20 @@ def test_what_a_killed_run_has_left_of_a_tree_goes(judge: Judge, built: Instance
 def test_a_cluster_judges_as_this_machine_does(judge: Judge, built: Instance, tmp_path: Path) -> None:
     import pickle
 
-    job = (judge, built, built.patch, result_key(judge, built, built.patch), tmp_path / "far", True)
-    far = _on_ray(pickle.loads(pickle.dumps(job)))  # noqa: S301 - as it goes to another machine
+    job = _Job(judge, built, built.patch, result_key(judge, built, built.patch), tmp_path / "far", True)
+    mark = tmp_path / "far" / "mark"
+    unseen = _on_ray((job, mark))
+    assert unseen.status == "infra" and f"does not see the folder '{tmp_path / 'far'}'" in unseen.reason
+    write_tree(tmp_path / "far", {"mark": ""})
+    blind = replace(judge, workspaces=Workspaces(tmp_path / "cache", TreeStore(tmp_path / "no-trees")))
+    unseen = _on_ray((replace(job, judge=blind), mark))
+    assert f"does not see the folder '{tmp_path / 'no-trees'}'" in unseen.reason
+    far = _on_ray(pickle.loads(pickle.dumps((job, mark))))  # noqa: S301 - as it goes to another machine
     assert far.status == "resolved"
     pytest.importorskip("ray", reason="ray is not installed")
     done = evaluate([built], _predictions(built, _HALF), judge, tmp_path / "out", "run", backend="ray")
     assert done.results[built.instance_id].status == "unresolved"
+    assert not list((tmp_path / "out").glob(".seen-*"))
 
 
 def _run(name: str, rows: Mapping[str, tuple[str, str]]) -> dict[str, Any]:

@@ -29,11 +29,11 @@ def export(
 ) -> None:
     """Write instances for other harnesses: task folders with images, tests and solution, or an environment."""
     from lmlab.methods.swebench.exchange.harbor import write_harbor, write_readme
-    from lmlab.methods.swebench.exchange.tasks import with_script
+    from lmlab.methods.swebench.exchange.tasks import copy_trees, with_script
     from lmlab.methods.swebench.exchange.verifiers import write_verifiers
     from lmlab.methods.swebench.harness.environment import Environments
     from lmlab.methods.swebench.harness.judge import Judge
-    from lmlab.methods.swebench.harness.open import cache_of, open_workspaces, trees_beside
+    from lmlab.methods.swebench.harness.open import TREES, cache_of, open_workspaces, trees_beside
     from lmlab.methods.swebench.instances.load import load_chosen
     from lmlab.methods.swebench.instances.task_repository import write_task_repository
     from lmlab.sandbox import Limits
@@ -43,6 +43,7 @@ def export(
     workspaces = open_workspaces(settings, trees_beside(chosen.instances))
     if form == "swebench":
         write_task_repository(out, [with_script(each) for each in found], name)
+        copy_trees(found, workspaces, out / TREES)
     elif form == "verifiers":
         write_verifiers(out, found, workspaces, shown, name, settings.timeout_s)
     else:
@@ -60,24 +61,42 @@ export_help = example(
 )
 
 
+@options(SandboxConfig, only=("cache", "repositories"))
 def import_(
     form: Annotated[
         Literal["harbor", "swebench"], typer.Argument(help="harbor (tasks that `export` wrote) or swebench.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder with the tasks.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with the tasks; for swebench also a file of instances or a known name.")
+    ],
+    settings: SandboxConfig,
     out: Folder = Path("benchmark"),
 ) -> None:
-    """Read instances back from the form of another harness: instances.jsonl, with their trees."""
+    """Read instances of another harness: instances.jsonl, with their trees where these are at hand: in the folder (what
+    `export` wrote), or in --repositories. Published instances keep theirs in their images."""
     from lmlab.methods.swebench.exchange.harbor import read_harbor
-    from lmlab.methods.swebench.harness.open import TREES
+    from lmlab.methods.swebench.exchange.tasks import bring_trees
+    from lmlab.methods.swebench.harness.open import TREES, open_workspaces, trees_beside
     from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
     from lmlab.methods.swebench.instances.load import load_instances, write_instances
+    from lmlab.words import counted
 
-    of_harbor = form == "harbor"
-    found = list(read_harbor(folder, TreeStore(out / TREES))) if of_harbor else load_instances(str(folder))
+    counts: dict[str, int] = {}
+    if form == "harbor":
+        found = list(read_harbor(folder, TreeStore(out / TREES)))
+    else:
+        beside = TreeStore(trees_beside(folder))
+        found, counts = bring_trees(load_instances(str(folder)), beside, open_workspaces(settings, out / TREES))
     path = out / "instances.jsonl"
     write_instances(path, found)
-    print(f"{len(found)} instances: {path}")
+    print(f"{counted(len(found), 'instances')}: {path}")
+    if counts.get("image"):
+        print(f"{counted(counts['image'], 'trees are')} left in images, where `eval --executor docker` runs the tests.")
+    if counts.get("missing"):
+        print(f"{counted(counts['missing'], 'trees are')} not at hand. Name a folder with clones: --repositories")
 
 
-import_help = example("lmlab swe import harbor tasks/ --out benchmark")
+import_help = example(
+    "lmlab swe import harbor tasks/ --out benchmark",
+    "lmlab swe import swebench exported/ --repositories clones/ --out benchmark",
+)

@@ -20,7 +20,7 @@ from lmlab.methods.swebench.harness.environment import EnvironmentSpec, dockerfi
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import command_of, files_of
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
-from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.workspace import HiddenTests, Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 
 _ROW, _TREE, _PATCH = "tests/instance.json", "environment/tree.tar.gz", "solution/gold.patch"
@@ -49,6 +49,7 @@ for path, text in told["written"].items():
     os.makedirs(os.path.dirname(place), exist_ok=True)
     with open(place, "w", encoding="utf-8", newline="") as file:
         file.write(text)
+    os.chmod(place, 0o755 if path in told["programs"] else 0o644)
 '''
 _GRADE = '''"""Write the reward: 1 if all tests that must pass do. Without outcomes there is none."""
 import json, sys
@@ -123,16 +124,21 @@ def _write_task(place: Path, name: str, instance: Instance, judge: Judge) -> Non
     for path in ("solution/solve.sh", "tests/test.sh"):
         (place / path).chmod(0o755)
     hidden = judge.workspaces.hidden_tests(instance)
-    write_json(place / "tests/hidden.json", {"removed": sorted(hidden.removed), "written": _texts(instance, judge)})
+    told = {
+        "removed": sorted(hidden.removed),
+        "written": _texts(instance, hidden),
+        "programs": sorted(path for path, (kind, _) in hidden.written.items() if kind == "program"),
+    }
+    write_json(place / "tests/hidden.json", told)
     lists = {"FAIL_TO_PASS": list(instance.fail_to_pass), "PASS_TO_PASS": list(instance.pass_to_pass)}
     write_json(place / "tests/expected.json", {**lists, "others_fail": bool(instance.extra.get("fail_after"))})
     write_json(place / _ROW, instance.to_row())
     _copy_tree(judge.workspaces, instance, place / _TREE)
 
 
-def _texts(instance: Instance, judge: Judge) -> dict[str, str]:
+def _texts(instance: Instance, hidden: HiddenTests) -> dict[str, str]:
     found = {}
-    for path, (kind, content) in judge.workspaces.hidden_tests(instance).written.items():
+    for path, (kind, content) in hidden.written.items():
         try:
             found[path] = content.decode()
         except UnicodeDecodeError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.progress import progress
 from lmlab.stats import wilson
 
-_RESULT = "result.json"
+_RESULT, _LEASES, _MARK = "result.json", "leases", ".seen-"
 _POLL_S = 0.2  # between looks at what others hold: less asks the file system often, more waits after the last one
 
 
@@ -117,7 +118,7 @@ def evaluate(
             results[name], reused = found, reused + 1
     with progress("evaluate", len(predictions), "patches", start=reused) as advance:
         way = _judged_by_ray if backend == "ray" else _judged
-        for name, result in way(todo, known, predictions, judge, out, workers, resume):
+        for name, result in way(_Work(todo, known, predictions, judge, out, resume), workers):
             results[name] = result
             counts = Counter(each.status for each in results.values())
             advance(1, f"{counts['resolved']} resolved")
@@ -136,29 +137,63 @@ def evaluate(
     return Evaluated(results, report, path, summary, reused)
 
 
-def _judged(
-    todo: Mapping[str, str],
-    known: Mapping[str, Instance],
-    predictions: Mapping[str, Prediction],
-    judge: Judge,
-    out: Path,
-    workers: int,
-    resume: bool,
-) -> Iterator[tuple[str, Result]]:
+@dataclass(frozen=True)
+class _Work:
+    """What is to be judged, and where results go.
+
+    Attributes:
+        todo: names of patches to their keys.
+        resume: take up a result that another process has written meanwhile.
+    """
+
+    todo: Mapping[str, str]
+    known: Mapping[str, Instance]
+    predictions: Mapping[str, Prediction]
+    judge: Judge
+    out: Path
+    resume: bool
+
+    def of(self, name: str) -> _Job:
+        """One patch of it, for any process."""
+        return _Job(self.judge, self.known[name], self.predictions[name].patch, self.todo[name], self.out, self.resume)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One patch to judge."""
+
+    judge: Judge
+    instance: Instance
+    patch: str | None
+    key: str
+    out: Path
+    resume: bool
+
+    def run(self, leases: Leases) -> Result | None:
+        """Judge the patch and store its result; None while another process does."""
+        lease = leases.acquire(self.key)
+        if lease is None:
+            return None
+        with lease:
+            if self.resume and (found := _stored(self.out, self.key)) is not None:
+                return found  # another process was faster
+            place = _place(self.out, self.key)
+            result = self.judge.judge(self.instance, self.patch, keep=place)
+            write_json(place / _RESULT, result.to_row())
+            return result
+
+
+def _judged(work: _Work, workers: int) -> Iterator[tuple[str, Result]]:
     """Results as they come; a patch that another process has taken is waited for."""
-    leases = Leases(FolderStore(out / "leases"))
-    waiting = list(todo)
-
-    def work(name: str) -> Result | None:
-        return _work(leases, judge, known[name], predictions[name].patch, todo[name], out, resume)
-
+    leases = Leases(FolderStore(work.out / _LEASES))
+    waiting = list(work.todo)
     pool = ThreadPoolExecutor(workers, "evaluate")
     running: dict[Future[Result | None], str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 name = waiting.pop(0)
-                running[pool.submit(work, name)] = name
+                running[pool.submit(work.of(name).run, leases)] = name
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 name, result = running.pop(future), future.result()
@@ -172,53 +207,52 @@ def _judged(
         leases.close()
 
 
-def _work(
-    leases: Leases, judge: Judge, instance: Instance, patch: str | None, key: str, out: Path, resume: bool
-) -> Result | None:
-    """Judge a patch and store its result; None while another process does."""
-    lease = leases.acquire(key)
-    if lease is None:
-        return None
-    with lease:
-        if resume and (found := _stored(out, key)) is not None:
-            return found  # another process was faster
-        place = _place(out, key)
-        result = judge.judge(instance, patch, keep=place)
-        write_json(place / _RESULT, result.to_row())
-        return result
-
-
-_Job = tuple[Judge, Instance, str | None, str, Path, bool]
-
-
-def _judged_by_ray(
-    todo: Mapping[str, str],
-    known: Mapping[str, Instance],
-    predictions: Mapping[str, Prediction],
-    judge: Judge,
-    out: Path,
-    workers: int,
-    resume: bool,
-) -> Iterator[tuple[str, Result]]:
+def _judged_by_ray(work: _Work, workers: int) -> Iterator[tuple[str, Result]]:
     """Results as they come from a cluster; a result is stored by what it depends on, so that a patch whose machine is
     lost is judged again elsewhere, and by nobody twice.
     """
-    names = list(todo)
-    out = out.resolve()
-    jobs: list[_Job] = [(judge, known[name], predictions[name].patch, todo[name], out, resume) for name in names]
-    for number, result in fan_out(_on_ray, jobs, workers if workers > 1 else None, "ray"):
-        yield names[number], result
-
-
-def _on_ray(job: _Job) -> Result:
-    judge, instance, patch, key, out, resume = job
-    leases = Leases(FolderStore(out / "leases"))
+    names = list(work.todo)
+    work = replace(work, out=work.out.resolve())
+    work.out.mkdir(parents=True, exist_ok=True)
+    mark = work.out / f"{_MARK}{secrets.token_hex(16)}"
+    mark.touch()
     try:
-        while (result := _work(leases, judge, instance, patch, key, out, resume)) is None:
+        jobs = [(work.of(name), mark) for name in names]
+        for number, result in fan_out(_on_ray, jobs, workers if workers > 1 else None, "ray"):
+            yield names[number], result
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _on_ray(asked: tuple[_Job, Path]) -> Result:
+    job, mark = asked
+    if (missing := _unseen(job, mark)) is not None:
+        return Result(job.instance.instance_id, "infra", missing)
+    leases = Leases(FolderStore(job.out / _LEASES))
+    try:
+        while (result := job.run(leases)) is None:
             time.sleep(_POLL_S)
         return result
     finally:
         leases.close()
+
+
+def _unseen(job: _Job, mark: Path) -> str | None:
+    """What this machine of a cluster does not see of the folders of the one that asks; None if it sees all of them.
+
+    Arguments:
+        mark: a file that the one that asks has put into the folder of results.
+    """
+    if not mark.is_file():
+        place = job.out
+    elif not job.judge.workspaces.trees.folder.is_dir():
+        place = job.judge.workspaces.trees.folder
+    else:
+        return None
+    return (
+        f"the machine {os.uname().nodename} of the cluster does not see the folder '{place}' of the machine that asks:"
+        " put it on storage that all of them mount at the same place"
+    )
 
 
 def _place(out: Path, key: str) -> Path:

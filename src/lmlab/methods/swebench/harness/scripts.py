@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START
@@ -15,17 +15,29 @@ _END_OF_PATCH = "EOF_114329324912"
 _STATUS, _REMOVE = "lmlab_status=$?", "rm -f -- "
 
 
-def script_of_tests(script: str) -> str:
+def script_of_tests(script: str, without: Collection[str] = ()) -> str:
     """What an evaluation script does besides git: it makes the environment active, installs, and runs the tests.
 
     The tree is put in order from outside, so that lines of git are left out, and so are the patch that one of them
     reads, the removal of files that it creates (`eval_script`), and the marks, which code could print too. The script
     ends as the tests do.
+
+    Arguments:
+        without: names of tests that are left out of the commands between the marks, so that these run all there are.
+
+    Raises:
+        UserError: some of them do not stand there as words.
     """
     lines: list[str] = []
     until: str | None = None
+    left, inside = set(without), False
     for line in script.splitlines():
         text = line.strip()
+        inside = (inside or START in text) and END not in text
+        if inside and without:
+            for name in sorted(without, key=len, reverse=True):
+                line, count = re.subn(rf"(?<!\S)(['\"]?){re.escape(name)}\1(?!\S)", "", line)
+                left -= {name} if count else set()
         if until is not None:
             until = None if text == until else until
         elif text.startswith("git ") or text.startswith(": '>>>>>"):
@@ -34,7 +46,13 @@ def script_of_tests(script: str) -> str:
             elif END in text and _STATUS not in lines:  # a second one would be the status of the first
                 lines.append(_STATUS)
         elif not text.startswith(("#!", _REMOVE)):
-            lines.append(line)
+            lines.append(line.rstrip() if inside and without else line)
+    if left:
+        raise UserError(
+            f"The script does not name its tests as the test patch does ({sorted(left)[0]}), so that it cannot be told"
+            " how all tests are run.",
+            "Leave out --full-suite.",
+        )
     return "\n".join([*lines, "exit $lmlab_status"] if _STATUS in lines else lines)
 
 

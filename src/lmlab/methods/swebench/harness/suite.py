@@ -30,7 +30,7 @@ class Suite:
 
     def broken_by(self, judge: Judge, instance: Instance, workspace: Path) -> dict[str, Any]:
         """Which of them fail, or are gone, in a tree that nothing has run in."""
-        run = judge.test(instance, workspace, files=[])
+        run = judge.test(instance, workspace, whole=True)
         found = statuses_of(run)
         broken = sorted(test for test in self.passing if not passing(found.get(test)))
         return {"tests": len(self.passing), "broken": len(broken), "names": broken[:_SHOWN]}
@@ -49,7 +49,7 @@ def suite_of(judge: Judge, instance: Instance) -> Suite:
             if instance.patch.strip() and done.returncode != 0:
                 raise LmlabError(f"The reference solution of {instance.instance_id} does not apply.")
             judge.workspaces.hidden_tests(instance).write(tree)
-            run = judge.test(instance, tree, files=[])
+            run = judge.test(instance, tree, whole=True)
         if not run.result.ended:
             raise LmlabError(f"All tests of {instance.instance_id} do not end within the limits.")
         found = {test for test, status in statuses_of(run).items() if passing(status)}

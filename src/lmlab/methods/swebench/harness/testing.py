@@ -51,15 +51,23 @@ class RunOfTests:
         return f"{START}\n{body}\n{END}\n{EXIT_CODE}: {self.result.exit_code}\n"
 
 
-def command_of(instance: Instance) -> list[str]:
-    """The command without files: the instance's own, or pytest as published instances run it."""
+def command_of(instance: Instance, whole: bool = False) -> list[str]:
+    """The command without files: the instance's own, or pytest as published instances run it.
+
+    Arguments:
+        whole: that runs all tests of the repository: of a published script without the names of tests in it.
+
+    Raises:
+        UserError: all tests are asked for, and the script names its tests in a way that is not known.
+    """
     own = instance.extra.get("test_command")
     if isinstance(own, str) and own.strip():
         return shlex.split(own)
     if isinstance(own, list) and own:
         return list(own)
     if in_published_image(instance):
-        return ["bash", "-c", script_of_tests(instance.eval_script)]
+        named = directives(instance.test_patch, instance.repo) if whole else ()
+        return ["bash", "-c", script_of_tests(instance.eval_script, named)]
     return list(PYTEST)
 
 

@@ -25,6 +25,7 @@ K1, B = 0.9, 0.4  # of Pyserini, with which the original ranks
 HITS = 20  # as the original retrieves; more than fit a prompt
 _TEST_WORDS = {"test", "tests", "testing"}
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
+_MOST_VECTORS = 50_000  # that a ranker keeps, 75 MB of MiniLM's; a large repository has about as many parts
 _LONGEST_CHUNK = 60  # lines; an encoder reads a few hundred tokens
 
 
@@ -182,11 +183,21 @@ class Ranker:
         keys = {each: hashlib.sha256(f"{each.path}\n{each.text}".encode()).hexdigest() for each in chunks}
         # Trees of one repository share most of their files
         new = {keys[each]: f"{each.path}\n{each.text}" for each in chunks if keys[each] not in self._vectors}
+        found = {key: self._vectors[key] for key in keys.values() if key not in new}
         if new:
             made = self._loaded.encode_text(list(new.values()), "document")
-            self._vectors |= dict(zip(new, made, strict=True))
+            found |= dict(zip(new, made, strict=True))
+        self._keep(found)
         asked = self._loaded.encode_text([query], "query")[0]
-        return [(each, float(self._vectors[keys[each]] @ asked)) for each in chunks]
+        return [(each, float(found[keys[each]] @ asked)) for each in chunks]
+
+    def _keep(self, found: Mapping[str, Vectors]) -> None:
+        """Remember vectors, and forget those that were not asked for the longest."""
+        for key in found:
+            self._vectors.pop(key, None)
+        self._vectors |= found
+        for key in list(self._vectors)[: max(0, len(self._vectors) - _MOST_VECTORS)]:
+            del self._vectors[key]
 
 
 def _best_of_files(found: Sequence[tuple[Chunk, float]]) -> list[tuple[str, float]]:
