@@ -38,7 +38,7 @@ from lmlab.methods.corpus_poisoning import (
 )
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.attack.layout import start_ids
-from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, spell
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag
 from lmlab.methods.corpus_poisoning.measure.evaluate import success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
@@ -200,32 +200,39 @@ def encoded(target: Target, texts: list[str]) -> np.ndarray:
         return target.retriever.encoder.encode_text(texts)
 
 
-def optimizers(train: Target, clusters: int, seeds: int, evaluations: int) -> None:
-    """Every optimizer from the same start with the same budget."""
-    encoder, queries = train.retriever.encoder, train.queries()
+def optimizers(train: Target, test: Target, clusters: int, seeds: int, budgets: list[int]) -> None:
+    """Every optimizer from the same starts with the same budgets: the largest of 50 clusters, one passage each."""
+    encoder, queries, hits = train.retriever.encoder, train.queries(), test.hits(100)
     parts = cluster_queries(queries, 50)
     allowed = allowed_ids(encoder.tokenizer)
-    for name in ("hotflip", "arca", "gcg", "gaslite", "multiflip"):
-        shares, started = [], time.process_time()
-        for number in range(clusters):
-            own = np.flatnonzero(parts.labels_n == number)
-            objective = MeanSimilarity.of(torch.from_numpy(queries[own]))
-            config = CraftConfig(k=1)
-            texts = [train.data.queries.texts[row] for row in own]
-            ids = start_ids(config, encoder, texts, queries[own])
+    starts = []
+    for number in range(clusters):
+        own = np.flatnonzero(parts.labels_n == number)
+        texts = [train.data.queries.texts[row] for row in own]
+        ids = start_ids(CraftConfig(k=1), encoder, texts, queries[own])
+        starts.append((MeanSimilarity.of(torch.from_numpy(queries[own])), ids))
+    for budget in budgets:
+        for name in ("hotflip", "arca", "gcg", "gaslite", "multiflip"):
+            shares, reached, started = np.zeros((seeds, clusters)), [], time.process_time()
             for seed in range(seeds):
-                problem = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(evaluations), "bf16")
-                found = optimize(problem, ids, name, 50, seed)
-                shares.append(found.value / objective.bound)
-        tell(
-            part="optimizers",
-            optimizer=name,
-            share_of_bound=round(float(np.mean(shares)), 4),
-            sd=round(float(np.std(shares, ddof=1)), 4),
-            runs=len(shares),
-            evaluations=evaluations,
-            cpu_s=round((time.process_time() - started) / len(shares), 1),
-        )
+                texts = []
+                for number, (objective, ids) in enumerate(starts):
+                    problem = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(budget), "bf16")
+                    found = optimize(problem, ids, name, 50, seed)
+                    shares[seed, number] = found.value / objective.bound
+                    texts.append(spell(encoder.tokenizer, found.ids_L.tolist()))
+                reached.append(rates(passage_scores(test.queries(), encoded(test, texts)), hits)[20])
+            tell(
+                part="optimizers",
+                optimizer=name,
+                evaluations=budget,
+                share_of_bound=round(float(shares.mean()), 4),
+                sd_between_seeds=round(float(shares.std(0, ddof=1).mean()), 4),
+                sd_of_runs=round(float(shares.std(ddof=1)), 4),
+                asr20=[round(float(np.mean(reached)), 2), round(float(np.std(reached, ddof=1)), 2)],
+                runs=shares.size,
+                cpu_s=round((time.process_time() - started) / shares.size, 2),
+            )
 
 
 def defenses(
@@ -310,7 +317,7 @@ def main() -> None:
             name = "-".join(str(about[each]) for each in named) + ("-aware" if config.known_gate else "")
             attack(train, test, config, given.out / name)
         case "optimizers":
-            optimizers(train, given.clusters, given.seeds, given.evaluations or 1300)
+            optimizers(train, test, given.clusters, given.seeds, sorted({300, given.evaluations or 650}, reverse=True))
         case "defenses":
             sets = {
                 place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack

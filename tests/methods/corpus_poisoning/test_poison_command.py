@@ -164,7 +164,7 @@ def test_passages_that_are_no_text_are_told_by_ids_too(run, common, small, place
     assert code == 0, err
     given = ("evaluate", "--passages", tmp_path / "ours", "--data", small, *common, "--k", 5)
     code, text, _ = run(*given)
-    assert code == 0 and "1 of 1 passages become other tokens as text. As token ids alone: 5:" in text
+    assert code == 0 and "The texts of 1 of 1 passage are read as other tokens. As token ids alone: 5:" in text
     code, text, _ = run(*given, "--json")
     assert json.loads(text)["asr_ids"].keys() == {"5"}
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from lmlab.data import Tokenizer
 from lmlab.methods.corpus_poisoning import Budget, CraftConfig, MeanSimilarity, craft
-from lmlab.methods.corpus_poisoning.attack.searching.decode import fluent_search
-from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.methods.corpus_poisoning.attack.passage import seed_of
+from lmlab.methods.corpus_poisoning.attack.searching.decode import continuations, fluent_search, language_model
+from lmlab.models import GenerationConfig, ModelConfig, Transformer, generate, save_pretrained
 from tiny_retriever import WORDS
 
 
@@ -59,3 +60,30 @@ def test_passages_of_a_language_model_have_their_payload_and_are_the_same_each_t
     assert files[0] == files[1]
     with pytest.raises(ValidationError, match="optimizer decode needs language_model"):
         CraftConfig(optimizer="decode")
+
+
+def test_a_start_that_a_language_model_wrote_is_what_it_writes_after_the_queries(target, writer, tmp_path):
+    texts, vectors = target.data.queries.texts[:20], target.queries()[:20]
+    order = np.argsort(-(vectors @ vectors.astype(np.float64).mean(0)), kind="stable")
+    asked = [texts[row] for row in order[:4]]
+    written = continuations(writer, "cpu", asked, 12, seed=5)
+    assert written == continuations(writer, "cpu", asked, 12, seed=5) != continuations(writer, "cpu", asked, 12, seed=6)
+    assert len(written) == 4 and not any("\n" in each for each in written)
+    model, tokenizer, _ = language_model(writer, "cpu")
+    rows = [[tokenizer.bos_id, *tokenizer.encode(text, "as_text")] for text in asked]
+    settings = GenerationConfig(max_new_tokens=12, seed=5, top_p=0.9, eos_ids=(tokenizer.eos_id,))
+    drawn = [tokenizer.decode(completions[0].ids) for completions in generate(model, rows, settings)]
+    assert written == [" ".join(text.split()) for text in drawn]
+    settings = {"k": 1, "length": 8, "start": "lm", "language_model": writer, "objective": "mean"}
+    spec, one = target.retriever.spec, CraftConfig(**settings, optimizer="none")
+    (still,) = craft(spec, texts, vectors, one, tmp_path / "still").passages.passages
+    tokens = target.retriever.encoder.tokenizer
+    own = continuations(writer, "cpu", asked, 8, seed_of(0, 0))
+    few = vectors[order[:4]]
+    again = np.argsort(-(few @ few.astype(np.float64).mean(0)), kind="stable")
+    assert list(still.token_ids) == tokens.inner([" ".join(own[row] for row in again)])[0][:8]
+    more = CraftConfig(**settings, evaluations=200, candidates=12)
+    (moved,) = craft(spec, texts, vectors, more, tmp_path / "moved").passages.passages
+    assert moved.objective_text > still.objective_text
+    with pytest.raises(ValidationError, match="start lm needs language_model"):
+        CraftConfig(start="lm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -31,8 +32,9 @@ from lmlab.methods.corpus_poisoning.defend.measure import (
     measure_fusion,
     without,
 )
-from lmlab.methods.corpus_poisoning.defend.run import score_passages
+from lmlab.methods.corpus_poisoning.defend.run import fit_gate, score_passages
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
+from lmlab.methods.corpus_poisoning.report import _defenses
 from lmlab.retrieval import ExactIndex, fuse_rrf, load_encoder
 from lmlab.stats import roc_auc
 from tiny_retriever import TOPICS, wordpiece, write_retriever
@@ -105,7 +107,7 @@ def test_how_well_a_gate_parts_is_told_on_documents_that_it_was_not_fitted_on(co
         expected = roc_auc(own.score(clean.part(range(40, 120))), own.score(crafted))
         assert (told["clean"], told["clean_left_out"]) == (80, 40)
         assert told["auroc"]["similarity"] == pytest.approx(expected)
-        with pytest.raises(UserError, match="was fitted on all 40 documents"):
+        with pytest.raises(UserError, match="was fitted on all of 40 documents"):
             score_passages(found, crafted.texts, clean.part(range(40)))
     gate.fitted = None  # as of a file that does not say
     with pytest.raises(UserError, match="does not say which documents it was fitted on"):
@@ -359,6 +361,79 @@ def test_a_gate_refuses_its_share_of_clean_passages_and_is_stored(context, clean
     (tmp_path / "gate.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="is not a gate, or is damaged"):
         AdmissionGate.load(tmp_path, DetectorContext(target.retriever.encoder))
+
+
+class _Remembers:
+    """A detector to which what it was fitted on looks clean, and all else odd, in different ways."""
+
+    def __init__(self, spread: float) -> None:
+        self._spread, self._seen = spread, set()
+
+    def fit(self, clean):
+        self._seen = set(clean.texts)
+
+    def score(self, passages):
+        odd = np.array([0.0 if text in self._seen else 1.0 for text in passages.texts])
+        return passages.vectors[:, 0].astype(float) * self._spread + odd * self._spread * 10
+
+
+class _Plain(_Remembers):
+    def score(self, passages):
+        return passages.vectors[:, 1].astype(float)
+
+
+def test_shares_and_threshold_of_a_gate_are_those_of_clean_passages_that_no_detector_has_seen(context, monkeypatch):
+    made = {"remembers": _Remembers, "plain": _Plain}
+    monkeypatch.setattr(
+        "lmlab.methods.corpus_poisoning.defend.gate.make_detector", lambda name, context: made[name](1.0)
+    )
+    drawn = np.random.default_rng(0).normal(size=(9000, 2)).astype(np.float32)
+    every = Passages([str(number) for number in range(9000)], drawn)
+    gate = AdmissionGate.fit(list(made), context, every.part(range(3000)), every.part(range(3000, 6000)), rate=0.05)
+    come = gate.check_all(every.part(range(6000, 9000)))
+    refused = [verdict.reasons for verdict in come if not verdict.admit]
+    assert 0.04 < len(refused) / 3000 < 0.06
+    # each of the two refuses about half: by shares of what was seen, all would be odd to one, and nothing to the other
+    counts = [sum(name in reasons for reasons in refused) for name in made]
+    assert min(counts) > 50 and sum(gate.suspicion(every.part(range(3000, 6000))) > gate.threshold.value) <= 150
+    odd_to_one = Passages(["new"], np.array([[0.0, 9.0]], np.float32))
+    assert gate.check_all(odd_to_one)[0].reasons == ("plain",)
+    none = gate.excess(Passages(["new"], np.array([[0.0, 0.0]], np.float32)))
+    assert none[0] == 0 and gate.excess(odd_to_one)[0] > 0
+
+
+def test_a_gate_of_another_version_says_how_to_fit_again(context, clean, tmp_path):
+    AdmissionGate.fit(["similarity"], context, clean, clean, rate=0.05).save(tmp_path)
+    about = json.loads((tmp_path / "gate.json").read_text())
+    for version, told in ((None, "an earlier version"), (99, "another version")):
+        other = {key: value for key, value in about.items() if key != "version"}
+        (tmp_path / "gate.json").write_text(json.dumps(other | ({} if version is None else {"version": version})))
+        with pytest.raises(UserError, match=f"written by {told}") as caught:
+            AdmissionGate.load(tmp_path, context)
+        assert "lmlab poison detect fit" in str(caught.value)
+
+
+def test_a_gate_that_refuses_none_or_all_is_refused(target, context, clean, tmp_path):
+    for rate in (0.0, 1.0, -0.1):
+        with pytest.raises(UserError, match="is not between 0 and 1"):
+            fit_gate(target, context, ["similarity"], rate, tmp_path)
+        with pytest.raises(UserError, match="is not between 0 and 1"):
+            AdmissionGate.fit(["similarity"], context, clean, clean, rate)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_defenses_has_its_rates_and_depths_in_order():
+    row = {"defense": "excerpts", "attack": "a", "auroc": 0.5, "fpr": 0.01, "ndcg_change": 0.0}
+    rows = [
+        {**row, "tpr": {"0.01": 0.1, "0.05": 0.2}, "asr": {"20": 0.4, "10": 0.3}},
+        {**row, "tpr": {"0.005": 0.3}, "asr": {"10": 0.5, "20": 0.6}},
+    ]
+    (table,) = _defenses(rows).blocks
+    assert list(table.columns) == [
+        "Defense", "Attack", "AUROC", "Refused at 0.5 % clean", "Refused at 1 % clean", "Refused at 5 % clean",
+        "ASR@10 % left", "ASR@20 % left", "Clean refused %", "Clean nDCG@10",
+    ]  # fmt: skip
+    assert table.rows[0][3:8] == [None, 10.0, 20.0, 30.0, 40.0] and table.rows[1][3:8] == [30.0, None, None, 50.0, 60.0]
 
 
 def test_the_gate_takes_a_millisecond_beside_encoding(context, clean):

@@ -52,9 +52,7 @@ def test_the_attackers_own_questions_are_not_asked(target, asked):
     own = set(query_digests(target.data.queries.texts[:20]))
     left = [digest for digest in query_digests(target.data.queries.texts) if digest not in own]
     assert 0 < rows[0].questions <= len(left) < len(target.data.queries)
-    assert notices == [
-        f"{len(target.data.queries) - len(left)} evaluated queries are the attacker's too, and were left out."
-    ]
+    assert notices == [f"{len(target.data.queries) - len(left)} evaluated queries are the attacker's too and left out."]
     with pytest.raises(UserError, match="0 are held out"):
         memory_rows(target, target, settings.model_copy(update={"attack_questions": 500}))
 

@@ -14,7 +14,7 @@ PRECISION: Precision = "bf16"  # of encoding collections; what is accepted of a 
 
 PayloadPosition = Literal["none", "prefix", "suffix"]
 ObjectiveName = Literal["mean", "coverage"]
-Start = Literal["queries", "gold", "mask", "random"]
+Start = Literal["queries", "gold", "lm", "mask", "random"]
 
 
 class ChosenConfig(Config):
@@ -47,8 +47,8 @@ class CraftConfig(ChosenConfig):
         evaluations: passage forwards for each passage; by default 1,300, and 6,500 for a single passage.
         norm_cap: the longest vector that a passage may have, for retrievers by dot product.
         candidates: replacements that are scored at once.
-        start: the cluster's own queries (stuffing), documents that are relevant to them (gold), mask tokens, or random
-            words.
+        start: the cluster's own queries (stuffing), documents that are relevant to them (gold), what a language model
+            writes after them (lm), mask tokens, or random words.
         words: all tokens that stand for text of their own, or words of letters alone.
         payload_position: where the payload stands: none, prefix or suffix.
         payload: a text that every passage holds; by default none, and with a position a harmless canary.
@@ -56,7 +56,7 @@ class CraftConfig(ChosenConfig):
         clusters: for means each passage has the queries of a k-means cluster, for coverage those of one of k vectors
             that were found to cover most queries together.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).
-        language_model: a causal language model, for decode.
+        language_model: a causal language model, for decode and the start lm.
         surprise: of decode: nats a token of the language model above which a passage pays.
         known_gate: folder of a gate that the attacker knows, or has fitted with questions of their own: passages pay
             for what its detectors see.
@@ -100,6 +100,8 @@ class CraftConfig(ChosenConfig):
             raise ValueError("payload needs payload_position prefix or suffix")
         if self.optimizer == "decode" and self.language_model is None:
             raise ValueError("optimizer decode needs language_model")
+        if self.start == "lm" and self.language_model is None:
+            raise ValueError("start lm needs language_model")
         if self.clusters == "coverage" and (self.objective != "coverage" or self.each_query):
             raise ValueError("clusters coverage is for the objective coverage, and not for each_query")
         if self.together > 1 and (self.workers > 1 or self.optimizer == "decode"):

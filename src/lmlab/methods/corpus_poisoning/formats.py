@@ -16,6 +16,7 @@ from lmlab.files import kind_of, read_json, read_mapping, write_text
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet, Passage, passage_id
 from lmlab.methods.corpus_poisoning.attack.vocabulary import reads_back, spell
 from lmlab.retrieval.encoders.words import EncoderTokenizer
+from lmlab.words import counted
 
 _NAME = re.compile(r"^(?P<data>.+)-(?P<model>.+)-k(?P<k>\d+)-s(?P<s>\d+)\.json$")
 _IMPORTED = "imported"
@@ -49,7 +50,9 @@ def read_reference(
     missing = [number for number in range(k) if number not in fitting]
     if missing and not partial:
         names = ", ".join(f"s{number}" for number in missing[:20])
-        raise UserError(f"'{folder}' lacks {len(missing)} of {k} clusters: {names}.", "Take those there: --partial.")
+        raise UserError(
+            f"'{folder}' lacks {len(missing)} of {counted(k, 'clusters')}: {names}.", "Take those there: --partial."
+        )
     passages, lengths = [], {}
     survive = 0
     for number, path in sorted(fitting.items()):

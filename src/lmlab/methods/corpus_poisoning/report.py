@@ -9,6 +9,7 @@ from typing import Any
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_text
 from lmlab.reports import Bounds, Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.words import counted
 
 _NOTES = 3  # of passages, that a page shows
 NO_DEFENSES = (
@@ -99,7 +100,7 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
     ]
     for each in attacks:
         if notes := each.get("notes"):
-            more = f" {len(notes)} passages have notes." if len(notes) > _NOTES else ""
+            more = f" {counted(len(notes), 'passages have')} notes." if len(notes) > _NOTES else ""
             blocks.append(Note(f"{each['name']}: {' '.join(notes[:_NOTES])}{more}", "info"))
     if any(len(series.x) > 1 for series in curves):
         blocks.append(Figure(line_chart(curves, "k", "ASR@k (%)", log_x=True), "Success over the depth of results."))
@@ -116,8 +117,8 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
 
 
 def _defenses(rows: Sequence[dict[str, Any]]) -> Section:
-    rates = list(dict.fromkeys(rate for row in rows for rate in row["tpr"]))
-    depths = list(dict.fromkeys(k for row in rows for k in row["asr"]))
+    rates = sorted({rate for row in rows for rate in row["tpr"]}, key=float)  # the gate has a rate of its own
+    depths = sorted({k for row in rows for k in row["asr"]}, key=int)
     table = [
         [
             row["defense"],

@@ -24,6 +24,7 @@ from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, Ret
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Kind
 from lmlab.retrieval.store import collection_folder, encoder_folder
+from lmlab.words import counted
 
 
 def chosen_queries(queries: Queries, which: ChosenConfig) -> list[int]:
@@ -42,7 +43,9 @@ def chosen_queries(queries: Queries, which: ChosenConfig) -> list[int]:
         wanted = re.compile(rf"(?<!\w){re.escape(which.concept.strip().casefold())}(?!\w)")
         found = [row for row in rows if wanted.search(queries.texts[row].casefold())]
         if not found or not which.concept.strip():
-            raise UserError(f"None of {len(rows):,} queries holds '{which.concept}'.", "Name another --concept.")
+            raise UserError(
+                f"None of {counted(len(rows), 'queries')} holds '{which.concept}'.", "Name another --concept."
+            )
         rows = found
     return rows
 

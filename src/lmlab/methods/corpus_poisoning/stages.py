@@ -17,6 +17,7 @@ from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.reports import Section
 from lmlab.retrieval.encoders.load import packaged_directory
 from lmlab.runs import Results, Stage, StageContext
+from lmlab.words import counted
 
 
 class PoisonResults(Results):
@@ -56,7 +57,7 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
         target = Target.load(retriever, config.data, config.test_split)
         fitting = [k for k in sorted(set(config.k)) if k <= len(target.data.corpus)]
         if not fitting:
-            raise UserError(f"No k is below the {len(target.data.corpus)} documents of '{config.data}'.")
+            raise UserError(f"No k is below the {counted(len(target.data.corpus), 'documents')} of '{config.data}'.")
         sentinels = context_of(target, config)
         attacks, rows = report_rows(
             target, sentinels, places, config.detectors, config.detectors, fitting, config.fusion, config.rate

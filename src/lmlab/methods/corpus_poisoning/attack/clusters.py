@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage
+from lmlab.words import counted
 
 _MINI_BATCH_ABOVE = 200_000  # queries: Lloyd's algorithm goes through all of them in every round
 _MOST_COVERED = 50_000  # queries that vectors are fitted on: more change them little
@@ -111,7 +112,9 @@ def cluster_queries(
     """
     distinct = len(np.unique(vectors_nH, axis=0))
     if k > distinct:
-        raise UserError(f"{k} clusters of {distinct} distinct queries cannot be made.", "Lower k.")
+        raise UserError(
+            f"{counted(k, 'clusters')} of {counted(distinct, 'distinct queries')} cannot be made.", "Lower k."
+        )
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 

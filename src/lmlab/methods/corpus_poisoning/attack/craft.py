@@ -30,9 +30,9 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
     query_digests,
 )
 from lmlab.methods.corpus_poisoning.attack.late import check_late, late_objective
-from lmlab.methods.corpus_poisoning.attack.layout import as_read, layout_of, payload_of, start_ids
+from lmlab.methods.corpus_poisoning.attack.layout import as_read, layout_of, nearest_first, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
-from lmlab.methods.corpus_poisoning.attack.searching.decode import language_model
+from lmlab.methods.corpus_poisoning.attack.searching.decode import continuations, language_model
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Objective
 from lmlab.methods.corpus_poisoning.attack.searching.problem import check_length
 from lmlab.methods.corpus_poisoning.attack.searching.together import Network, run_together
@@ -41,6 +41,9 @@ from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.progress import console, progress
 from lmlab.retrieval import AnyEncoder, LateEncoder, load_encoder, load_late_encoder
 from lmlab.retrieval.encoders.directory import is_late
+from lmlab.words import counted
+
+_CONTINUED = 4  # of a cluster's queries, for the start lm: one continuation may end early
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def craft(
     }
     write_json(directory / "craft.json", summary)
     if clusters.merged:
-        console.print(f"{clusters.merged} clusters of fewer than 2 queries joined their nearest.")
+        console.print(f"{counted(clusters.merged, 'clusters')} of fewer than 2 queries joined the nearest.")
     return Craft(run, passages, clusters, clusters.perfect_kH, seconds, evaluations)
 
 
@@ -351,13 +354,21 @@ def _together(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, 
 
 
 def _interrupted(found: dict[int, dict[str, Any]], jobs: list[_Job]) -> Interrupted:
-    return Interrupted(f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on.")
+    return Interrupted(
+        f"Stopped after {len(found)} of {counted(len(jobs), 'passages')}.", "Run the same command: it goes on."
+    )
 
 
 def _start(job: _Job, encoder: AnyEncoder) -> NDArray[np.int64]:
     if job.config.optimizer == "decode":  # it starts from nothing
         return np.zeros(job.config.length, np.int64)
-    texts = job.golds if job.config.start == "gold" and job.golds is not None else job.texts
+    if job.config.start == "lm":
+        first = nearest_first(job.queries_nH)[:_CONTINUED]
+        seed = seed_of(job.config.seed, job.cluster)
+        asked = [job.texts[row] for row in first]
+        texts = continuations(str(job.config.language_model), encoder.device, asked, job.config.length, seed)
+        return start_ids(job.config, encoder, texts, job.queries_nH[first])
+    texts = list(job.golds) if job.config.start == "gold" and job.golds is not None else list(job.texts)
     return start_ids(job.config, encoder, texts, job.queries_nH)
 
 

@@ -12,6 +12,7 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, places_of, spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval import AnyEncoder
+from lmlab.words import counted
 
 CANARY = "REDTEAM-CANARY-{run}"
 
@@ -41,8 +42,8 @@ def layout_of(encoder: AnyEncoder, config: CraftConfig, payload: str) -> tuple[N
     if len(fixed) >= config.length:
         around = len(encoder.wrap([]))
         raise UserError(
-            f"The payload has {len(fixed)} tokens, and with {around} around it leaves no room in a passage of"
-            f" {config.length} tokens.",
+            f"The payload has {counted(len(fixed), 'tokens')}, and with {around} around it leaves no room in a passage"
+            f" of {config.length} tokens.",
             "Raise --length, or shorten the payload.",
         )
     free = np.ones(config.length, bool)
@@ -71,6 +72,11 @@ def _folded(text: str) -> str:
     return re.sub(r"\s+", "", text.casefold())
 
 
+def nearest_first(vectors_nH: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The numbers of vectors, those nearest to their mean first, [n]."""
+    return np.argsort(-(vectors_nH @ vectors_nH.astype(np.float64).mean(0)), kind="stable")
+
+
 def start_ids(
     config: CraftConfig, encoder: AnyEncoder, texts: Sequence[str], vectors_nH: NDArray[np.float32]
 ) -> NDArray[np.int64]:
@@ -95,9 +101,8 @@ def start_ids(
         return np.concatenate(
             [generator.choice(allowed[first_V], 1), generator.choice(allowed[later_V], length - 1)]
         ).astype(np.int64)
-    mean = vectors_nH.astype(np.float64).mean(0)
     chosen: list[str] = []
-    for row in np.argsort(-(vectors_nH @ mean), kind="stable"):
+    for row in nearest_first(vectors_nH):
         chosen.append(texts[int(row)])
         if len(chosen) >= length:
             break  # one word of each would be enough

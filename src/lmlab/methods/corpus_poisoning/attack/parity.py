@@ -14,6 +14,7 @@ from lmlab.files import sha256_json, write_text
 from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import read_reference, slug
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.words import counted
 
 
 def craft_by_reference(
@@ -40,7 +41,7 @@ def craft_by_reference(
     pairs = [pairs[row] for row in generator.permutation(len(pairs))]
     queries = target.queries()[[numbers[query] for query, _ in pairs]]
     if k > len(np.unique(queries, axis=0)):
-        raise UserError(f"{k} clusters of {len(pairs)} pairs cannot be made.", "Lower k.")
+        raise UserError(f"{counted(k, 'clusters')} of {counted(len(pairs), 'pairs')} cannot be made.", "Lower k.")
     labels = np.zeros(len(pairs), np.int64)
     if k > 1:
         from sklearn.cluster import KMeans

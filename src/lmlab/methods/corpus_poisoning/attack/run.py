@@ -50,7 +50,8 @@ def craft_for(
     if needs_corpus and target is not None:
         if config.coverage_rank > len(target.data.corpus):
             raise UserError(
-                f"coverage_rank {config.coverage_rank} is above the {len(target.data.corpus):,} documents of '{data}'.",
+                f"coverage_rank {config.coverage_rank} is above the {counted(len(target.data.corpus), 'documents')} of"
+                f" '{data}'.",
                 "Lower --coverage-rank.",
             )
         name = None if queries is None else f"queries-{Path(queries).name}"

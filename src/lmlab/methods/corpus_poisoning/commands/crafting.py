@@ -110,7 +110,7 @@ def craft(
         if as_json:
             print(json.dumps({**about, "out": str(out)}))
             return
-        print(f"{about['found']} of {about['k']} clusters by the reference's algorithm: {out}")
+        print(f"{about['found']} of {counted(about['k'], 'clusters')} by the reference's algorithm: {out}")
         return
     found = craft_for(
         retriever(which),

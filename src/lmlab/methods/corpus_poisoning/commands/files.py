@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.commands.shared import encoder_options, retriever
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval.config import EncoderConfig
+from lmlab.words import counted
 
 import_help = example(
     "lmlab poison import results/ --form reference --encoder models/contriever --out attack",
@@ -43,7 +44,7 @@ def import_(
         if as_json:
             print(json.dumps({"passages": len(found), "out": str(out)}))
             return
-        print(f"{len(found)} passages without gradients (question and text): {out}")
+        print(f"{counted(len(found), 'passages')} without gradients (question and text): {out}")
         return
     if form != "reference":
         raise UserError(f"--form {form}: reference or poisonedrag.")
@@ -54,7 +55,8 @@ def import_(
         print(json.dumps({"passages": len(found), **about, "out": str(out)}))
         return
     told = f"k = {about['found']}/{about['k']}" if about["found"] < about["k"] else f"k = {about['k']}"
-    print(f"{len(found)} passages ({told}), of which {about['round_trip']} are read again as the same tokens: {out}")
+    passages = counted(len(found), "passages")
+    print(f"{passages} ({told}), {about['round_trip']} with a text that is read as the same tokens: {out}")
 
 
 @encoder_options(exclude=("cache", "precision"))
@@ -71,4 +73,4 @@ def export(
     found = AdversarialSet.load(passages)
     made = retriever(which)
     write_reference(found, made.encoder.tokenizer, out, name, Path(which.encoder).name)
-    print(f"{len(found)} files: {out}")
+    print(f"{counted(len(found), 'files')}: {out}")

@@ -21,6 +21,7 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
 )
 from lmlab.methods.corpus_poisoning.config import ChosenConfig, DepthsConfig, DetectorsConfig, MemoryConfig, RateConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
+from lmlab.words import counted
 
 Attacks = Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")]
 Overlap = Annotated[bool, typer.Option("--allow-overlap", help="Evaluate on the attacker's queries too.")]
@@ -164,7 +165,9 @@ def answers(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by three readers."""
+    """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by three readers. The
+    language model reads in --precision, as the encoder does.
+    """
     import torch
     from rich.table import Table
 
@@ -189,7 +192,8 @@ def answers(
         print(json.dumps(rows))
         return
     columns = ("reader", "poison", "right %", "as the attacker wants %", "F1 of poison among results")
-    table = Table(*columns, "right for sure beside one inserted text %")
+    title = f"{counted(len(asked), 'questions')}, the language model in {which.precision}"
+    table = Table(*columns, "right for sure beside one inserted text %", title=title)
     for row in rows:
         shares = (f"{100 * row['correct']:.1f}", f"{100 * row['wanted']:.1f}", f"{row['f1']:.3f}")
         sure = "" if row["certified"] is None else f"{100 * row['certified']:.1f}"
@@ -223,7 +227,9 @@ def memory(
         return
     k = settings.k
     columns = ("entry", "what is read", f"triggered, in the first {k} %", "not triggered %", f"recall@{k} %", "kept %")
-    table = Table(*columns, title=f"{rows[0]['entries']:,} entries, {rows[0]['questions']:,} questions")
+    table = Table(
+        *columns, title=f"{counted(rows[0]['entries'], 'entries')}, {counted(rows[0]['questions'], 'questions')}"
+    )
     for row in rows:
         shares = (f"{100 * row[name]:.2f}" for name in ("triggered", "others", "recall", "kept"))
         table.add_row(row["poison"], row["rule"], *shares)

@@ -1,7 +1,8 @@
 """The gate before a corpus: several detectors with one threshold, in milliseconds a passage.
 
 Each detector's score becomes the share of clean passages below it; a passage is as suspicious as its most suspicious
-detector finds it. The threshold is set on other clean passages than those that detectors are fitted on.
+detector finds it. Shares and threshold are those of other clean passages than the ones that detectors are fitted on:
+what a detector has seen looks cleaner to it than what will come, and to some detectors much more than to others.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 from lmlab.retrieval import AnyEncoder
 from lmlab.words import counted
 
+_VERSION = 2  # of what is stored: before, shares were of the passages that detectors are fitted on
 _FITTED = "fitted"  # beside the arrays of detectors, whose names hold a slash
 _TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
 _ROUNDING = 1e-5  # of a share: a text has other last digits alone than in a batch, and one lies at the threshold
@@ -76,19 +78,18 @@ class AdmissionGate:
         calibration: Passages,
         rate: float = 0.01,
     ) -> AdmissionGate:
-        """Fit detectors on clean passages, and the threshold on others.
+        """Fit detectors on clean passages, and shares and the threshold on others.
 
         Raises:
             UserError: too few passages, or a rate that so few cannot tell.
         """
-        if not 0 < rate < 1:
-            raise UserError(f"The rate {rate} of refused clean passages is not between 0 and 1.")
         require_clean(len(calibration) if len(fitting) else 0, rate)
         gate = cls(context.encoder, {name: make_detector(name, context) for name in dict.fromkeys(names)})
-        for name, detector in gate.detectors.items():
+        for detector in gate.detectors.values():
             detector.fit(fitting)
-            gate._clean[name] = np.sort(detector.score(fitting))
-        gate.threshold = Threshold(Threshold.at(gate.suspicion(calibration), rate).value + _ROUNDING, rate)
+        scores = gate.scores(calibration)
+        gate._clean = {name: np.sort(values) for name, values in scores.items()}
+        gate.threshold = Threshold(Threshold.at(gate._join(scores)[0], rate).value + _ROUNDING, rate)
         gate.rate = rate
         gate.fitted = np.unique(_digests(fitting.texts))
         return gate
@@ -107,7 +108,8 @@ class AdmissionGate:
         found: list[int] = np.flatnonzero(~np.isin(_digests(passages.texts), self.fitted)).tolist()
         if not found:
             raise UserError(
-                f"The gate was fitted on all {len(passages):,} documents, which look clean to it for that reason.",
+                f"The gate was fitted on all of {counted(len(passages), 'documents')}, which look clean to it for that"
+                " reason.",
                 "Give --data with others.",
             )
         return found
@@ -178,6 +180,7 @@ class AdmissionGate:
         with atomic_file(directory / "gate.npz") as file:
             file.write(buffer.getvalue())
         about = {
+            "version": _VERSION,
             "encoder": self.encoder.fingerprint,
             "threshold": self.threshold.value,
             "rate": self.rate,
@@ -191,10 +194,17 @@ class AdmissionGate:
         """Read it.
 
         Raises:
-            UserError: it is for another encoder.
+            UserError: it is for another encoder, or was written by another version of this program.
         """
         directory = Path(directory)
         about = read_mapping(directory / "gate.json")
+        if about.get("version", 1) != _VERSION:
+            age = "an earlier" if about.get("version", 1) == 1 else "another"
+            raise UserError(
+                f"The gate '{directory}' was written by {age} version of this program, and its figures mean other"
+                " things.",
+                "Fit it again: lmlab poison detect fit",
+            )
         if about["encoder"] != context.encoder.fingerprint:
             theirs, ours = about["encoder"], context.encoder.fingerprint
             differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
@@ -235,8 +245,12 @@ def require_clean(count: int, rate: float, of: int = 1) -> None:
         of: each of how many documents of a collection is kept for the threshold.
 
     Raises:
-        UserError: they are too few.
+        UserError: they are too few, or the share is none.
     """
+    if not 0 < rate < 1:
+        raise UserError(
+            f"The rate {rate} of refused clean passages is not between 0 and 1.", "Give a share, such as 0.005."
+        )
     if count * rate < 1:
         needed = of * int(np.ceil(1 / rate))
         documents = f"a collection of {needed:,} documents, 1 of {of} for this" if of > 1 else f"{needed:,} of them"

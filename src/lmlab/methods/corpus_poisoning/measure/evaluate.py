@@ -21,6 +21,7 @@ from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits
 from lmlab.retrieval import Qrels
 from lmlab.retrieval.metrics import ndcg
 from lmlab.stats import percentile_interval, resampled_means
+from lmlab.words import counted
 
 _RESAMPLES = 1000  # of an interval at 95 %: its ends then lie on 25 of the drawn means each
 _CHUNK = 2048  # queries at once: more take memory for a copy in fp64
@@ -100,7 +101,8 @@ def evaluate_attack(
         raise UserError("There are 0 queries to evaluate on.")
     if max(k_values) > documents:
         raise UserError(
-            f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
+            f"The success at {max(k_values)} means nothing in a corpus of {counted(documents, 'documents')}.",
+            "Lower --k.",
         )
     count = scores_QA.shape[1]
     asr, interval, share = {}, {}, {}

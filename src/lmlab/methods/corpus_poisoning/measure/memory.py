@@ -28,6 +28,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.methods.corpus_poisoning.measure.run import held_out
 from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import ExactIndex
+from lmlab.words import counted
 
 _CHUNK = 2048  # entries at once: more take memory for their similarities
 
@@ -101,7 +102,8 @@ def memory_rows(
     generator = np.random.default_rng(settings.seed)
     if settings.entries > len(data.corpus):
         raise UserError(
-            f"The collection has {len(data.corpus):,} documents, not {settings.entries:,}.", "Lower --entries."
+            f"The collection has {counted(len(data.corpus), 'documents')}, not {settings.entries:,}.",
+            "Lower --entries.",
         )
     known = set(query_digests(_attackers(attacker, settings)))
     free = held_out(data.queries, known, False, [] if notices is None else notices, option=None)

@@ -25,6 +25,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import (
 from lmlab.methods.corpus_poisoning.measure.late import late_scores
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, TwoTowerEncoder, make_index, read_queries
+from lmlab.words import counted
 
 _EXPLAINED = 3  # passages of which it is told what carries them
 
@@ -61,7 +62,8 @@ def evaluate_on(
     k_values = depths.depths(documents) if isinstance(depths, DepthsConfig) else depths
     if max(k_values) > documents:
         raise UserError(
-            f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
+            f"The success at {max(k_values)} means nothing in a corpus of {counted(documents, 'documents')}.",
+            "Lower --k.",
         )
     kept = held_out(asked, attackers(attack_queries, place), allow_overlap, notices)
     if chosen is not None and not chosen.is_all:
@@ -69,7 +71,7 @@ def evaluate_on(
         kept = [row for row in kept if row in wanted]
         if not kept:
             raise UserError("All chosen queries are the attacker's: 0 are held out.", "Or say --allow-overlap.")
-        notices.append(f"{len(kept):,} of {len(asked):,} queries were chosen.")
+        notices.append(f"{len(kept):,} of {counted(len(asked), 'queries were')} chosen.")
     late, depth = retriever.spec.late, max(100, *k_values)
     if late:
         hits, scores = late_scores(target, asked, crafted.texts, depth, index)
@@ -80,13 +82,13 @@ def evaluate_on(
         scores = passage_scores(vectors, passages)
     hits = hits.of(kept)
     if hits.self_matches:
-        notices.append(f"{hits.self_matches} results that are their own query were removed.")
+        notices.append(f"{counted(hits.self_matches, 'results were')} removed: each is its own query.")
     ids = [asked.ids[number] for number in kept]
     qrels = _judgments(target, asked)
     report = evaluate_attack(scores, hits, documents, k_values, ids, qrels, crafted.ids)
     found: dict[str, Any] = {
-        "title": f"{len(crafted)} passages in {documents:,} documents of {target.data.name},"
-        f" {len(ids):,} queries ({name or split})",
+        "title": f"{counted(len(crafted), 'passages')} in {counted(documents, 'documents')} of {target.data.name},"
+        f" {counted(len(ids), 'queries')} ({name or split})",
         **_text_keys(report.row()),
         "perfect": None,
         "carriers": {},
@@ -104,7 +106,8 @@ def evaluate_on(
         by_ids = passage_scores(vectors, vectors_of_ids)
         found["asr_ids"] = {str(k): float(success(by_ids, hits, k).mean()) for k in k_values}
         told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["asr_ids"].items())
-        lines.append(f"{count} of {len(crafted)} passages become other tokens as text. As token ids alone: {told}.")
+        read = f"The texts of {count} of {counted(len(crafted), 'passages')} are read as other tokens."
+        lines.append(f"{read} As token ids alone: {told}.")
     if index != "exact":
         found["by_index"] = {index: _by_index(index, target, crafted, passages, vectors, k_values)}
         told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["by_index"][index].items())
@@ -163,10 +166,10 @@ def held_out(
     if not shared:
         return everything
     if allow:
-        notices.append(f"{len(shared)} evaluated queries are the attacker's too.")
+        notices.append(f"{counted(len(shared), 'evaluated queries are')} the attacker's too.")
         return everything
     told = f" ({option})" if option else ""
-    notices.append(f"{len(shared)} evaluated queries are the attacker's too, and were left out{told}.")
+    notices.append(f"{counted(len(shared), 'evaluated queries are')} the attacker's too and left out{told}.")
     gone = set(shared)
     kept = [number for number in everything if number not in gone]
     if not kept:

@@ -13,6 +13,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, pas
 from lmlab.methods.corpus_poisoning.measure.run import attackers, held_out
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval.config import EncoderConfig
+from lmlab.words import counted
 
 
 def transfer_matrix(
@@ -39,7 +40,7 @@ def transfer_matrix(
             documents = len(target.data.corpus)
             if k > documents:
                 raise UserError(
-                    f"The success at {k} means nothing in the corpus of {documents} documents of '{data}'.",
+                    f"The success at {k} means nothing in the corpus of {counted(documents, 'documents')} of '{data}'.",
                     "Lower --k.",
                 )
             queries, hits = target.queries(), target.hits(max(100, k))

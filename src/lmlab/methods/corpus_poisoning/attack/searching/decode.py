@@ -23,7 +23,7 @@ from lmlab.errors import UserError
 from lmlab.files import sha256_json
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage, MeanSimilarity, NormCapped, Objective
 from lmlab.methods.corpus_poisoning.attack.searching.problem import Budget, Penalty
-from lmlab.models import KVCache, weights_fingerprint
+from lmlab.models import GenerationConfig, KVCache, generate, weights_fingerprint
 from lmlab.models.generation.decoding import evaluating
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision
@@ -33,6 +33,7 @@ _FINE = 0.1  # of the objective, for each nat above the bound
 _WINDOW, _WINDOW_SHARE = 16, 1.5  # the worst stretch may be this much above the bound
 _BEAMS, _FEW = 4, 2  # with many evaluations, and with few, which more beams would spread thin
 _MANY_EVALUATIONS = 2000  # from which more beams pay
+_LIKELY = 0.9  # of the probability of the next token, from which continuations are drawn
 _TIMES = 3  # that a token may come
 
 
@@ -196,6 +197,22 @@ def language_model(place: str, device: str) -> tuple[Any, Any, str]:
     found = Model.find(place)
     model = found.load(device)
     return model, found.tokenizer(), weights_fingerprint(model)
+
+
+def continuations(place: str, device: str, texts: Sequence[str], tokens: int, seed: int) -> list[str]:
+    """What a language model writes after each text, drawn by the seed: at most so many tokens, on one line.
+
+    Raises:
+        UserError: a text and its continuation exceed what the model reads, or it writes nothing after any of them.
+    """
+    model, tokenizer, _ = language_model(place, device)
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(text, "as_text")] for text in texts]
+    ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    settings = GenerationConfig(max_new_tokens=tokens, seed=seed, top_p=_LIKELY, eos_ids=ends)
+    found = [" ".join(tokenizer.decode(each.ids).split()) for (each,) in generate(model, prompts, settings)]
+    if not any(found):
+        raise UserError("The language model writes nothing after the queries.", "Choose another --start.")
+    return found
 
 
 _searches: dict[str, FluentSearch] = {}
