@@ -200,8 +200,10 @@ def encoded(target: Target, texts: list[str]) -> np.ndarray:
         return target.retriever.encoder.encode_text(texts)
 
 
-def optimizers(train: Target, test: Target, clusters: int, seeds: int, budgets: list[int]) -> None:
-    """Every optimizer from the same starts with the same budgets: the largest of 50 clusters, one passage each."""
+def optimizers(train: Target, test: Target, clusters: int, seeds: int, stages: list[int]) -> None:
+    """Every optimizer from the same starts with the same budget, and what it had when parts of it were spent: the
+    largest of 50 clusters, one passage each.
+    """
     encoder, queries, hits = train.retriever.encoder, train.queries(), test.hits(100)
     parts = cluster_queries(queries, 50)
     allowed = allowed_ids(encoder.tokenizer)
@@ -211,27 +213,38 @@ def optimizers(train: Target, test: Target, clusters: int, seeds: int, budgets: 
         texts = [train.data.queries.texts[row] for row in own]
         ids = start_ids(CraftConfig(k=1), encoder, texts, queries[own])
         starts.append((MeanSimilarity.of(torch.from_numpy(queries[own])), ids))
-    for budget in budgets:
-        for name in ("hotflip", "arca", "gcg", "gaslite", "multiflip"):
-            shares, reached, started = np.zeros((seeds, clusters)), [], time.process_time()
+    for name in ("multiflip", "gcg", "hotflip", "gaslite", "arca"):
+        shares, texts, started = np.zeros((len(stages), seeds, clusters)), {}, time.process_time()
+        for seed in range(seeds):
+            for number, (objective, ids) in enumerate(starts):
+                problem = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(stages[-1]), "bf16")
+                best = {stage: ids for stage in stages}
+
+                def seen(ids_L: np.ndarray, problem: Problem = problem, best: dict[int, np.ndarray] = best) -> bool:
+                    best |= {stage: ids_L for stage in stages if problem.budget.spent <= stage}
+                    return False
+
+                best[stages[-1]] = optimize(problem, ids, name, 50, seed, seen).ids_L
+                for place, stage in enumerate(stages):
+                    value = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(1)).score(best[stage])
+                    shares[place, seed, number] = value / objective.bound
+                    texts[stage, seed, number] = spell(encoder.tokenizer, best[stage].tolist())
+        cpu = (time.process_time() - started) / shares[0].size
+        for place, stage in enumerate(stages):
+            reached = []
             for seed in range(seeds):
-                texts = []
-                for number, (objective, ids) in enumerate(starts):
-                    problem = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(budget), "bf16")
-                    found = optimize(problem, ids, name, 50, seed)
-                    shares[seed, number] = found.value / objective.bound
-                    texts.append(spell(encoder.tokenizer, found.ids_L.tolist()))
-                reached.append(rates(passage_scores(test.queries(), encoded(test, texts)), hits)[20])
+                vectors = encoded(test, [texts[stage, seed, number] for number in range(clusters)])
+                reached.append(rates(passage_scores(test.queries(), vectors), hits)[20])
             tell(
                 part="optimizers",
                 optimizer=name,
-                evaluations=budget,
-                share_of_bound=round(float(shares.mean()), 4),
-                sd_between_seeds=round(float(shares.std(0, ddof=1).mean()), 4),
-                sd_of_runs=round(float(shares.std(ddof=1)), 4),
+                evaluations=stage,
+                share_of_bound=round(float(shares[place].mean()), 4),
+                sd_between_seeds=round(float(shares[place].std(0, ddof=1).mean()), 4),
+                sd_of_runs=round(float(shares[place].std(ddof=1)), 4),
                 asr20=[round(float(np.mean(reached)), 2), round(float(np.std(reached, ddof=1)), 2)],
-                runs=shares.size,
-                cpu_s=round((time.process_time() - started) / shares.size, 2),
+                runs=shares[place].size,
+                cpu_s_whole=round(cpu, 2),
             )
 
 
@@ -317,7 +330,7 @@ def main() -> None:
             name = "-".join(str(about[each]) for each in named) + ("-aware" if config.known_gate else "")
             attack(train, test, config, given.out / name)
         case "optimizers":
-            optimizers(train, test, given.clusters, given.seeds, sorted({300, given.evaluations or 650}, reverse=True))
+            optimizers(train, test, given.clusters, given.seeds, [100, 300, given.evaluations or 650])
         case "defenses":
             sets = {
                 place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack

@@ -40,6 +40,7 @@ from lmlab.retrieval import read_queries
 
 DETECTORS = ("excerpts", "questions", "hubness", "similarity", "norm", "mask_collapse", "perplexity")
 SPLITS = 200
+RATES = (0.005, 0.01, 0.02, 0.05)
 
 
 def sentinels_of(shared: Path, train: Target, language_model: str | None) -> DetectorContext:
@@ -115,29 +116,46 @@ def stack(train: Target, test: Target, context: DetectorContext, given: argparse
 
 
 def calibration(test: Target, context: DetectorContext, given: argparse.Namespace) -> None:
-    """Detectors are fitted once on a third; the rest is split many times into what sets a threshold and what comes."""
+    """Detectors are fitted once on a third; the rest is split many times into what sets a threshold and what comes. The
+    shares of clean passages below a score are those of what was fitted on (as gates once had it), or of the others.
+    """
     names = given.detector or ["excerpts", "questions"]
     documents = Passages(test.data.corpus.texts, test.documents)
     fitting, second, third = _thirds(len(documents))
     rest = np.array(second + third)
     scores: dict[str, Scores] = {}
     seen: dict[str, Scores] = {}
+    rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json"))
+    sets = {place.name: AdversarialSet.load(place).texts for place in given.attack} | {"S + I": rag.texts}
+    crafted = {attack: Passages.of(texts, context.encoder) for attack, texts in sets.items()}
+    found_of: dict[str, dict[str, Scores]] = {attack: {} for attack in crafted}
     for name in names:
         detector = make_detector(name, context)
         detector.fit(documents.part(fitting))
         found = detector.score(documents)
         scores[name], seen[name] = found[rest], np.sort(found[fitting])
+        for attack, passages in crafted.items():
+            found_of[attack][name] = detector.score(passages)
     generator = np.random.default_rng(given.seed)
     refused: dict[tuple[str, float], list[float]] = {}
+    caught: dict[tuple[str, float, str], list[float]] = {}
     for _ in range(SPLITS):
         order = generator.permutation(len(rest))
-        sets, come = np.split(order, [len(order) // 2])
-        scales = {"seen": seen, "unseen": {name: np.sort(values[sets]) for name, values in scores.items()}}
+        known, come = np.split(order, [len(order) // 2])
+        scales = {"seen": seen, "unseen": {name: np.sort(values[known]) for name, values in scores.items()}}
         for how, clean in scales.items():
-            joined = np.max([_share_below(clean[name], scores[name]) for name in names], 0)
-            for rate in (0.005, 0.01, 0.02, 0.05):
-                bound = Threshold.at(joined[sets], rate).value
-                refused.setdefault((how, rate), []).append(float((joined[come] > bound).mean()))
+            shares = np.array([_share_below(clean[name], scores[name]) for name in names])
+            theirs = {
+                attack: np.max([_share_below(clean[name], own[name]) for name in names], 0)
+                for attack, own in found_of.items()
+            }
+            for rate in RATES:
+                bound = Threshold.at(shares[:, known].max(0), rate).value
+                refused.setdefault((how, rate), []).append(float((shares[:, come].max(0) > bound).mean()))
+                for name, own in zip(names, shares[:, come], strict=True):
+                    caught.setdefault((how, rate, f"clean, by {name}"), []).append(float((own > bound).mean()))
+                for attack, own in theirs.items():
+                    caught.setdefault((how, rate, attack), []).append(float((own > bound).mean()))
     for (how, rate), shares in refused.items():
         low, high = np.quantile(shares, (0.025, 0.975))
         tell(
@@ -147,6 +165,11 @@ def calibration(test: Target, context: DetectorContext, given: argparse.Namespac
             asked=rate,
             refused=round(float(np.mean(shares)), 5),
             interval=[round(float(low), 5), round(float(high), 5)],
+            caught={
+                what: round(float(np.mean(values)), 4)
+                for (scale, at, what), values in caught.items()
+                if (scale, at) == (how, rate)
+            },
         )
 
 
