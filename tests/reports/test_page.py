@@ -8,9 +8,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,6 +23,7 @@ from lmlab.reports import (
     Bounds,
     Cell,
     Code,
+    Columns,
     Details,
     Facts,
     Figure,
@@ -33,6 +35,7 @@ from lmlab.reports import (
     Series,
     Table,
     Tokens,
+    Tone,
     bar_chart,
     funnel_chart,
     heat_map,
@@ -96,6 +99,8 @@ def every_block(text: str) -> list[Block]:
         Facts({text: text}),
         Table([text, "value"], [[text, 1.5]], caption=text),
         Code(text, caption=text),
+        Code(text, caption=text, tones={0: "good"}),
+        Columns([[Paragraph(text)], [Code(text)]]),
         Sample(text, text, caption=text),
         Tokens([text, text], [True, False], caption=text),
         Details(text, [Paragraph(text)]),
@@ -140,7 +145,7 @@ def test_hostile_text_is_shown_as_it_is() -> None:
     assert elements.texts("title") == [HOSTILE]
     assert elements.texts("h2") == [HOSTILE]
     assert elements.texts("td")[0] == HOSTILE
-    assert elements.texts("code") == [HOSTILE]
+    assert elements.texts("code") == 3 * [HOSTILE]
     assert elements.texts("span", "completion") == [f"Completion: {HOSTILE}", HOSTILE]
     assert elements.texts("span", "token") == [HOSTILE, HOSTILE]
     assert elements.all("div", "plot-area")[0][0]["aria-label"] == HOSTILE
@@ -363,6 +368,20 @@ def test_white_space_of_samples_and_code_is_kept(text: str) -> None:
     assert f'<span class="prompt"><span class="hidden">Prompt: </span>{text}</span>' in html
     assert f'<span class="hidden">Completion: </span>{text}</span></pre>' in html
     assert f"<code>{text}</code></pre>" in html
+
+
+def test_lines_of_code_have_tones_and_are_the_same_text() -> None:
+    text = "+ <b>\n\n  x\n"
+    html = page_of(Code(text, tones={0: "good", 2: "bad"}))
+    (found,) = re.findall(r"<code>(.*?)</code>", html, re.DOTALL)
+    assert re.findall(r'<span class="line([^"]*)">', found) == [" tone-good", "", " tone-bad"]
+    assert unescape(re.sub(r"<[^>]*>", "", found)) == text
+    assert [css for css in get_args(Tone) if f".tone-{css} " not in html] == []
+
+
+def test_figures_in_columns_bring_their_scripts() -> None:
+    block = Figure(loss_figure(), alt="loss")
+    assert ("plotly" in page_of(Columns([[Paragraph("a")], [block]]))) == ("plotly" in page_of(block)) is True
 
 
 def test_blank_lines_separate_paragraphs() -> None:

@@ -1,4 +1,20 @@
-from .blocks import Block, Bounds, Cell, Code, Details, Facts, Figure, Graph, Note, Paragraph, Sample, Table, Tokens
+from .blocks import (
+    Block,
+    Bounds,
+    Cell,
+    Code,
+    Columns,
+    Details,
+    Facts,
+    Figure,
+    Graph,
+    Note,
+    Paragraph,
+    Sample,
+    Table,
+    Tokens,
+    Tone,
+)
 from .figures import Series, bar_chart, funnel_chart, heat_map, line_chart
 from .formats import format_bytes, format_duration, format_interval, format_moment, format_number
 from .page import Page, Section
@@ -8,6 +24,7 @@ __all__ = [
     "Bounds",
     "Cell",
     "Code",
+    "Columns",
     "Details",
     "Facts",
     "Figure",
@@ -20,6 +37,7 @@ __all__ = [
     "Series",
     "Table",
     "Tokens",
+    "Tone",
     "bar_chart",
     "format_bytes",
     "format_duration",

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from lmlab.reports.blocks import Block, Details, Figure, Graph
+from lmlab.reports.blocks import Block, Columns, Details, Figure, Graph
 
 # Plotly compiles the drawing code of these trace types at run time.
 _COMPILED_TRACES = frozenset(
@@ -65,6 +65,9 @@ def _flat(blocks: Sequence[Block]) -> Iterator[Block]:
         yield block
         if isinstance(block, Details):
             yield from _flat(block.blocks)
+        elif isinstance(block, Columns):
+            for each in block.columns:
+                yield from _flat(each)
 
 
 def _policy(scripts: Sequence[str], compiles: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lmlab.words import counted
@@ -31,6 +31,7 @@ class Bounds:
 Cell = str | int | float | Bounds | None
 Align = Literal["left", "right"]
 NoteKind = Literal["info", "good", "warning", "bad"]
+Tone = Literal["good", "bad", "warning", "accent", "muted"]
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Code:
-    """Monospaced text such as a configuration, with white space kept; long lines and long texts scroll."""
+    """Monospaced text such as a configuration, with white space kept; long lines and long texts scroll.
+
+    Args:
+        tones: what each line is told by, by its number from 0; other lines are plain.
+    """
 
     text: str
     caption: str = ""
+    tones: Mapping[int, Tone] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """Each line with its tone, which is empty for plain ones."""
+        return [
+            (line, self.tones.get(number, "")) for number, line in enumerate(self.text.removesuffix("\n").split("\n"))
+        ]
 
 
 @dataclass(frozen=True)
@@ -214,4 +227,11 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Tokens | Graph | Details
+@dataclass(frozen=True)
+class Columns:
+    """Blocks side by side, and one below the other where there is not room enough."""
+
+    columns: Sequence[Sequence[Block]]
+
+
+Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Tokens | Graph | Details | Columns

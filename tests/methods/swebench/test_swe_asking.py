@@ -29,12 +29,14 @@ from lmlab.methods.swebench.inference import ranking
 from lmlab.methods.swebench.inference.agent import run_agent
 from lmlab.methods.swebench.inference.contexts import approximate_tokens, collapsed, make_context
 from lmlab.methods.swebench.inference.infer import infer, prompts_of
+from lmlab.methods.swebench.inference.memory import edits_of, memory_of, remembered
 from lmlab.methods.swebench.inference.prompts import messages_of
 from lmlab.methods.swebench.inference.ranking import Ranker, chunks_of, documents, rank_bm25, recall
 from lmlab.methods.swebench.inference.records import sft_records
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
+from lmlab.methods.swebench.patches.answers import diff_of
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.retrieval.search.bm25 import ENGLISH_STOP_WORDS, words
 from lmlab.runs import Recipe, run_recipe
@@ -166,6 +168,59 @@ def test_a_ranker_forgets_the_vectors_of_trees_that_it_saw_long_ago(
         assert len(ranker._vectors) <= 3
     many = {f"{number}.py": "sum\n" for number in range(5)}  # one tree alone has more
     assert len(ranker.files(many, "sum")) == 5 and len(ranker._vectors) == 3
+
+
+class _Reader:
+    """A model that knows some texts by heart: what follows so many of their words is certain, all else is a guess."""
+
+    def __init__(self, known: Sequence[str], needed: int) -> None:
+        self.known, self.needed = [each.split() for each in known], needed
+
+    def mean_log_probs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return [self._mean(context.split(), text.split()) for context, text in pairs]
+
+    def _mean(self, context: list[str], text: list[str]) -> float:
+        words, first, certain = [*context, *text], len(context), 0
+        for at in range(first, len(words)):
+            seen = words[max(0, at - self.needed) : at + 1]
+            certain += len(seen) > self.needed and any(
+                known[place : place + len(seen)] == seen for known in self.known for place in range(len(known))
+            )
+        return -4.0 * (1 - certain / len(text))
+
+
+def test_a_solution_known_by_its_issue_is_told_from_one_that_is_only_likely(built: Instance, judge: Judge) -> None:
+    gold, others = edits_of(built, judge.workspaces, 4)
+    assert len(set(others)) == 4 and gold not in others
+    assert all(abs(len(each) - len(gold)) <= 24 for each in others)
+    assert "return a + b" in gold and not gold.count("test_")
+    issue = f"{built.instance_id}\n\n{built.problem_statement.strip()}\n\nA patch:\n\n{gold}"
+    # Knows the solution after its issue alone; knows it as any code, whatever stands before; knows nothing
+    by_issue, by_code, naive = _Reader([issue], len(gold.split()) + 3), _Reader([gold], 2), _Reader([], 1)
+    (first,), passed = remembered([built], judge.workspaces, by_issue, 4)
+    assert passed == {} and first.likelier == 1 and first.gain > 0.1
+    (second,), _ = remembered([built], judge.workspaces, by_code, 4)
+    assert second.likelier == 1 and second.gain == pytest.approx(0, abs=0.02)
+    (third,), _ = remembered([built], judge.workspaces, naive, 4)
+    assert third.likelier == 0 and third.gain == 0
+    none = replace(built, instance_id="none", patch=diff_of(BASE.get, {"README.md": "# other\n"}))
+    found, passed = remembered([none], judge.workspaces, naive)
+    assert found == [] and passed == {"none": "no other edit of its lines can be made"}
+    told = memory_of([first, replace(first, gain=first.gain + 0.2), replace(third, alternatives=1)])
+    assert told.first.value == pytest.approx(2 / 3) and told.chance == pytest.approx((2 / 5 + 1 / 2) / 3)
+    assert told.gain.low < told.gain.value < told.gain.high
+
+
+def test_a_model_on_the_disk_is_asked_for_what_it_remembers(
+    lmlab: Callable[..., Any], built: Instance, judge: Judge, tmp_path: Path, smollm2: Path
+) -> None:
+    write_instances(tmp_path / "i.jsonl", [built])
+    shutil.copytree(judge.workspaces.trees.folder, tmp_path / "trees")
+    common = ("-i", tmp_path / "i.jsonl", "--cache", tmp_path / "cache", "-o", tmp_path / "memorized.jsonl")
+    done = lmlab("swe", "memorized", *common, "-m", smollm2, "--alternatives", "3")
+    assert done.code == 0 and "1 solution, each beside up to 3 other edits of its lines" in done.out, done.err
+    row = json.loads((tmp_path / "memorized.jsonl").read_text())
+    assert row["instance_id"] == built.instance_id and row["alternatives"] == 3 and 0 <= row["likelier"] <= 1
 
 
 def test_contexts_of_symbols_and_of_others(built: Instance, judge: Judge, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from swe_parts import BASE, FIXED
 
+from lmlab.methods.swebench.harness import judge as judge_module
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.answers import diff_of
@@ -428,6 +429,21 @@ def test_the_reference_is_resolved_and_so_is_an_honest_patch_beside_files_of_the
     both = cases.judge(built, built.patch + _new("conftest.py", content=_HOOK) + _new("tests/test_mine.py"))
     assert both.status == "resolved" and both.touches_test_infra == ("conftest.py",)
     assert both.restored == ("tests/test_mine.py",)
+
+
+def test_a_control_that_a_patch_holds_up_is_no_failure_of_the_surroundings(
+    cases: Judge, built: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_module, "_PATIENCE", 1.0)
+    waits = (
+        "import pathlib, time\n"
+        "if 'def __eq__(self, other):' in pathlib.Path('tests/test_calc.py').read_text(): time.sleep(10**6)\n"
+    )
+    patch = _patch({_SOURCE: f"{waits}{FIXED[_SOURCE]}"})
+    result = replace(_ending_soon(cases), reuse=False).judge(built, patch)
+    assert result.status == "invalid" and "its control does not come to an end" in result.reason, result
+    hasty = replace(cases, reuse=False, limits=cases.limits.model_copy(update={"timeout_s": 0.01}))
+    assert hasty.judge(built, patch).status == "infra"
 
 
 def test_without_a_control_the_forgeries_pass(cases: Judge, built: Instance) -> None:

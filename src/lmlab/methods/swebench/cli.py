@@ -33,6 +33,7 @@ app.command(epilog=asking.retrieve_help)(asking.retrieve)
 app.command(epilog=asking.infer_help)(asking.infer)
 app.command(epilog=asking.agent_help)(asking.agent)
 app.command("train-data", epilog=asking.train_data_help)(asking.train_data)
+app.command(epilog=asking.memorized_help)(asking.memorized)
 app.command("eval", epilog=running.evaluate_help)(running.evaluate)
 
 

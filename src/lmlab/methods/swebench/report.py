@@ -12,10 +12,24 @@ from lmlab.methods.swebench.grading.find_logs import OUTPUT
 from lmlab.methods.swebench.harness.evaluate import Evaluated
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
-from lmlab.reports import Code, Details, Facts, Note, Page, Paragraph, Section, Table, format_duration
+from lmlab.reports import (
+    Block,
+    Code,
+    Columns,
+    Details,
+    Facts,
+    Note,
+    Page,
+    Paragraph,
+    Section,
+    Table,
+    Tone,
+    format_duration,
+)
+from lmlab.words import counted
 
 _MOST_SHOWN = 200  # instances with patch and log; a page of thousands is no page
-_LOG_TAIL = 6_000  # characters
+_LOG_TAIL, _MOST_OF_A_PATCH = 6_000, 20_000  # characters
 
 
 def evaluation_page(
@@ -89,23 +103,58 @@ def model_sections(results: Mapping[str, Any]) -> list[Section]:
     return [Section("Issues resolved", [*notes, Table(columns, rows)], told)]
 
 
-def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder: Path) -> list[Paragraph | Code | Note]:
+def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder: Path) -> list[Block]:
     result = done.results[instance.instance_id]
-    found: list[Paragraph | Code | Note] = [Paragraph(instance.problem_statement[:4000])]
+    found: list[Block] = [Paragraph(instance.problem_statement[:4000])]
     if result.touches_test_infra:
         paths = ", ".join(result.touches_test_infra)
         found.append(Note(f"It changes how tests are found or judged; the verdict is without: {paths}.", "warning"))
+    left = [_patch("the patch", prediction.patch or "")]
+    if instance.patch.strip() and instance.patch.strip() != (prediction.patch or "").strip():
+        left.append(_patch("the reference solution", instance.patch))
+    right: list[Block] = []
     if result.failures:
-        found.append(Code("\n".join(result.failures[:50]), "not as expected"))
-    found.append(Code((prediction.patch or "")[:20_000], "the patch"))
+        right.append(Code("\n".join(result.failures[:50]), "not as expected"))
     log = folder / OUTPUT
     if log.exists():
-        found.append(Code(log.read_text("utf-8", "replace")[-_LOG_TAIL:], "the end of the log"))
+        text = log.read_text("utf-8", "replace")[-_LOG_TAIL:]
+        right.append(Code(text, "the end of the log", _tones(text, _TONES_OF_LOGS)))
+    found.append(Columns([left, right]) if right else left[0])
+    return found
+
+
+def _patch(caption: str, text: str) -> Block:
+    text = text[:_MOST_OF_A_PATCH]
+    return Code(text, caption, _tones(text, _TONES_OF_PATCHES))
+
+
+# The first that a line begins with
+_TONES_OF_PATCHES: Mapping[str, Tone] = {
+    **dict.fromkeys(("diff ", "index ", "--- ", "+++ ", "new file ", "deleted file "), "muted"),
+    "@@": "accent",
+    "+": "good",
+    "-": "bad",
+}
+_TONES_OF_LOGS: Mapping[str, Tone] = {
+    "PASSED": "good",
+    **dict.fromkeys(("FAILED", "ERROR", "E  "), "bad"),
+    **dict.fromkeys(("SKIPPED", "XFAIL", "XPASS"), "warning"),
+    **dict.fromkeys(("====", "____"), "accent"),
+}
+
+
+def _tones(text: str, known: Mapping[str, Tone]) -> dict[int, Tone]:
+    found = {}
+    for number, line in enumerate(text.split("\n")):
+        for begin, tone in known.items():
+            if line.startswith(begin):
+                found[number] = tone
+                break
     return found
 
 
 def _patches(count: int) -> str:
-    return "1 patch" if count == 1 else f"{count:,} patches"
+    return counted(count, "patches")
 
 
 def _lines(values: Mapping[str, Any]) -> str:

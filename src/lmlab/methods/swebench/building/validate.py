@@ -192,7 +192,9 @@ def _control_of_gold(
         apply_gold(instance, tree)
         hidden.write(tree)
         controls = write_controls(instance, tree, instance.fail_to_pass)
-        run = judge.test(instance, tree)
+        run = judge.test_control(instance, tree)
+    if not run.result.ended:
+        raise _Rejected("uncontrolled", f"the control does not end within the limits ({run.result.wall_s:.0f} s)")
     expected: dict[str, Any] = {
         test: statuses[test] for test in (*instance.fail_to_pass, *instance.pass_to_pass) if test in statuses
     }

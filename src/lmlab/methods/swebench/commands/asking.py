@@ -210,6 +210,60 @@ train_data_help = example(
 )
 
 
+@options(WorkspaceConfig, "where")
+@options(InstancesConfig, "chosen")
+@options(Drawn, "drawn")
+def memorized(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A model's directory, run, or GGUF file.")],
+    where: WorkspaceConfig,
+    chosen: InstancesConfig,
+    drawn: Drawn,
+    alternatives: Annotated[int, typer.Option(min=1, help="Other edits of the same lines, of each solution.")] = 8,
+    out: Annotated[Path, typer.Option("--out", "-o", help="What was found of each issue, JSON lines.")] = Path(
+        "memorized.jsonl"
+    ),
+) -> None:
+    """Say whether a model has seen the solutions: how much more the id and the issue tell it of them than of other
+    edits of the same lines. Compare issues from before and after its training (--created-before, --created-since)."""
+    from lmlab.files import write_jsonl
+    from lmlab.judging.offline.likelihood import LocalModel
+    from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
+    from lmlab.methods.swebench.inference.memory import memory_of, remembered
+    from lmlab.methods.swebench.instances.load import load_chosen
+    from lmlab.progress import progress
+    from lmlab.words import counted
+
+    instances = load_chosen(chosen)
+    workspaces = open_workspaces(where, trees_beside(chosen.instances))
+    with progress("memorized", len(instances), "issues") as advance:
+        found, passed = remembered(
+            instances, workspaces, LocalModel.load(model), alternatives, drawn.seed, lambda: advance()
+        )
+    write_jsonl(out, (each.to_row() for each in found))
+    for name, reason in passed.items():
+        print(f"{name}: {reason}")
+    if not found:
+        raise UserError("No solution could be compared with another edit.")
+    told = memory_of(found)
+    low, high = (100 * each for each in told.first.bounds)
+    print(f"{counted(len(found), 'solutions')}, each beside up to {counted(alternatives, 'other edits')} of its lines:")
+    print(
+        f"{100 * told.first.value:.0f} % (95 % interval {low:.0f} to {high:.0f}) are likelier than all of these, where"
+        f" {100 * told.chance:.0f} % would be by chance; a model finds what is right likelier without having seen it."
+    )
+    low, high = told.gain.bounds
+    print(
+        f"Id and issue tell {told.gain.value:+.4f} nats a token more of the solution than of the others (95 % interval"
+        f" {low:+.4f} to {high:+.4f})."
+    )
+    print(f"Each issue: {out}")
+
+
+memorized_help = example(
+    "lmlab swe memorized -i benchmark/instances.jsonl -m models/smollm2 --created-before 2024-06-01"
+)
+
+
 def _count(tokenizer: str | None):  # type: ignore[no-untyped-def]
     from lmlab.methods.swebench.inference.contexts import counter_of
     from lmlab.runs import Vocabulary

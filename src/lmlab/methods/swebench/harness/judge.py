@@ -20,6 +20,10 @@ from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.sandbox import Box, Executor, Limits, Session
 
+# A control has several copies of a test, and each fails with a traceback, which takes the runner longer than a pass:
+# with 388 tests to be repaired, 7 times the processor time of the tests
+_PATIENCE = 8.0
+
 
 class Memory:
     """What a process has found out, and others find out for themselves."""
@@ -121,6 +125,7 @@ class Judge:
         workspace: str | Path,
         files: Sequence[str] | None = None,
         whole: bool = False,
+        patience: float = 1.0,
         **env: str,
     ) -> RunOfTests:
         """Run the instance's tests in a workspace.
@@ -128,6 +133,7 @@ class Judge:
         Arguments:
             files: these in place of the instance's own.
             whole: all tests of the repository.
+            patience: so many times the time of the limits.
 
         Raises:
             UserError: all tests are asked for, and a published script names its own in a way that is not known.
@@ -144,4 +150,9 @@ class Judge:
                 instance.log_parser,
                 LogContext(instance.instance_id, instance.version),
                 env=env,
+                timeout=patience * self.limits.timeout_s,
             )
+
+    def test_control(self, instance: Instance, workspace: str | Path) -> RunOfTests:
+        """Run the tests of a workspace whose test files are controls."""
+        return self.test(instance, workspace, patience=_PATIENCE)

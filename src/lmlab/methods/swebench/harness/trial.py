@@ -51,6 +51,10 @@ class Ended(Exception):
         self.status, self.reason = status, reason
 
 
+class _Endless(SandboxFailure):
+    """A control that used up its limits."""
+
+
 class Trial:
     """The way of one patch."""
 
@@ -242,7 +246,7 @@ class Trial:
         elif self.judge.reuse and key in memory:
             (tests, copies), how = memory[key], "an equal patch"
         else:
-            found = self._survivors(untouched)
+            found = self._survivors_of_patch(untouched)
             if known is None and (found.tests or found.copies or found.missing):
                 known = self._gold_control()
             tests = sorted((found.tests | found.missing) - set((known or {}).get("tests", [])))
@@ -274,12 +278,23 @@ class Trial:
                 memory[key] = changes_digest(tree, changed) if done.returncode == 0 else "none"
         return memory[key]
 
+    def _survivors_of_patch(self, prepared: Path) -> Survivors:
+        try:
+            return self._survivors(prepared)
+        except _Endless:
+            if not self.instance.patch.strip():
+                raise
+            self._gold_control()  # where it does not end either, the patch is not to blame
+            raise Ended(
+                "invalid", "its control does not come to an end, and that of the reference solution does"
+            ) from None
+
     def _survivors(self, prepared: Path) -> Survivors:
         controls = write_controls(self.instance, prepared, self.instance.fail_to_pass)
-        run = self.judge.test(self.instance, prepared)
+        run = self.judge.test_control(self.instance, prepared)
         self.runs += 1
         if not run.result.ended:
-            raise SandboxFailure("The control run did not come to its end.")
+            raise _Endless("The control run did not come to its end.")
         expected = {test: status for test in self._expected if (status := status_of(test, self.statuses))}
         return survivors(loosest(run), expected, controls)
 
