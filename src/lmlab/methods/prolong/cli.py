@@ -16,10 +16,10 @@ from lmlab.evals.long.config import LongSettings
 from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.methods.prolong.config import (
     FactorSettings,
-    LongerWindow,
     MeasuringSettings,
     PerplexitySettings,
     ProbeSettings,
+    RopeSettings,
 )
 from lmlab.runs.loading import Loading
 from lmlab.words import counted
@@ -62,6 +62,8 @@ def build(
     epilog=example(
         "lmlab long eval models/smollm2 --mode forced --out runs/long",
         "lmlab long eval models/smollm2 --instances instances.jsonl --short-task arc_easy --out runs/long",
+        "lmlab long eval models/longer --instances instances.jsonl --short-task arc_easy --against runs/long --gate"
+        " --out runs/longer",
         "lmlab long eval openai:gpt-4o-mini --base-url https://api.openai.com/v1 --key-env OPENAI_API_KEY"
         " --instances instances.jsonl --out runs/api",
         "torchrun --nproc-per-node 8 -m lmlab long eval models/llama --preset full --out runs/long",
@@ -96,7 +98,13 @@ def evaluate(
     from lmlab.distributed import joined, world
     from lmlab.evals.long import read_instances
     from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, evaluate_endpoint, instances_for
+    from lmlab.methods.prolong.short import SHORT, require_kept, short_cost
 
+    if how.gate and (against is None or not how.short_tasks or not (against / SHORT).is_file()):
+        raise UserError(
+            "--gate compares short tasks, which were not measured on both models.",
+            "Name some with --short-task, and with --against results that have them too.",
+        )
     with joined():
         if model.startswith("openai:"):
             if instances is None:
@@ -130,6 +138,10 @@ def evaluate(
         if world().is_main:
             _show(results)
             print(f"Results: {out}\nPage: {_page([out] if against is None else [against, out], out / 'report.html')}")
+            if against is not None and (cost := short_cost(against, out)) is not None:
+                if how.gate:
+                    require_kept(cost, str(out), str(against))
+                print(cost.sentence(str(out), str(against)))
 
 
 @app.command(epilog=example("lmlab long report runs/base runs/tuned --out compared.html"))
@@ -210,24 +222,55 @@ def ppl(
     print(f"{long}; perplexity {found.perplexity:.3f}; {found.keys:,} key tokens of {found.tokens:,}.\nKeys: {keys}")
 
 
-@app.command(name="rope", epilog=example("lmlab long rope models/llama --to 65536"))
+@app.command(
+    name="rope",
+    epilog=example(
+        "lmlab long rope models/llama --to 65536",
+        "lmlab long rope models/llama --to 32768 --rope-theta auto-ntk --out models/llama-32K",
+    ),
+)
 @takes_model
-@options(LongerWindow, "longer")
-def rope(model: ModelPlace, longer: LongerWindow) -> None:
-    """Say which bases of the rotary frequencies the two rules give for a longer window."""
-    from lmlab.models import extended_theta
+@options(RopeSettings)
+def rope(
+    model: ModelPlace,
+    settings: RopeSettings,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the model there with this window, untrained.", show_default=False),
+    ] = None,
+) -> None:
+    """Say which bases of the rotary frequencies the two rules give for a longer window; or write the model with one, to
+    measure what a rule gives without training.
+    """
+    from lmlab.config import validate
+    from lmlab.models import RopeScaling, WindowConfig, extended_theta
     from lmlab.runs import Model
 
-    config = Model.find(model).config
+    place = Model.find(model)
+    config = place.config
     if config.positions != "rotary":
         raise UserError(f"'{model}' has {config.positions} positions, and no rotary frequencies.")
+    if out is None and (settings.rope_theta is not None or settings.yarn):
+        raise UserError("--rope-theta and --yarn say how a model is written.", "Name its directory with --out.")
     rows: list[list[object]] = [["as it is", config.max_seq_len, f"{config.rope_theta:g}"]]
     for rule in ("auto", "auto-ntk"):
-        theta = extended_theta(config.rope_theta, config.max_seq_len, longer.to, config.rotary_dim, rule)
-        rows.append([f"window.rope_theta: {rule}", longer.to, f"{theta:g}"])
+        theta = extended_theta(config.rope_theta, config.max_seq_len, settings.to, config.rotary_dim, rule)
+        rows.append([f"window.rope_theta: {rule}", settings.to, f"{theta:g}"])
     _print_rows(["", "window", "theta"], rows)
     if (scaling := config.rope_scaling) is not None:
         print(f"The model scales its positions ({scaling.type}) by a factor of {scaling.factor:g}.")
+    if out is not None:
+        from lmlab.methods.prolong.factors import extend_untrained
+
+        given: dict[str, object] = {"max_seq_len": settings.to, "rope_theta": settings.rope_theta}
+        if settings.yarn:
+            factor = settings.to / config.max_seq_len
+            given["rope_scaling"] = RopeScaling(
+                type="yarn", factor=factor, original_max_seq_len=config.max_seq_len
+            ).model_dump()
+        written = extend_untrained(place, validate(WindowConfig, given, "the options"), out)
+        how = f"{written.rope_scaling.type} scaling" if written.rope_scaling else f"theta {written.rope_theta:g}"
+        print(f"Written with a window of {written.max_seq_len:,} and {how}, untrained: {out}")
 
 
 @app.command(
@@ -337,8 +380,9 @@ def _page(places: list[Path], out: Path) -> Path:
     from lmlab.errors import reads
     from lmlab.evals.long import RESULTS, read_results, read_suite_rows
     from lmlab.files import read_mapping
-    from lmlab.methods.prolong.evaluate import JUDGED, SHORT
+    from lmlab.methods.prolong.evaluate import JUDGED
     from lmlab.methods.prolong.report import sections
+    from lmlab.methods.prolong.short import SHORT, short_cost
     from lmlab.reports import Page
 
     @reads("what a measurement found")
@@ -349,6 +393,9 @@ def _page(places: list[Path], out: Path) -> Path:
         return found | {name: read_mapping(path) for name, path in beside.items() if place.is_dir() and path.is_file()}
 
     found = [found_at(place) for place in places]
+    for place, each in zip(places[1:], found[1:], strict=True):
+        if place.is_dir() and places[0].is_dir() and (cost := short_cost(places[0], place)) is not None:
+            each["short_cost"] = cost.row()
     last = places[-1] if places[-1].is_dir() else places[-1].parent
     rows = [read_suite_rows(last)] if (last / RESULTS).is_file() and (last / "rows.jsonl").is_file() else []
     return Page("Long context", sections=sections(found, rows)).write(out)

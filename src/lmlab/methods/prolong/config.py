@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, FloatPrecision
 from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode, known_tasks
@@ -23,6 +23,7 @@ class MeasuringSettings(Loading):
         controls: also ask without the context, and with the one passage that answers alone.
         short_tasks: tasks of `lmlab eval` with short prompts, measured beside, to see what a longer window costs.
         short_limit: most questions of each of them.
+        gate: end with an error where short tasks were lost against the model that was extended.
     """
 
     mode: Mode = "generate"
@@ -31,6 +32,7 @@ class MeasuringSettings(Loading):
     controls: bool = True
     short_tasks: Annotated[list[str], Flag(("--short-task",))] = []
     short_limit: PositiveInt | None = 200
+    gate: bool = False
 
 
 class LongEvaluateConfig(LongSettings, MeasuringSettings):
@@ -38,9 +40,19 @@ class LongEvaluateConfig(LongSettings, MeasuringSettings):
 
     Attributes:
         model: what is measured.
+        base: the model that it was extended from, whose short tasks are measured too, and the difference told.
     """
 
     model: ModelInput
+    base: ModelInput | None = None
+
+    @model_validator(mode="after")
+    def _compared(self) -> LongEvaluateConfig:
+        if self.base is not None and not self.short_tasks:
+            raise ValueError("base is compared in short_tasks; name some.")
+        if self.gate and self.base is None:
+            raise ValueError("gate needs base, the model that was extended.")
+        return self
 
 
 class PerplexitySettings(LongPPLConfig):
@@ -63,6 +75,18 @@ class LongerWindow(Config):
     """
 
     to: PositiveInt
+
+
+class RopeSettings(LongerWindow):
+    """How a model is written with that window, untrained.
+
+    Attributes:
+        rope_theta: base of the rotary frequencies: auto, auto-ntk, keep, or a number; by default auto.
+        yarn: scale the frequencies by YaRN in place of another base.
+    """
+
+    rope_theta: Literal["auto", "auto-ntk", "keep"] | PositiveFloat | None = None
+    yarn: bool = False
 
 
 class FactorSettings(LongerWindow):

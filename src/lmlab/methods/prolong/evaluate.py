@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lmlab.distributed import world
 from lmlab.endpoints import Endpoint
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, Settings, find_tasks, run_task, task_summary
@@ -40,11 +41,12 @@ from lmlab.evals.long import (
 from lmlab.evals.long.helmet.families import FAMILIES, family_of
 from lmlab.evals.long.helmet.results import SUMMARY, judged_by_helmet, write_judged
 from lmlab.files import read_mapping, sha256_json, write_json
+from lmlab.methods.prolong.short import SHORT
 from lmlab.models import weights_fingerprint
 from lmlab.progress import console
 from lmlab.redaction import redact
 
-INSTANCES, SHORT, SUITES = "instances.jsonl", "short.json", SUMMARY
+INSTANCES, SUITES = "instances.jsonl", SUMMARY
 JUDGED = "judged.json"
 
 
@@ -101,8 +103,7 @@ def evaluate(
         how={"controls": controls, "weights": _weights_of(evaluator)},
     )
     if short_tasks:
-        results["short"] = _measure_short(evaluator, short_tasks, short_limit, directory)
-        write_json(directory / SHORT, results["short"])
+        results["short"] = measure_short(evaluator, short_tasks, short_limit, directory)
     return results
 
 
@@ -112,12 +113,15 @@ def _weights_of(evaluator: Evaluator) -> str:
     return "" if model is None else weights_fingerprint(model)
 
 
-def _measure_short(evaluator: Evaluator, names: Sequence[str], limit: int | None, directory: Path) -> dict[str, Any]:
+def measure_short(evaluator: Evaluator, names: Sequence[str], limit: int | None, directory: Path) -> dict[str, Any]:
+    """Measure short tasks; rows and `short.json` in `directory`. Returns what that holds."""
     found = {}
     for task in find_tasks(names):
         rows = run_task(evaluator, task, Settings(limit, too_long="skip"), directory / f"short-{task.name}.jsonl")
         assert rows is not None
         found[task.name] = task_summary(task, rows)
+    if world().is_main:
+        write_json(directory / SHORT, found)
     return found
 
 

@@ -133,15 +133,36 @@ def extend_by_search(place: Model, settings: FactorSettings, device: str, precis
         raise UserError(f"A search needs a model of lmlab, and this one runs by {evaluator.scorer.description}.")
     found = search_factors(model, evaluator.tokenizer, settings, directory)
     model.config = with_factors(model.config, settings.to, found.factors)
-    written = directory / "model"
+    _write(model, evaluator.tokenizer, place, directory / "model")
+    write_json(directory / FOUND, asdict(found))
+    return found
+
+
+def extend_untrained(place: Model, window: WindowConfig, directory: Path) -> ModelConfig:
+    """Write a model with another window, and nothing learned: what a rule for its rotary positions gives by itself.
+
+    Raises:
+        UserError: the model is none of lmlab's, has no rotary positions, or scales them already; or something stands in
+            the directory.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"'{directory}' is there already.", "Name another directory with --out.")
+    config = with_window(place.config, window)  # which refuses what cannot be, before anything is loaded
+    evaluator = Evaluator.load(place, "cpu", "fp32")
+    if evaluator.model is None:
+        raise UserError(f"The model runs by {evaluator.scorer.description}, and not by lmlab.")
+    evaluator.model.config = config
+    _write(evaluator.model, evaluator.tokenizer, place, directory)
+    return config
+
+
+def _write(model: Transformer, tokenizer: Tokenizer, place: Model, written: Path) -> None:
     if place.form == "directory":
         save_pretrained(model, written, None, companions=place.path)
     else:
-        ends = {"bos_token_id": evaluator.tokenizer.bos_id, "eos_token_id": evaluator.tokenizer.eos_id}
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         save_pretrained(model, written, None, tokens=ends)
-    evaluator.tokenizer.save(written, settings.to)
-    write_json(directory / FOUND, asdict(found))
-    return found
+    tokenizer.save(written, model.config.max_seq_len)
 
 
 def with_factors(config: ModelConfig, window: int, factors: Factors) -> ModelConfig:

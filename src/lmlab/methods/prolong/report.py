@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from lmlab.evals.long import check_comparable
 from lmlab.evals.long.config import category_of
 from lmlab.evals.long.helmet.results import HelmetResults
+from lmlab.methods.prolong.short import ShortCost
 from lmlab.reports import (
     Block,
     Bounds,
@@ -26,7 +27,11 @@ from lmlab.reports import (
 from lmlab.words import counted
 
 _DEPTHS = ("0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %")
-_SHORT_COST = 0.01  # one point: less is within the noise of short tasks
+_VERDICTS: Mapping[str, Literal["good", "bad", "warning"]] = {
+    "kept": "good",
+    "lost": "bad",
+    "unclear": "warning",
+}
 _SAMPLES = 3  # of each task: more make the page long
 
 
@@ -329,26 +334,25 @@ def _judged(results: Sequence[dict[str, Any]]) -> list[Block]:
 
 
 def _short(results: Sequence[dict[str, Any]]) -> list[Block]:
-    """Short tasks, and whether a model lost more than one point against the first."""
-    if not any(each.get("short") for each in results):
+    """Short tasks, and what models have kept of them against the first, or against what one was made from."""
+    shown = [(name, each.get("short") or {}) for name, each in zip(_names(results), results, strict=True)]
+    costs = [
+        (name, each["short_cost"], shown[0][0])
+        for (name, _), each in zip(shown, results, strict=True)
+        if each.get("short_cost")
+    ]
+    for (name, _), each in zip(list(shown), results, strict=True):
+        if base := each.get("short_base"):
+            shown.append((f"{base['model']}, before", base["short"]))
+            costs.append((name, base["cost"], str(base["model"])))
+    if not any(found for _, found in shown):
         return []
-    names = _names(results)
-    tasks = list(dict.fromkeys(task for each in results for task in each.get("short") or {}))
-    rows: list[list[Cell]] = []
-    means: list[float | None] = []
-    for name, each in zip(names, results, strict=True):
-        found = each.get("short") or {}
-        values = [_short_figure(found.get(task)) for task in tasks]
-        known = [value for value in values if value is not None]
-        means.append(sum(known) / len(known) if len(known) == len(tasks) else None)
-        rows.append([name, *values, means[-1]])
-    blocks: list[Block] = [Table(["model", *tasks, "mean"], rows, "Tasks with short prompts.")]
-    for name, mean in zip(names[1:], means[1:], strict=True):
-        if mean is not None and means[0] is not None:
-            lost = means[0] - mean
-            kind, word = ("bad", "lost") if lost > _SHORT_COST else ("good", "kept")
-            text = f"{name} {word} its short tasks against {names[0]}: {-100 * lost:+.1f} points."
-            blocks.append(Note(text, kind))  # type: ignore[arg-type]
+    tasks = list(dict.fromkeys(task for _, found in shown for task in found))
+    rows: list[list[Cell]] = [[name, *(_short_figure(found.get(task)) for task in tasks)] for name, found in shown]
+    blocks: list[Block] = [Table(["model", *tasks], rows, "Tasks with short prompts.")]
+    for name, cost, base in costs:
+        told = ShortCost(**cost)
+        blocks.append(Note(told.sentence(name, base), _VERDICTS[told.verdict]))
     return blocks
 
 

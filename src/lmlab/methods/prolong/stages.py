@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from lmlab.config import part_of
+from lmlab.distributed import wait_for_all
 from lmlab.evals import Evaluator
 from lmlab.evals.long import SUITE_VERSION, Asking, LongSettings, read_suite_rows
 from lmlab.evals.long.texts import origin
 from lmlab.methods.prolong.config import FactorConfig, FactorSettings, LongEvaluateConfig, ProbeConfig, ProbeSettings
-from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, instances_for
+from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, instances_for, measure_short
 from lmlab.methods.prolong.factors import extend_by_search, with_factors
 from lmlab.methods.prolong.probe import probe_window
 from lmlab.methods.prolong.report import (
@@ -27,6 +28,7 @@ from lmlab.methods.prolong.report import (
     probe_summary,
     sections,
 )
+from lmlab.methods.prolong.short import ShortCost, require_kept, short_cost
 from lmlab.models import ModelConfig
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Vocabulary
@@ -68,11 +70,29 @@ class LongEvaluate(Stage[LongEvaluateConfig, LongResults]):
             short_tasks=config.short_tasks,
             short_limit=config.short_limit,
         )
+        if config.base is not None:
+            del evaluator  # two models need not be in memory at once
+            found["short_base"] = self._compare(config, context)
         return LongResults(**found)
 
+    @staticmethod
+    def _compare(config: LongEvaluateConfig, context: StageContext) -> dict[str, Any]:
+        place = context.directory / "base"
+        before = Evaluator.load(context.find(Model, "base"), config.device, config.precision)
+        short = measure_short(before, config.short_tasks, config.short_limit, place)
+        wait_for_all()
+        cost = short_cost(place, context.directory)
+        assert cost is not None
+        if config.gate:
+            require_kept(cost, str(config.model), str(config.base))
+        return {"model": str(config.base), "short": short, "cost": cost.row()}
+
     def summary(self, results: LongResults) -> str:
-        """The average at each length."""
-        return headline(results.model_dump())
+        """The average at each length, and what the extension has cost."""
+        found = results.model_dump()
+        base = found.get("short_base")
+        told = f" {ShortCost(**base['cost']).sentence('The model', base['model'])}" if base else ""
+        return headline(found) + told
 
     def report(self, config: LongEvaluateConfig, results: LongResults, directory: Path) -> list[Section]:
         """The suite's sections."""
