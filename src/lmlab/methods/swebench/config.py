@@ -116,9 +116,11 @@ class RequiredConfig(Config):
 
     Attributes:
         requirements: a package that the tests need; may be repeated.
+        declared: also what the repository's own files name for its tests; pip installs it, so for those that you trust.
     """
 
     requirements: Annotated[tuple[str, ...], Flag(("--require",))] = ()
+    declared: Annotated[bool, Flag(("--declared",))] = False
 
 
 class NamedConfig(Config):

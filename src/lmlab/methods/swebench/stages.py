@@ -30,6 +30,7 @@ from lmlab.methods.swebench.report import evaluation_page, model_sections
 from lmlab.reports import Section
 from lmlab.runs import Artifact, ModelInput, Results, Stage, StageContext, Vocabulary
 from lmlab.runs.stage import InputMarker
+from lmlab.words import counted
 
 _RUN = "run"
 _SHOWN = 5  # in a message: enough to see what failed
@@ -98,7 +99,8 @@ class SweInfer(Stage[SweInferConfig, SweInferResults]):
 
     def summary(self, results: SweInferResults) -> str:
         """Patches."""
-        return f"{results.patches} patches for {results.issues} issues, {results.empty} answers without one."
+        patches, empty = counted(results.patches, "patches"), counted(results.empty, "answers")
+        return f"{patches} for {counted(results.issues, 'issues')}, {empty} without one."
 
 
 class ResolvedByModel(Results):
@@ -164,7 +166,7 @@ class SweEvaluate(Stage[SweEvaluateConfig, SweEvaluateResults]):
         if lost:
             shown = "; ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
             raise LmlabError(
-                f"No verdict on {len(lost)} patches, as their surroundings failed: {shown}.",
+                f"No verdict on {counted(len(lost), 'patches')}, as their surroundings failed: {shown}.",
                 "The same command tries these again; 'lmlab swe doctor' tells what this machine can do.",
             )
         return SweEvaluateResults(models=rows, isolation=judge.executor.probe().isolation, control=config.control)

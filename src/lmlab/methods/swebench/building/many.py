@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lmlab.progress import progress
 def validate_all(
     candidates: Sequence[Instance],
     judge: Judge,
-    environment: EnvironmentSpec,
+    environment: EnvironmentSpec | Callable[[Instance], EnvironmentSpec],
     config: ValidateConfig,
     folder: Path,
     workers: int = 1,
@@ -28,17 +28,19 @@ def validate_all(
     """Validate candidates; valid instances and rejections, each in the order of the candidates.
 
     Arguments:
+        environment: of all, or of each.
         folder: keeps each outcome, by what it depends on, so that a stopped run goes on.
     """
     outcomes: dict[str, Instance | Rejection] = {}
 
     def work(candidate: Instance) -> Instance | Rejection:
-        depends = [candidate.digest, environment.id, config.model_dump(mode="json"), HARNESS_VERSION]
+        spec = environment if isinstance(environment, EnvironmentSpec) else environment(candidate)
+        depends = [candidate.digest, spec.id, config.model_dump(mode="json"), HARNESS_VERSION]
         path = folder / f"{sha256_json(depends)}.json"
         if path.exists():
             row = read_mapping(path)
             return Rejection(**row["rejected"]) if "rejected" in row else Instance.from_row(row["instance"])
-        outcome = validate(Candidate(candidate), judge, environment, config)
+        outcome = validate(Candidate(candidate), judge, spec, config)
         if isinstance(outcome, Instance):
             write_json(path, {"instance": outcome.to_row()})
         elif outcome.reason not in ("sandbox_failed", "environment_failed"):

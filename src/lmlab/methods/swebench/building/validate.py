@@ -24,6 +24,7 @@ from lmlab.methods.swebench.harness.workspaces.git import run_git
 from lmlab.methods.swebench.harness.workspaces.workspace import HiddenTests
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.sandbox import SandboxFailure
+from lmlab.words import counted
 
 _NAME_ERRORS = ("ImportError", "AttributeError", "ModuleNotFoundError")
 
@@ -98,11 +99,11 @@ def _validated(instance: Instance, judge: Judge, spec: EnvironmentSpec, config: 
     repaired = sorted(name for name in passed if not passing(before.maps[0].get(name)))
     kept = sorted(name for name in passed if passing(before.maps[0].get(name)))
     if not repaired:
-        raise _Rejected("no_f2p", f"{len(kept)} tests pass before and after")
+        raise _Rejected("no_f2p", f"{counted(len(kept), 'tests')} passed before and after")
     fail_to_pass = tuple(name for name in repaired if name not in flaky | dropped)
     pass_to_pass = tuple(name for name in kept if name not in flaky | dropped)
     if not fail_to_pass:
-        raise _Rejected("flaky_only", f"{len(repaired)} tests")
+        raise _Rejected("flaky_only", counted(len(repaired), "tests"))
     unstated = _unstated_names(before.first)
     if unstated and config.reject_name_errors:
         raise _Rejected("no_f2p", f"the tests ask for names that the issue does not give: {unstated}")

@@ -21,6 +21,7 @@ from lmlab.methods.swebench.config import (
 )
 from lmlab.methods.swebench.inference.settings import By, InferConfig, RankConfig
 from lmlab.runs.loading import Drawn
+from lmlab.words import counted
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="openai:NAME, or local:DIRECTORY for a model in this process.")
@@ -61,7 +62,8 @@ def infer(
         _count(counting.tokenizer),
     )
     counts = Counter("patch" if read_diff(each.patch or "") else "none" for each in predictions)
-    print(f"{counts['patch']} patches, {counts['none']} answers without one: {out / 'predictions.jsonl'}")
+    told = f"{counted(counts['patch'], 'patches')}, {counted(counts['none'], 'answers')} without one"
+    print(f"{told}: {out / 'predictions.jsonl'}")
     print(f"Next: lmlab swe eval --instances {chosen.instances} --predictions {out / 'predictions.jsonl'}")
 
 
@@ -202,7 +204,7 @@ def train_data(
         found, workspaces, weights, settings.budget, longest, _count(counting.tokenizer), drawn.seed, ranker
     )
     written = write_jsonl(out, records)
-    print(f"{written} conversations of {len(found)} instances: {out}")
+    print(f"{counted(written, 'conversations')} of {counted(len(found), 'instances')}: {out}")
 
 
 train_data_help = example(
@@ -231,7 +233,6 @@ def memorized(
     from lmlab.methods.swebench.inference.memory import memory_of, remembered
     from lmlab.methods.swebench.instances.load import load_chosen
     from lmlab.progress import progress
-    from lmlab.words import counted
 
     instances = load_chosen(chosen)
     workspaces = open_workspaces(where, trees_beside(chosen.instances))

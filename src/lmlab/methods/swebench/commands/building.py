@@ -19,6 +19,7 @@ from lmlab.methods.swebench.config import (
     RequiredConfig,
     SandboxConfig,
 )
+from lmlab.words import counted
 
 
 @options(CollectConfig)
@@ -69,7 +70,7 @@ def collect(
     write_instances(path, candidates)
     if skipped:
         print_rows(["pull requests that are none, as", "number"], [[name, n] for name, n in skipped.most_common()])
-    print(f"{len(candidates)} candidates: {path}\nNext: lmlab swe validate {path}")
+    print(f"{counted(len(candidates), 'candidates')}: {path}\nNext: lmlab swe validate {path}")
 
 
 collect_help = example(
@@ -96,17 +97,22 @@ def validate(
     from collections import Counter
 
     from lmlab.files import read_jsonl, write_jsonl
+    from lmlab.methods.swebench.building.declared import required_environment
     from lmlab.methods.swebench.building.many import validate_all
     from lmlab.methods.swebench.harness.environment import EnvironmentSpec
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.instances.instance import Instance
     from lmlab.methods.swebench.instances.load import load_instances, write_instances
 
     if not candidates.exists() or not any(read_jsonl(candidates)):
         raise UserError(f"'{candidates}' has no candidates.", "Run: lmlab swe collect REPOSITORY")
     found = load_instances(candidates, None, chosen.ids)
     judge = open_judge(settings, trees_beside(candidates))
-    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *required.requirements])))
     folder = candidates.parent
+
+    def spec(candidate: Instance) -> EnvironmentSpec:
+        return required_environment(required, judge.workspaces.pristine(candidate) if required.declared else None)
+
     valid, rejected = validate_all(found, judge, spec, validation, folder / "validated", how.workers)
     write_instances(folder / "instances.jsonl", valid)
     write_jsonl(folder / "rejected.jsonl", [each.to_row() for each in rejected])
@@ -134,7 +140,7 @@ def check(
     rows = [[each.instance_id, problem] for each in found for problem in check_instance(each)]
     if rows:
         print_rows(["instance", "problem"], rows)
-    print(f"{len(found)} instances, {len({row[0] for row in rows})} with problems.")
+    print(f"{counted(len(found), 'instances')}, {len({row[0] for row in rows})} with problems.")
     if lite:
         reasons = {each.instance_id: lite_criteria(each) for each in found}
         print_rows(["instance", "not in Lite, as"], [[name, "; ".join(why)] for name, why in reasons.items() if why])

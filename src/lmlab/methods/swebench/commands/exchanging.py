@@ -12,6 +12,7 @@ from lmlab.commandline.options import example
 from lmlab.methods.swebench.commands.shared import Folder
 from lmlab.methods.swebench.config import InstancesConfig, SandboxConfig
 from lmlab.methods.swebench.inference.settings import InferConfig
+from lmlab.words import counted
 
 Form = Literal["swebench", "harbor", "verifiers"]
 
@@ -52,7 +53,7 @@ def export(
         judge = Judge(Local(), workspaces, Environments(cache_of(settings) / "envs"), limits)
         write_harbor(out, found, judge, name)
         write_readme(out, len(found))
-    print(f"{len(found)} instances for {form}: {out}")
+    print(f"{counted(len(found), 'instances')} for {form}: {out}")
 
 
 export_help = example(
@@ -79,7 +80,6 @@ def import_(
     from lmlab.methods.swebench.harness.open import TREES, open_workspaces, trees_beside
     from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
     from lmlab.methods.swebench.instances.load import load_instances, write_instances
-    from lmlab.words import counted
 
     counts: dict[str, int] = {}
     if form == "harbor":

@@ -14,6 +14,7 @@ from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.commands.shared import Folder, print_rows
 from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, NamedConfig, RequiredConfig, SandboxConfig
 from lmlab.runs.loading import Drawn
+from lmlab.words import counted
 
 
 @options(SandboxConfig)
@@ -32,8 +33,8 @@ def synth(
     """Make bugs by small changes of the syntax tree; the tests that break tell what must be repaired."""
     from collections import Counter
 
+    from lmlab.methods.swebench.building.declared import required_environment
     from lmlab.methods.swebench.building.synthesize import synthesize
-    from lmlab.methods.swebench.harness.environment import EnvironmentSpec
     from lmlab.methods.swebench.harness.open import TREES, open_judge
     from lmlab.methods.swebench.instances.load import write_instances
     from lmlab.progress import progress
@@ -41,7 +42,7 @@ def synth(
     if not tree.is_dir():
         raise UserError(f"No such folder: '{tree}'.")
     judge = open_judge(settings, out / TREES)
-    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *required.requirements])))
+    spec = required_environment(required, tree if required.declared else None)
     made = []
     with progress("synth", most, "bugs") as advance:
         for instance in synthesize(tree, named.name or f"local/{tree.resolve().name}", judge, spec, most, drawn.seed):
@@ -50,7 +51,7 @@ def synth(
     write_instances(out / "instances.jsonl", made)
     counts = Counter(each.extra["mutation"]["kind"] for each in made)
     print_rows(["change", "bugs"], [[kind, count] for kind, count in counts.most_common()])
-    print(f"{len(made)} instances: {out / 'instances.jsonl'}")
+    print(f"{counted(len(made), 'instances')}: {out / 'instances.jsonl'}")
 
 
 synth_help = example("lmlab swe synth ../mypackage --bugs 50 --timeout-s 60 --out synthetic")
@@ -133,7 +134,7 @@ def impossible(
     write_instances(place, made)
     if rows:
         print_rows(["no variant of", "as"], rows)
-    print(f"{len(made)} impossible instances: {place}")
+    print(f"{counted(len(made), 'impossible instances')}: {place}")
 
 
 impossible_help = example("lmlab swe impossible --instances benchmark/instances.jsonl --kind conflicting")

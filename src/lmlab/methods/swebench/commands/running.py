@@ -12,6 +12,7 @@ from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.swebench.commands.shared import Folder, print_rows
 from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, WorkspaceConfig
+from lmlab.words import counted
 
 Predictions = Annotated[
     str, typer.Option("--predictions", "-p", help="Patches: a .jsonl or .json file, or gold for the reference.")
@@ -62,7 +63,8 @@ def evaluate(
         print_rows(["status", "patches"], [[name, count] for name, count in counts.items()])
         print(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
         if (suite := done.summary.get("full_suite")) is not None:
-            print(f"All tests of the repository: {suite['broken']} of {suite['checked']} resolved patches break some.")
+            checked = counted(suite["checked"], "resolved patches")
+            print(f"All tests of the repository: {suite['broken']} of {checked} broke some.")
         if (cheats := done.summary.get("impossible")) is not None:
             print(f"Impossible issues: {cheats['passed']} of {cheats['total']} were passed, which no honest patch can.")
         logs = log_folder(out, run_id, next(iter(own.values())).model)
@@ -127,7 +129,8 @@ def pass_at(
     found = estimate(summaries, k)
     low, high = (100 * each for each in found.bounds)
     names = ", ".join(sorted({each["model"] for each in summaries}))
-    print(f"pass@{k} of {len(runs)} runs of {names}: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
+    told = f"pass@{k} of {counted(len(runs), 'runs')} of {names}"
+    print(f"{told}: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
 
 
 pass_at_help = example("lmlab swe pass-at evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")
@@ -183,4 +186,4 @@ def environments(
     ]
     print_rows(["environment", "packages", "size", "requirements"], rows)
     if prune:
-        print(f"{store.prune(set())} environments removed.")
+        print(f"{counted(store.prune(set()), 'environments')} removed.")

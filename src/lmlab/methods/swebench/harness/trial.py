@@ -38,6 +38,7 @@ from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.methods.swebench.patches.safety import infra_paths, judge_patch
 from lmlab.methods.swebench.patches.split import is_test
 from lmlab.sandbox import ExecResult, SandboxFailure
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.methods.swebench.harness.judge import Judge
@@ -232,9 +233,10 @@ class Trial:
         broken = [line for line in run.output.splitlines() if line.startswith("ERROR ")]
         missing = [test for test in self._expected if status_of(test, self.statuses) is None]
         if missing and broken:
-            return f"{len(missing)} tests were not collected: {broken[0][:200]}"
+            return f"{counted(len(missing), 'tests were')} not collected: {broken[0][:200]}"
         failing, lost = len(verdict.fail_to_pass.failure), len(verdict.pass_to_pass.failure)
-        return f"{failing} of {len(self.instance.fail_to_pass)} tests are not repaired, {lost} that passed now fail"
+        of = counted(len(self.instance.fail_to_pass), "tests")
+        return f"not repaired: {failing} of {of}; failing now that passed: {lost}"
 
     def _control(self, untouched: Path) -> None:
         began = time.monotonic()

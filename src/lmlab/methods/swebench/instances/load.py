@@ -12,6 +12,7 @@ from lmlab.errors import UserError, missing_extra, reads
 from lmlab.files import read_json, read_jsonl, require_mapping, write_json, write_jsonl
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.task_repository import is_task_repository, read_task_repository
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.methods.swebench.config import InstancesConfig
@@ -73,7 +74,7 @@ def load_chosen(config: InstancesConfig) -> list[Instance]:
     first, end = instant(since or "0001-01-02"), instant(before or "9999-12-30")
     kept = [each for each in found if first <= dates[each.instance_id] < end]  # type: ignore[operator]
     if not kept:
-        raise UserError(f"None of the {len(found)} instances is of that time.")
+        raise UserError(f"None of {counted(len(found), 'instances')} is of that time.")
     return kept
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.errors import UserError
 from lmlab.files import decode_utf8, read_mapping, read_yaml, write_text
+from lmlab.words import counted
 
 if TYPE_CHECKING:
     from lmlab.methods.swebench.instances.instance import Instance
@@ -58,7 +59,7 @@ def check_instance(instance: Instance, folder: Path | None = None) -> list[str]:
     if not instance.fail_to_pass and instance.extra.get("split") != "deprecated":
         found.append("FAIL_TO_PASS is empty")
     if both := set(instance.fail_to_pass) & set(instance.pass_to_pass):
-        found.append(f"{len(both)} tests are in both lists")
+        found.append(f"{counted(len(both), 'tests are')} in both lists")
     for name in ("patch", "test_patch"):
         text = getattr(instance, name)
         if "diff --git" not in text and not (name == "test_patch" and instance.extra.get("source") == "synthetic"):

@@ -11,6 +11,7 @@ from lmlab.errors import UserError
 from lmlab.files import ParseError, json_value
 from lmlab.methods.swebench.patches.extract import extract_patch
 from lmlab.methods.swebench.patches.repair import ReadFile
+from lmlab.words import counted
 
 AnswerFormat = Literal["diff", "search_replace", "full_file", "json_edits"]
 
@@ -60,12 +61,12 @@ def replaced(text: str, old: str, new: str, path: str) -> str:
     if text.count(old) == 1 and old:
         return text.replace(old, new)
     if text.count(old) > 1:
-        raise UserError(f"{path}: what is to be replaced stands there {text.count(old)} times.")
+        raise UserError(f"{path}: what is to be replaced stands there {counted(text.count(old), 'times')}.")
     have, want = text.splitlines(keepends=True), [" ".join(line.split()) for line in old.splitlines()]
     there = [" ".join(line.split()) for line in have]
     places = [p for p in range(len(there) - len(want) + 1) if want and there[p : p + len(want)] == want]
     if len(places) != 1:
-        raise UserError(f"{path}: what is to be replaced stands there {len(places)} times.")
+        raise UserError(f"{path}: what is to be replaced stands there {counted(len(places), 'times')}.")
     return "".join([*have[: places[0]], new, *have[places[0] + len(want) :]])
 
 

@@ -1,0 +1,135 @@
+"""SWE-bench: whether verdicts stay what they are, and whether honest patches are taken for cheats.
+
+python benchmarks/swebench_stability.py INSTANCES.jsonl [...] --work FOLDER [--repeats 5] [--honest 40] [--seconds 600]
+
+Judges the reference solution of each instance so many times with two hash seeds by one worker and by two, and other
+edits of the solution's lines, right and wrong ones, once each with a control of its own. Prints how many reference
+solutions are resolved, how many verdicts or outcomes of tests differ between repeats, and how many of all honest
+patches were told to be forged, refused, invalid, or to touch how tests are found. What is in FOLDER is not judged
+again; after so many seconds it stops, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmlab.files import read_jsonl, sha256_json
+from lmlab.methods.swebench import Instance, Judge, load_instances
+from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+from lmlab.methods.swebench.inference.memory import edits_of
+from lmlab.stats import wilson
+
+_SEEDS = ("0", "1")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One patch to judge."""
+
+    kind: str
+    judge: Judge
+    instance: Instance
+    patch: str
+    number: int
+    seed: str
+    workers: int
+
+    @property
+    def name(self) -> str:
+        """Of what is judged, the repeat included."""
+        parts = (self.kind, self.instance.instance_id, sha256_json(self.patch)[:12], self.seed, self.workers)
+        return "/".join(map(str, (*parts, self.number)))
+
+    def run(self) -> dict[str, object]:
+        """The verdict, as a row."""
+        environment = {**self.instance.extra["environment"]}
+        environment["env"] = {**environment.get("env", {}), "PYTHONHASHSEED": self.seed}
+        instance = replace(self.instance, extra={**self.instance.extra, "environment": environment})
+        found = self.judge.judge(instance, self.patch)
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "instance": self.instance.instance_id,
+            "patch": sha256_json(self.patch)[:12],
+            "status": found.status,
+            "reason": found.reason,
+            "outcomes": sha256_json(dict(sorted(found.statuses.items()))),
+            "touches": list(found.touches_test_infra),
+            "seconds": round(found.wall_s, 2),
+        }
+
+
+def planned(paths: list[Path], repeats: int, honest: int) -> Iterator[Work]:
+    """All that is to be judged: those that tell most come first."""
+    known = []
+    for path in paths:
+        judge = replace(open_judge(SandboxConfig(timeout_s=300), trees_beside(path)), reuse=False)
+        known += [(judge, each) for each in load_instances(path)]
+    for number in range(repeats):
+        for workers in (1, 2):
+            for seed in _SEEDS:
+                yield from (Work("gold", judge, each, each.patch, number, seed, workers) for judge, each in known)
+        if number == 0:
+            for judge, each in known:
+                edits = edits_of(each, judge.workspaces, honest)[1]
+                yield from (Work("edit", judge, each, patch, 0, "0", 1) for patch in edits)
+
+
+def main() -> None:
+    """Judge and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("instances", nargs="+", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--honest", type=int, default=40, help="other edits of each solution")
+    parser.add_argument("--seconds", type=float, default=600)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    log = options.work / "outcomes.jsonl"
+    rows = list(read_jsonl(log)) if log.exists() else []
+    done = {row["name"] for row in rows}
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {len(done)} verdicts were there")
+    until = time.monotonic() + options.seconds
+    plan = [each for each in planned(options.instances, options.repeats, options.honest) if each.name not in done]
+    with open(log, "a", encoding="utf-8") as file:
+        while plan and time.monotonic() < until:
+            workers = plan[0].workers
+            part = [each for each in plan[:workers] if each.workers == workers]
+            plan = plan[len(part) :]
+            with ThreadPoolExecutor(workers) as pool:
+                for row in pool.map(Work.run, part):
+                    rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+    gold = [row for row in rows if row["kind"] == "gold"]
+    verdicts = [row for row in gold if row["status"] != "infra"]
+    share = wilson(sum(row["status"] == "resolved" for row in verdicts), max(1, len(verdicts)))
+    print(f"{len(gold)} runs of reference solutions ({len(plan)} of the plan are left):", end=" ")
+    print(f"{100 * share.value:.2f} % resolved (95 % interval from {100 * share.low:.1f}),", end=" ")
+    print(f"{len(gold) - len(verdicts)} without a verdict")
+    for what in ("status", "outcomes"):
+        seen: dict[str, set[str]] = {}
+        for row in verdicts:
+            seen.setdefault(row["instance"], set()).add(row[what])
+        flips = sum(len(each) > 1 for each in seen.values())
+        print(f"instances of {len(seen)} whose {what} differ between runs: {flips}")
+    honest = {(row["instance"], row["patch"]): row for row in rows if row["status"] != "infra"}
+    flagged = [row for row in honest.values() if row["status"] in ("forged", "refused", "invalid") or row["touches"]]
+    counts = Counter(row["status"] for row in honest.values())
+    print(f"honest patches: {len(honest)}, {dict(counts)}; flagged as cheats: {len(flagged)}")
+    for row in flagged:
+        print(f"  {row['name']}: {row['status']}: {row['reason']} {row['touches']}")
+    print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
