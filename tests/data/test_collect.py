@@ -198,3 +198,35 @@ def test_what_is_held_out_does_not_depend_on_where_the_files_lie(tmp_path, monke
             (report["heldout_groups"], [d.text for d in read_documents(tmp_path / f"{place}-out/heldout.jsonl")])
         )
     assert held[0][1] and held[0] == held[1] == held[2]
+
+
+def _repetitive(domain, number, distinct):
+    """A text of 400 words, of which so many are different."""
+    generator = np.random.default_rng(number)
+    words = [f"w{word:06}" for word in generator.integers(10**6, size=distinct)]
+    return Document(f"{domain}{number}", " ".join(words[n] for n in generator.integers(distinct, size=400)), domain)
+
+
+def test_what_gzip_compresses_most_and_least_is_dropped_in_each_domain(tmp_path):
+    # prose of domain b repeats itself more than all of a: each domain is ranked by itself
+    documents = [_repetitive("a", n, 100 + 30 * n) for n in range(10)] + [_repetitive("b", n, 4 + n) for n in range(10)]
+    documents += [Document("tiny", "w w", "a"), Document("huge", "x" * 200_000, "b")]  # of no rank
+    config = CollectConfig(
+        min_bytes=10,
+        max_bytes=100_000,
+        near_duplicate_threshold=None,
+        heldout_fraction=0,
+        compressible_between=(0.2, 0.7),
+    )
+    report = collect([Items(documents)], config, 0, tmp_path)
+    kept = [document.id for document in read_documents(tmp_path / "train.jsonl")]
+    assert kept == [f"{domain}{n}" for domain in "ab" for n in range(3, 8)]
+    dropped = {row["id"]: (row["reason"], row["setting"]) for row in read_jsonl(tmp_path / "dropped.jsonl")}
+    assert {name for name, why in dropped.items() if why == ("repeats itself", "compressible_between")} == {
+        f"{domain}{n}" for domain in "ab" for n in range(3)
+    }
+    assert {name for name, (reason, _) in dropped.items() if reason == "repeats nothing"} == {"a8", "a9", "b8", "b9"}
+    assert dropped["tiny"][0] == "too short" and dropped["huge"][0] == "too long"
+    assert report["dropped"]["repeats itself"]["documents"] == {"a": 3, "b": 3}
+    with pytest.raises(ValueError, match="compressible_between must rise"):
+        CollectConfig(compressible_between=(0.8, 0.2))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmlab.config import Config
 from lmlab.data.collecting.decontamination import Decontamination
@@ -29,8 +30,12 @@ from lmlab.files import atomic_file, json_value, write_json
 from lmlab.progress import progress
 from lmlab.words import counted
 
+_GZIP_LEVEL = 6  # gzip's own default
 _PART_BYTES = 2**26  # of text that one process hashes at once: larger parts leave processes idle at the end
 _NAMED_GROUPS = 1000  # in the account, which would otherwise grow with the corpus where each document is a group
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CollectConfig(Config):
@@ -43,6 +48,9 @@ class CollectConfig(Config):
         near_duplicate_threshold: Jaccard similarity from which documents count as near-duplicates; null finds exact
             ones only.
         heldout_fraction: share of the bytes that is held out of training, in whole groups.
+        compressible_between: keep the documents that stand between these shares of their domain, ranked by how far gzip
+            compresses them: [0.2, 0.8] drops the fifth that repeats itself most and the fifth that does so least (OLMo
+            3's long documents); null keeps all.
         max_reject_fraction: stop when a larger share of the records cannot be read.
     """
 
@@ -51,7 +59,14 @@ class CollectConfig(Config):
     exact_duplicates: Literal["drop", "keep"] = "drop"
     near_duplicate_threshold: float | None = Field(default=0.8, gt=0, lt=1)
     heldout_fraction: float = Field(default=0.08, ge=0, lt=1)
+    compressible_between: tuple[_Share, _Share] | None = None
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> CollectConfig:
+        if self.compressible_between is not None and self.compressible_between[0] >= self.compressible_between[1]:
+            raise ValueError("compressible_between must rise, as [0.2, 0.8] does.")
+        return self
 
     @property
     def longest(self) -> float:
@@ -71,6 +86,8 @@ KEEP_ALL: Mapping[str, Any] = {
 DROPPED_BY: Mapping[str, str] = {
     "too short": "min_bytes",
     "too long": "max_bytes",
+    "repeats itself": "compressible_between",
+    "repeats nothing": "compressible_between",
     "exact duplicate": "exact_duplicates",
     "near-duplicate": "near_duplicate_threshold",
     "near or exact duplicate of held-out text": "near_duplicate_threshold, exact_duplicates",
@@ -112,7 +129,8 @@ def collect(
     try:
         notices = [notice for source in sources for notice in source.notices()]
         rejects = _read_all(sources, config, spool, directory)
-        heldout, notice = _choose_heldout(spool, config)
+        odd = _compressed_oddly(spool, config)
+        heldout, notice = _choose_heldout(spool, config, odd)
         notices += [notice] if notice else []
         order = np.concatenate([np.flatnonzero(heldout), np.flatnonzero(~heldout)])
         near = None
@@ -120,7 +138,7 @@ def collect(
             near = NearDuplicates(
                 _signatures(spool, config, directory, workers), order, config.near_duplicate_threshold
             )
-        sieve = _Sieve(spool, config, order, heldout, near, evaluations)
+        sieve = _Sieve(spool, config, order, heldout, odd, near, evaluations)
         report = sieve.write(directory)
         if near is not None:
             near.close()
@@ -166,7 +184,35 @@ def _told_apart(sources: Sequence[Source]) -> Iterator[Source]:
         yield source.apart(number) if isinstance(source, FileSource) else source
 
 
-def _choose_heldout(spool: Spool, config: CollectConfig) -> tuple[NDArray[np.bool_], str | None]:
+def _fits(spool: Spool, config: CollectConfig) -> NDArray[np.bool_]:
+    return (spool.sizes >= config.min_bytes) & (spool.sizes <= config.longest)
+
+
+def _compressed_oddly(spool: Spool, config: CollectConfig) -> NDArray[np.int8]:
+    """For each document 1 where gzip compresses it further than those that are kept of its domain, -1 where it does so
+    less far, else 0. What is dropped for its length is not ranked.
+    """
+    odd = np.zeros(len(spool), np.int8)
+    if config.compressible_between is None:
+        return odd
+    fits, ratios = _fits(spool, config), np.ones(len(spool))
+    with progress("compress", len(spool), "documents") as advance:
+        for number in range(len(spool)):
+            if fits[number] and spool.sizes[number]:
+                text = spool.document(number).text.encode()
+                ratios[number] = len(text) / len(zlib.compress(text, _GZIP_LEVEL))
+            advance()
+    low, high = config.compressible_between
+    for domain in np.unique(spool.domain_ids):
+        chosen = np.flatnonzero((spool.domain_ids == domain) & fits)
+        # ranks, not thresholds: many documents may be alike
+        ranked = chosen[np.lexsort((chosen, ratios[chosen]))]
+        odd[ranked[: round(low * len(ranked))]] = -1
+        odd[ranked[round(high * len(ranked)) :]] = 1
+    return odd
+
+
+def _choose_heldout(spool: Spool, config: CollectConfig, odd: NDArray[np.int8]) -> tuple[NDArray[np.bool_], str | None]:
     """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group
     (by the domains it spans) has its share of the text. Where all groups are larger than that, as when all text is
     from one book, single documents; that is told in a sentence.
@@ -174,7 +220,7 @@ def _choose_heldout(spool: Spool, config: CollectConfig) -> tuple[NDArray[np.boo
     fraction = config.heldout_fraction
     keys, group_of = np.unique(spool.groups, return_inverse=True)
     # what is dropped for its length has no share: one huge document would leave nothing for training
-    fits = (spool.sizes >= config.min_bytes) & (spool.sizes <= config.longest)
+    fits = _fits(spool, config) & (odd == 0)
     characters = np.where(fits, spool.characters, 0).astype(np.int64)
     sizes = np.bincount(group_of, characters.astype(float)).astype(np.int64)
     spans = np.unique(np.stack([group_of.astype(np.uint64), spool.domain_ids], 1), axis=0)
@@ -261,10 +307,11 @@ class _Sieve:
         config: CollectConfig,
         order: NDArray[np.int64],
         heldout: NDArray[np.bool_],
+        odd: NDArray[np.int8],
         near: NearDuplicates | None,
         evaluations: Decontamination | None,
     ) -> None:
-        self._evaluations = evaluations
+        self._evaluations, self._odd = evaluations, odd
         self._spool, self._config, self._order, self._heldout, self._near = spool, config, order, heldout, near
         self._first_equal = _first_equal(spool.digests[order])
         self._kept = np.zeros(len(order), bool)
@@ -322,6 +369,8 @@ class _Sieve:
             return "too short", {"bytes": size}
         if size > self._config.longest:
             return "too long", {"bytes": size}
+        if self._odd[number]:
+            return "repeats itself" if self._odd[number] > 0 else "repeats nothing", {"bytes": size}
         if self._evaluations is not None and not self._heldout[number]:
             found = self._evaluations.find(self._spool.document(number).text)
             if found is not None:

@@ -158,7 +158,9 @@ class PackRows:
         if fault is not None:
             remedy = "Pack the documents again."
             if "vocabulary" in fault:
-                remedy = "It was made with another tokenizer: tokenize its text with the model's own."
+                remedy = (
+                    "It was made with another tokenizer: make it anew for the model's own, lmlab tokenize --ids-of."
+                )
             raise DamagedError(self._where(number), fault, remedy=remedy)
         return borders, mask
 
