@@ -62,10 +62,10 @@ def main() -> None:
         kept = found
 
 
-def write_questions(textbooks: Path, path: Path, max_words: int) -> int:
+def write_questions(textbooks: Path, path: Path, max_words: int, items: Path = ITEMS) -> int:
     """The questions with their chapters."""
     rows = []
-    for item in yaml.safe_load(ITEMS.read_text()):
+    for item in yaml.safe_load(items.read_text()):
         book, _, name = item["chapter"].partition("/")
         folder, pattern, domain = _FOLDERS[book]
         (chapter,) = [

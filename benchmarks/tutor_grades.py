@@ -1,12 +1,13 @@
 """Does tuning on dialogues raise a model's grade? A published chat model learns dialogues about other chapters by
-adapters, once with the teacher's turns learned and once with the mask inverted (chapters and questions learned). All
-three answer the 24 questions of `tutor_items.yaml` and are graded by judges that ask nobody, paired by question; beside
-them the base's answers, cut to the tuned model's length.
+adapters: as they are, with the mask inverted (chapters and questions learned), and with the answers of other dialogues.
+All four answer the 24 questions of `tutor_items.yaml`, open book with the part of the chapter that a word search finds,
+and are graded by judges that ask nobody, paired by question: their whole answers, and all cut to as many words.
 
-    OMP_NUM_THREADS=1 python benchmarks/tutor_grades.py models/smollm2 TEXTBOOKS --out runs/tutor-grades [--book closed]
+    OMP_NUM_THREADS=1 python benchmarks/tutor_grades.py models/smollm2 TEXTBOOKS --out runs/tutor-grades
 
-TEXTBOOKS is as for `tutor_end_to_end.py`. Chapters that are asked about are left out of the dialogues, which quote by
-rule. Intervals are of a bootstrap over chapters. Stopped, the same command goes on.
+TEXTBOOKS is as for `tutor_end_to_end.py`. Chapters that are asked about are left out of the dialogues, which are made
+by rule: answers are the chapter's own sentences. Intervals are of a bootstrap over chapters. Stopped, the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ import yaml
 from tutor_end_to_end import ITEMS, lmlab, write_questions
 from tutor_tuning import answer_losses, invert
 
+from lmlab.data.chapters.chapter import Chapter, split_at_paragraphs
 from lmlab.files import read_json, read_jsonl, write_jsonl
 from lmlab.methods.tutor.scoring.compare import compare_rows, verdict
 from lmlab.methods.tutor.scoring.grade import graded_rows
+from lmlab.retrieval import BM25
 from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
+
+CUT = 40  # words, at which all answers are compared too: longer ones say more key points
 
 
 def main() -> None:
@@ -36,60 +42,79 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("textbooks", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/tutor-grades"))
+    parser.add_argument("--items", type=Path, default=ITEMS)
+    parser.add_argument("--leave-out", type=Path, action="append", default=[], help="items about other such chapters")
     parser.add_argument("--judge", action="append", help="by default coverage alone; another must ask nobody either")
     parser.add_argument("--book", choices=["open", "closed"], default="open")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--max-words", type=int, default=120, help="of a chapter in the dialogues")
-    parser.add_argument("--asked-words", type=int, default=250, help="of a chapter before a question")
-    parser.add_argument("--per-chapter", type=int, default=2)
+    parser.add_argument("--answers", choices=["passage", "sentence"], default="passage", help="of the dialogues")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-words", type=int, default=120, help="of the part of a chapter before a dialogue")
+    parser.add_argument("--asked-words", type=int, default=200, help="of the part of a chapter before a question")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--steps", type=int, default=32, help="of the optimizer, of two rows of 384 tokens each")
+    parser.add_argument("--controls", nargs="*", choices=["inverted", "strange"], default=["inverted", "strange"])
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, one thread", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     books = given.out / "textbooks"
     if not books.exists():
-        asked = {item["chapter"].partition("/")[2] for item in yaml.safe_load(ITEMS.read_text())}
-        shutil.copytree(
-            given.textbooks,
-            books,
-            ignore=lambda _, names: [name for name in names if name.partition(".")[0] in asked],
-        )
+        shutil.copytree(given.textbooks, books, ignore=asked_about([ITEMS, given.items, *given.leave_out]))
     started = seconds()
     models = {"base": Path(given.model), **tune(given, books)}
-    print(f"tuning, twice: {seconds() - started:.0f} CPU s", flush=True)
+    print(f"tuning: {seconds() - started:.0f} CPU s", flush=True)
     show_losses(models, given.out / "run")
-    questions = given.out / "questions.jsonl"
-    write_questions(given.textbooks, questions, given.asked_words)
-    folders = {name: given.out / f"{name}-{given.book}" for name in models}
+    asked = given.out / given.items.stem
+    asked.mkdir(exist_ok=True)
+    questions = asked / "questions.jsonl"
+    write_questions(given.textbooks, questions, 1_000_000, given.items)
+    write_jsonl(questions, [with_part(row, given.asked_words) for row in read_jsonl(questions)])
+    folders = {name: asked / f"{name}-{given.book}" for name in models}
     for name, model in models.items():
         lmlab("tutor", "generate", "--model", model, "--data", questions, "--book", given.book,
               "--max-new-tokens", given.max_new_tokens, "--out", folders[name])  # fmt: skip
         words = [len(row["tutor"]["output"].split()) for row in read_jsonl(folders[name] / "answers.jsonl")]
         print(f"{name}: {sum(words) / len(words):.0f} words an answer; {seconds() - started:.0f} CPU s", flush=True)
-    folders["base, cut"] = cut(folders["base"], folders["tuned"], given.out / f"cut-{given.book}")
+    short = {name: cut(folder, asked / f"{folder.name}-cut") for name, folder in folders.items()}
     for judge in given.judge or ["coverage"]:
-        print(f"\nGraded by {judge}", flush=True)
-        for name, folder in folders.items():
-            lmlab("tutor", "grade", folder, "--judge", judge, "--new-run")
-            total = read_json(folder / "report.json")["total"]
-            print(f"  {name}: {total['value']:.1f} % [{total['low']:.1f}, {total['high']:.1f}] of {total['n']}")
-        base = graded_rows(folders["base"])
-        for name in list(folders)[1:]:
-            print(f"  base to {name}: {verdict(compare_rows(base, graded_rows(folders[name])))}", flush=True)
+        for what, each in (("whole answers", folders), (f"answers cut to {CUT} words", short)):
+            print(f"\nGraded by {judge}: {what}", flush=True)
+            grade(each, judge)
     print(f"in all {seconds() - started:.0f} CPU s; load {os.getloadavg()[0]:.1f}")
 
 
-def cut(base: Path, other: Path, out: Path) -> Path:
-    """Answers of a model, each cut to as many words as another's: longer answers say more key points."""
-    lengths = {row["id"]: len(row["tutor"]["output"].split()) for row in read_jsonl(other / "answers.jsonl")}
+def grade(folders: dict[str, Path], judge: str) -> None:
+    """The scores of all, and their differences from the first."""
+    for name, folder in folders.items():
+        lmlab("tutor", "grade", folder, "--judge", judge, "--new-run")
+        total = read_json(folder / "report.json")["total"]
+        print(f"  {name}: {total['value']:.1f} % [{total['low']:.1f}, {total['high']:.1f}] of {total['n']}")
+    base = graded_rows(folders["base"])
+    for name in list(folders)[1:]:
+        print(f"  base to {name}: {verdict(compare_rows(base, graded_rows(folders[name])))}", flush=True)
+
+
+def asked_about(files: Sequence[Path]) -> Any:
+    """For `copytree`: leaves out the files of chapters that are asked about."""
+    asked = {item["chapter"].partition("/")[2] for file in files for item in yaml.safe_load(file.read_text())}
+    return lambda _, names: [name for name in names if name.partition(".")[0] in asked]
+
+
+def with_part(row: dict[str, Any], words: int) -> dict[str, Any]:
+    """A question with the part of its chapter that shares most with it, by BM25."""
+    parts = [each.text for each in split_at_paragraphs(Chapter("", "", row["chapter"]), words)]
+    found = BM25([str(number) for number in range(len(parts))], parts).scores(row["question"])
+    return row | {"chapter": parts[int(found.argmax())]}
+
+
+def cut(folder: Path, out: Path) -> Path:
+    """The answers of a model, each cut to so many words."""
     out.mkdir(exist_ok=True)
     for name in ("items.jsonl", "run.json"):
-        shutil.copy(base / name, out / name)
-    rows = list(read_jsonl(base / "answers.jsonl"))
+        shutil.copy(folder / name, out / name)
+    rows = list(read_jsonl(folder / "answers.jsonl"))
     for row in rows:
-        row["tutor"]["output"] = " ".join(row["tutor"]["output"].split()[: lengths[row["id"]]])
+        row["tutor"]["output"] = " ".join(row["tutor"]["output"].split()[:CUT])
     write_jsonl(out / "answers.jsonl", rows)
     return out
 
@@ -100,16 +125,16 @@ def seconds() -> float:
 
 
 def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
-    """The models, tuned on answers and on everything else."""
+    """The models: tuned on answers, on everything else, and on answers to other questions."""
     train: dict[str, Any] = {
         "kind": "train",
         "start": given.model,
         "lora": {"rank": 16},
         "packing": "best_fit",
-        "seq_len": 512,
+        "seq_len": 384,
         "max_epochs": 10,
         "trainer": {
-            "epochs": given.epochs,
+            "steps": given.steps,
             "batch_size": 2,
             "micro_batch_size": 2,
             "precision": "auto",
@@ -122,18 +147,19 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
         "dialogues": "dialogues",
         "tokenizer": given.model,
         "format": "template",
-        "max_len": 513,
+        "max_len": 385,
     }
     stages: dict[str, Any] = {
         "dialogues": {
             "kind": "tutor_dialogues",
             "chapters": str(books),
             "scheme": "rule",
-            "num_turns": 4,
-            "per_chapter": given.per_chapter,
+            "rule_answers": given.answers,
+            "num_turns": 2,
             "min_words": 60,
             "max_words": given.max_words,
-            "heldout_fraction": 0.15,
+            "long_chapters": "split",
+            "heldout_fraction": 0.1,
         },
         "tokens": mix,
         "heldout": {**mix, "split": "heldout"},
@@ -141,24 +167,54 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
     }
     run = given.out / "run"
     run_recipe(Recipe.parse({"name": "tuned", "seed": 0, "stages": stages}, "tuned"), run)
-    opposite = given.out / "inverted"
-    if not (opposite / "tokens").exists():
-        invert(run / "tokens", opposite / "tokens")
-    stages = {"tuned": {**train, "tokens": str(opposite / "tokens")}}
-    run_recipe(Recipe.parse({"name": "inverted", "seed": 0, "stages": stages}, "inverted"), opposite / "run")
-    return {"tuned": run / "tuned", "inverted": opposite / "run" / "tuned"}
+    found = {"tuned": run / "tuned"}
+    if "inverted" in given.controls:
+        opposite = given.out / "inverted"
+        if not (opposite / "tokens").exists():
+            invert(run / "tokens", opposite / "tokens")
+        stages = {"tuned": {**train, "tokens": str(opposite / "tokens")}}
+        run_recipe(Recipe.parse({"name": "inverted", "seed": 0, "stages": stages}, "inverted"), opposite / "run")
+        found["mask inverted"] = opposite / "run" / "tuned"
+    if "strange" in given.controls:
+        strange = given.out / "strange"
+        exchange(run / "dialogues" / "train.jsonl", strange / "train.jsonl")
+        stages = {
+            "tokens": {**mix, "dialogues": str(strange / "train.jsonl")},
+            "tuned": {**train, "tokens": "tokens"},
+        }
+        run_recipe(Recipe.parse({"name": "strange", "seed": 0, "stages": stages}, "strange"), strange / "run")
+        found["answers of others"] = strange / "run" / "tuned"
+    return found
+
+
+def exchange(path: Path, out: Path) -> None:
+    """Dialogues whose teacher says what it says in another, half of all dialogues later."""
+    rows = list(read_jsonl(path))
+    for row, other in zip(rows, rows[len(rows) // 2 :] + rows[: len(rows) // 2], strict=True):
+        own, said = row["conversation"], other["conversation"][2::2]
+        row["mine"] = [
+            own[0],
+            *(said[(n // 2 - 1) % len(said)] if n and n % 2 == 0 else own[n] for n in range(1, len(own))),
+        ]
+    out.parent.mkdir(exist_ok=True)
+    write_jsonl(out, [{**row, "conversation": row.pop("mine")} for row in rows])
 
 
 def show_losses(models: dict[str, Path], run: Path) -> None:
     """The loss of answers in dialogues about chapters that no model has learned from."""
-    losses = {name: answer_losses(Model.find(model).load(), run / "heldout") for name, model in models.items()}
+    chapters = [row["path_to_chapter"] for row in read_jsonl(run / "dialogues" / "heldout.jsonl")]
+    every = -(-len(chapters) // 24)  # spread over all held-out chapters
+    chapters = chapters[::every]
+    losses = {name: answer_losses(Model.find(model).load(), run / "heldout", every) for name, model in models.items()}
     base = losses["base"]
-    print(f"Loss of answers in {len(base)} dialogues about as many held-out chapters, nats a token", flush=True)
+    assert len(chapters) == len(base)
+    print(f"Loss of answers in {len(base)} dialogues about {len(set(chapters))} held-out chapters, nats a token")
     for name, each in losses.items():
-        gap, _ = paired_bootstrap(base, each)
+        gap, _ = paired_bootstrap(base, each, clusters=chapters)
         share = 100 * (each.mean() / base.mean() - 1)
         print(
-            f"  {name:9s} {each.mean():.3f}   {share:+.1f} %   difference [{gap.low:+.3f}, {gap.high:+.3f}]", flush=True
+            f"  {name:17s} {each.mean():.3f}   {share:+.1f} %   difference [{gap.low:+.3f}, {gap.high:+.3f}]",
+            flush=True,
         )
 
 

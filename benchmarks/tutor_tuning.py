@@ -79,11 +79,14 @@ def invert(tokens: Path, out: Path) -> None:
 
 
 @torch.no_grad()
-def answer_losses(model: torch.nn.Module, tokens: Path) -> np.ndarray:
-    """The mean loss over the learned tokens of each sequence."""
-    found = []
+def answer_losses(model: torch.nn.Module, tokens: Path, every: int = 1) -> np.ndarray:
+    """The mean loss over the learned tokens of each sequence, or of every so-many-th."""
+    found, number = [], -1
     for shard in TokenizedCorpus(tokens).shards:
         for start, end in zip([0, *shard.ends[:-1]], shard.ends, strict=True):
+            number += 1
+            if number % every:
+                continue
             ids = torch.tensor(shard.tokens[start:end].astype(np.int64))[None]
             learned = torch.tensor(shard.mask[start:end].astype(bool))
             logits = model(ids[:, :-1]).logits_BTV[0]

@@ -303,3 +303,35 @@ def test_judgebench(lmlab: Callable[..., Any], tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     data.write_text('{"question": "?"}\n')
     assert "line 1" in lmlab(*command, "--out", out).err
+
+
+def test_what_a_cache_holds_is_told_and_not_changed(
+    lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path
+) -> None:
+    from lmlab.endpoints import Reply, ReplyCache
+    from lmlab.endpoints.protocol import Choice, Usage
+
+    out = tmp_path / "run"
+    lmlab("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", out)
+    told = lmlab("judge", "cache-stats", out).out
+    assert "replies.sqlite: 4 replies" in told and "cost unknown, which a second run saves" in told  # three for q2
+    cache = ReplyCache(tmp_path / "own.cache")
+    usage = Usage(100, 20, 60)
+    cache.put("a", "m", Reply("ok", (Choice("x", "stop"),), usage, cost_usd=0.25))
+    cache.put("b", "m", Reply("content_filter", (), Usage(10, 0, 0, estimated=True)))
+    cache.note_paid("c", "m", Reply("refused", cost_usd=0.5))
+    cache.put("d", "\x1b[31mother", Reply("ok", (Choice("x", "stop"),), usage, cost_usd=0.125))
+    cache.close()
+    before = (tmp_path / "own.cache").read_bytes()
+    told = lmlab("judge", "cache-stats", tmp_path / "own.cache").out
+    assert "own.cache: 3 replies" in told and "\x1b" not in told
+    assert "m: 1 content_filter, 1 ok; 110 tokens of prompts (60 the endpoint had kept), 20 of answers" in told
+    assert "1 of them estimated; $0.2500 (1 without a price), which a second run saves" in told
+    assert "asked for again: 1 refused; $0.5000" in told and "other: 1 ok" in told
+    assert (tmp_path / "own.cache").read_bytes() == before
+    (tmp_path / "text").write_text("no database")
+    for place, words in ((tmp_path / "none", "There is no file"), (tmp_path / "text", "is no cache of replies")):
+        refused = lmlab("judge", "cache-stats", place)
+        assert refused.code == 2 and words in refused.err
+    (tmp_path / "empty").mkdir()
+    assert "holds no file of replies" in lmlab("judge", "cache-stats", tmp_path / "empty").err

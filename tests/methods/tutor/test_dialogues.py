@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
+from lmlab.methods.tutor.answering.prompts import user_message
 from lmlab.methods.tutor.config import FormatConfig, MixConfig
 from lmlab.methods.tutor.dialogues.encode import IGNORED, encode_segments, format_record
 from lmlab.methods.tutor.dialogues.mix import folder_domain, write_dialogues
@@ -25,6 +26,7 @@ from lmlab.methods.tutor.dialogues.record import (
     UnknownMode,
 )
 from lmlab.methods.tutor.dialogues.segments import EXAM_ROLES, MATH_ROLES, math_segments, segments_of
+from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.models import ModelConfig, Transformer
 
 DIALOGUE = "Sure!###STUDENT: What is a parsec?\nTEACHER: A unit.\nSTUDENT: Of what?\nTEACHER: Of length.###bye"
@@ -257,7 +259,8 @@ def test_the_template_of_a_chat_model_masks_what_it_does_not_write(tokenizer, tm
     record = {"mode": "openbook", "conversation": ["chapter", "q", "a", "r", "b"]}
     made = format_record(record, chat, format="template")
     assert chat.decode([label for label in made.labels if label != IGNORED]) == "ab"
-    assert "chapter\n\nq" in made.text
+    asked = user_message(TutorItem("", "q", "chapter"), "open")  # it is learned in the words in which it is asked
+    assert made.text.startswith(f"<user>{asked}<assistant>a")
 
 
 def test_dialogues_of_a_packed_row_do_not_see_each_other(tokenizer, tmp_path):

@@ -29,6 +29,7 @@ def test_from_chapters_to_a_tutor_that_is_compared_with_its_base(lmlab, tutor, q
                 "per_chapter": 2,
                 "min_words": 20,
                 "near_duplicate": 1.0,
+                "rule_answers": "sentence",
             },
             "tokens": {"kind": "tutor_mix", "dialogues": "dialogues", "tokenizer": str(tutor), "max_len": 513},
             "tuned": {

@@ -13,8 +13,10 @@ from lmlab.endpoints import BudgetExceeded, Endpoint, MockBackend, Price, Reply
 from lmlab.errors import UserError
 from lmlab.methods.tutor.config import ChatGenerateConfig
 from lmlab.methods.tutor.dialogues.encode import format_record
+from lmlab.methods.tutor.writing.definitions import definitions
 from lmlab.methods.tutor.writing.gates import Gates
-from lmlab.methods.tutor.writing.rule import definitions, rule_dialogue
+from lmlab.methods.tutor.writing.passages import FEWEST_WORDS, MOST_WORDS, questions
+from lmlab.methods.tutor.writing.rule import rule_dialogue
 from lmlab.methods.tutor.writing.write import write_about
 
 FOREIGN = "weil das Weltall sehr viel Raum hat und Entfernungen dort gewaltig sind, wie man heute durch Messungen weiss"
@@ -133,10 +135,12 @@ def test_one_model_writes_whole_dialogues_and_bad_ones_are_dropped(books, tmp_pa
 def test_rules_quote_what_defines(books, tmp_path):
     found = dict(definitions(CHAPTER))
     assert set(found) == {"Magnitude", "the parallax", "Luminosity", "a parsec", "Flux", "Precession"}
-    turns = rule_dialogue(Chapter("p", "t", CHAPTER), 0, 0, 4)
+    turns = rule_dialogue(Chapter("p", "t", CHAPTER), 0, 0, 4, "sentence")
     assert len(turns) == 4 and all(any(s in turns[n] for s in found.values()) for n in (1, 3))
-    assert rule_dialogue(Chapter("p", "t", CHAPTER), 0, 9, 4) is None
-    config = ChatGenerateConfig(scheme="rule", min_words=50, num_turns=4, per_chapter=4, heldout_fraction=0.5)
+    assert rule_dialogue(Chapter("p", "t", CHAPTER), 0, 9, 4, "sentence") is None
+    config = ChatGenerateConfig(
+        scheme="rule", rule_answers="sentence", min_words=50, num_turns=4, per_chapter=4, heldout_fraction=0.5
+    )
     account = write_about(str(books), config, None, tmp_path / "out")
     assert sum(account.kept.values()) + sum(account.heldout.values()) == 9  # three a chapter, of two terms each
     paths = [
@@ -145,6 +149,69 @@ def test_rules_quote_what_defines(books, tmp_path):
     assert paths[0].isdisjoint(paths[1])
     with pytest.raises(UserError, match="has no dialogues of the kind 'closedbook'"):
         write_about(str(books), config.model_copy(update={"kinds": ("closedbook",)}), None, tmp_path / "no")
+
+
+BOOK = """# Seasons
+
+The Ecliptic is the path of the Sun across the sky over the course of a year. It is inclined by 23.5 degrees. The points
+where it crosses the Celestial Equator are known as the Equinoxes, and the Sun stands there twice a year.
+
+## Why it is cold in winter
+
+The days are short in winter because the Sun stays low in the sky at noon. It is above the horizon for less than twelve
+hours, and its light reaches the ground at a flat angle. As a result, the ground stays cold.
+
+To find the pole, switch to equatorial coordinates and hold down the key until the display stops. The bright star near
+the center of the screen is Polaris, and the sky appears to rotate around it.
+
+When a body has no air, it cools quickly at night. The Moon is an example of that, and its ground becomes colder than
+any place on the Earth within a few hours.
+
+Vega and Altair and Deneb stand high in summer evenings, and together these three bright stars form a triangle. Deneb
+seems the faintest of the three, although it gives far more light than Vega: its distance is that great.
+
+>>> print("code answers nothing, however long it is, and however many words of prose somebody has put into it here")
+"""
+
+
+def test_rules_ask_what_why_how_and_if_and_answer_with_whole_sentences():
+    found = dict(questions(BOOK))
+    answers = {
+        "What is the Ecliptic?": ("The Ecliptic is the path", "twice a year."),
+        "Why is it that the days are short in winter?": ("The days are short", "the ground stays cold."),
+        "How can one find the pole?": ("To find the pole", "rotate around it."),
+        "What happens if a body has no air?": ("When a body", "few hours."),
+    }
+    for question, (begins, ends) in answers.items():
+        assert found[question].startswith(begins) and found[question].endswith(ends), question
+    about = [answer for question, answer in found.items() if "deneb" in question]
+    assert len(about) == 1 and about[0].startswith("Vega and Altair") and about[0].endswith("that great.")
+    flat = " ".join(BOOK.split())
+    for answer in found.values():  # nothing but what the chapter says, whole and in order
+        assert answer in flat and answer[-1] == "." and FEWEST_WORDS <= len(answer.split()) <= MOST_WORDS
+    assert len({answer[:40] for answer in found.values()}) == len(found)
+    assert questions("") == questions("# Only a heading") == [] and questions("Too short.") == []
+
+
+def test_all_of_a_long_chapter_is_asked_about_and_held_out_as_one(tmp_path):
+    folder = tmp_path / "textbooks" / "phys" / "book"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        (folder / f"{number}.md").write_text(BOOK.replace("Sun", f"Sun{number}"))
+    made = {}
+    for long_chapters in ("cut", "split"):
+        config = ChatGenerateConfig(
+            scheme="rule", long_chapters=long_chapters, max_words=100, min_words=30, num_turns=2, heldout_fraction=0.5
+        )
+        account = write_about(str(tmp_path / "textbooks"), config, None, tmp_path / long_chapters)
+        made[long_chapters] = [rows_of(tmp_path / long_chapters / f"{part}.jsonl") for part in ("train", "heldout")]
+        assert account.chapters == 6
+    first, all_of_it = ([row["conversation"] for part in made[each] for row in part] for each in ("cut", "split"))
+    assert len(all_of_it) > len(first) > 0 and all(len(each[0].split()) <= 100 for each in all_of_it)
+    assert not any("Vega" in each[0] for each in first) and any("Vega" in each[0] for each in all_of_it)
+    assert all(each[2] in " ".join(each[0].split()) for each in all_of_it)  # its part holds the answer
+    train, heldout = ({row["path_to_chapter"] for row in part} for part in made["split"])
+    assert train and heldout and train.isdisjoint(heldout)
 
 
 @pytest.mark.parametrize(

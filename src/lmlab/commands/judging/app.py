@@ -10,6 +10,7 @@ app = typer.Typer(no_args_is_help=True)
 
 app.command(epilog=grading.run_help)(grading.run)
 app.command(epilog=grading.cost_help)(grading.cost)
+app.command("cache-stats", epilog=grading.cache_stats_help)(grading.cache_stats)
 app.command(epilog=grading.parse_help)(grading.parse)
 app.command(epilog=grading.rubrics_help)(grading.rubrics)
 app.command(epilog=measuring.validate_help)(measuring.validate)

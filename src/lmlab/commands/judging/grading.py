@@ -11,6 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import NewRun, OnlyTell, example
 from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.config import PriceTable
+from lmlab.terminal import printable
 from lmlab.words import counted
 
 EXIT_UNGRADED = 3
@@ -134,6 +135,44 @@ def rubrics() -> None:
         found = GradingRubric.load(name)
         scale = f"{found.scale.minimum:g} to {found.scale.maximum:g}"
         print(f"{name}  {', '.join(found.names)}  {scale}  {found.prompt_hash[:12]}")
+
+
+cache_stats_help = example("lmlab judge cache-stats runs/judged", "lmlab judge cache-stats replies.jsonl.cache")
+
+
+def cache_stats(
+    place: Annotated[Path, typer.Argument(help="A file of replies, or a folder with such files (replies.sqlite).")],
+) -> None:
+    """Say what is kept of a run's replies: what a second run neither sends nor pays. Nothing is sent or changed."""
+    from lmlab.endpoints.client.cache import kept_in
+    from lmlab.errors import UserError
+
+    files = sorted(place.rglob("*.sqlite")) if place.is_dir() else [place]
+    if not files:
+        raise UserError(f"'{place}' holds no file of replies.", "A run by a judge that asks nobody keeps none.")
+    for file in files:
+        found = kept_in(file)
+        print(f"{file}: {counted(sum(sum(each.replies.values()) for each in found), 'replies')}")
+        for each in found:
+            _tell_kept(each)
+
+
+def _tell_kept(found: Any) -> None:
+    from datetime import UTC, datetime
+
+    statuses = ", ".join(f"{count:,} {status}" for status, count in found.replies.items()) or "none"
+    cost = "cost unknown" if found.cost_usd is None else f"${found.cost_usd:.4f}"
+    cost += f" ({found.unpriced:,} without a price)" if found.cost_usd is not None and found.unpriced else ""
+    about = f", {found.estimated:,} of them estimated" if found.estimated else ""
+    print(
+        f"  {printable(found.model)}: {statuses}; {found.prompt:,} tokens of prompts ({found.cached:,} the endpoint had"
+        f" kept), {found.completion:,} of answers{about}; {cost}, which a second run saves"
+    )
+    if found.unusable:
+        told = ", ".join(f"{count:,} {status}" for status, count in found.unusable.items())
+        print(f"    paid and of no use, so asked for again: {told}; ${found.unusable_usd:.4f}")
+    first, last = (datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") for at in (found.first, found.last))
+    print(f"    from {first} to {last} UTC, {found.num_bytes / 1024:,.1f} KiB")
 
 
 def _with_price(settings: AnswerJudgeConfig, prices: Path | None) -> AnswerJudgeConfig:

@@ -73,6 +73,27 @@ def cut_at_paragraph(chapter: Chapter, max_words: int) -> Chapter:
     return replace(chapter, text="\n\n".join(kept))
 
 
+def split_at_paragraphs(chapter: Chapter, max_words: int) -> list[Chapter]:
+    """A chapter in parts of so many words at most, each of whole paragraphs; a heading stands before what it heads.
+
+    All parts have the path of the chapter. Of a paragraph that is longer by itself, its beginning is a part.
+    """
+    parts: list[list[str]] = [[]]
+    words = 0
+    for paragraph in _PARAGRAPHS.split(chapter.text):
+        own = len(paragraph.split())
+        if words + own > max_words and parts[-1]:
+            moved: list[str] = []
+            while parts[-1] and parts[-1][-1].startswith("#"):
+                moved.insert(0, parts[-1].pop())
+            parts.append(moved)
+            words = sum(len(each.split()) for each in moved)
+        parts[-1].append(paragraph)
+        words += own
+    found = [replace(chapter, text="\n\n".join(part)) for part in parts if part]
+    return [cut_at_paragraph(each, max_words) for each in found]
+
+
 def without_indent(lines: Sequence[str]) -> list[str]:
     """Lines without the spaces that all of them begin with; blank lines have none."""
     depth = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)

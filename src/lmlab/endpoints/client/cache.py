@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmlab.distributed import Lease, Leases, SqliteStore
 from lmlab.endpoints.protocol import Reply
 from lmlab.errors import UserError
+from lmlab.files import ParseError
 
 _SCHEMA = """
 create table if not exists replies (
@@ -98,6 +103,86 @@ class ReplyCache:
         self._leases.close()
         self._store.close()
         self._database.close()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a cache holds of one model: what a second run of the same requests neither sends nor pays.
+
+    Attributes:
+        replies: that are kept, by status.
+        unusable: that were paid for and are not kept, by status: they are asked for again.
+        prompt, cached, completion: tokens of the replies that are kept; of some of them estimated ones.
+        estimated: replies whose tokens are an estimate.
+        cost_usd: of the replies that are kept; None where no price is known.
+        unpriced: replies without a known price.
+        unusable_usd: of the others.
+        first, last: when the replies came, in seconds since 1970.
+        num_bytes: of the replies as they are stored.
+    """
+
+    model: str
+    replies: dict[str, int]
+    unusable: dict[str, int]
+    prompt: int
+    cached: int
+    completion: int
+    estimated: int
+    cost_usd: float | None
+    unpriced: int
+    unusable_usd: float
+    first: float
+    last: float
+    num_bytes: int
+
+
+def kept_in(path: str | Path) -> list[Kept]:
+    """What the file of a cache holds, by model; it is only read.
+
+    Raises:
+        UserError: it is no cache.
+    """
+    remedy = "Name a file of replies (replies.sqlite, OUT.cache), or a run's folder."
+    if not Path(path).is_file():
+        raise UserError(f"There is no file '{path}'.", remedy)
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        database = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+        try:
+            for model, text, cost, at in database.execute("select model, reply, cost_usd, at from replies"):
+                reply, own = Reply.from_json(text), found.setdefault(model, _nothing_kept())
+                own["replies"][reply.status] += 1
+                for name in ("prompt", "cached", "completion"):
+                    own[name] += getattr(reply.usage, name)
+                own["estimated"] += reply.usage.estimated
+                own["costs"].append(cost)
+                own["times"].append(at)
+                own["num_bytes"] += len(text.encode("utf-8", "surrogatepass"))
+            tables = {name for (name,) in database.execute("select name from sqlite_master")}
+            query = "select model, status, cost_usd, at from unusable" if "unusable" in tables else "select 1 where 0"
+            for model, status, cost, at in database.execute(query):
+                own = found.setdefault(model, _nothing_kept())
+                own["unusable"][status] += 1
+                own["unusable_usd"] += cost or 0.0
+                own["times"].append(at)
+        finally:
+            database.close()
+    except (sqlite3.Error, ParseError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' is no cache of replies ({error}).", remedy) from None
+    return [_kept(model, own) for model, own in sorted(found.items())]
+
+
+def _nothing_kept() -> dict[str, Any]:
+    numbers = dict.fromkeys(("prompt", "cached", "completion", "estimated", "num_bytes"), 0)
+    return {**numbers, "replies": Counter(), "unusable": Counter(), "costs": [], "times": [], "unusable_usd": 0.0}
+
+
+def _kept(model: str, own: dict[str, Any]) -> Kept:
+    costs, times = own.pop("costs"), own.pop("times")
+    known = [cost for cost in costs if cost is not None]
+    own |= {"replies": dict(sorted(own["replies"].items())), "unusable": dict(sorted(own["unusable"].items()))}
+    cost = math.fsum(known) if known else None
+    return Kept(model, **own, cost_usd=cost, unpriced=len(costs) - len(known), first=min(times), last=max(times))
 
 
 def _write_ahead(database: sqlite3.Connection, patience_s: float = 60.0) -> None:

@@ -115,8 +115,12 @@ class ChatGenerateConfig(Config):
         per_chapter: dialogues of each kind about a chapter.
         num_turns: turns that a dialogue of two models has at most.
         student_sees_chapter: whether the student has read the chapter; by default in open-book dialogues.
+        rule_answers: of dialogues by rule: passage answers with several sentences that explain something, sentence
+            with the one that says what a term is.
         max_words: longest chapter in words; a longer one is cut at the end of a paragraph.
-        min_words: shorter chapters are left out.
+        long_chapters: split makes dialogues about all parts of a longer one, of whole paragraphs, in place of its
+            beginning alone.
+        min_words: shorter chapters and parts are left out.
         max_tokens: longest turn in tokens; of a whole dialogue four times as many.
         temperature, top_p: of the draws of a model.
         seed: of the students and of the draws.
@@ -133,7 +137,9 @@ class ChatGenerateConfig(Config):
     per_chapter: PositiveInt = 1
     num_turns: PositiveInt = 8
     student_sees_chapter: bool | None = None
+    rule_answers: Literal["passage", "sentence"] = "passage"
     max_words: PositiveInt = 3000
+    long_chapters: Literal["cut", "split"] = "cut"
     min_words: NonNegativeInt = 200
     max_tokens: PositiveInt = 512
     temperature: NonNegativeFloat = 0.8

@@ -31,6 +31,7 @@ class TutorMix(Stage[TutorMixConfig, MixAccount]):
     """Writes shards, their manifest, mix.json and rejects.jsonl."""
 
     gives: ClassVar[tuple[type[Artifact], ...]] = (Tokens, Vocabulary)
+    version: ClassVar[int] = 2  # chat templates put the chapter as it is put where a tutor is asked
 
     def run(self, config: TutorMixConfig, context: StageContext) -> MixAccount:
         """Format and mix."""
@@ -97,6 +98,8 @@ class TutorEvaluate(Stage[TutorEvaluateConfig, TutorResults]):
 
 class TutorDialogues(Stage[TutorDialoguesConfig, WritingAccount]):
     """Writes train.jsonl, heldout.jsonl and dropped.jsonl in TutorChat's form, and generate.json."""
+
+    version: ClassVar[int] = 2  # rules answer with several sentences
 
     def depends_on(self, config: TutorDialoguesConfig, promised: Mapping[str, Any]) -> Any:
         """The files of the chapters."""

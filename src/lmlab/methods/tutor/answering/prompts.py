@@ -9,8 +9,8 @@ from typing import Literal
 from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
-from lmlab.judging import fenced
 from lmlab.methods.tutor.dialogues.segments import ASSISTANT, USER
+from lmlab.methods.tutor.dialogues.wording import chapter_part
 from lmlab.methods.tutor.items.item import Book, TutorItem
 
 Format = Literal["template", "plain"]
@@ -22,12 +22,6 @@ SYSTEM = (
     " where you are not sure, and never mislead the student."
 )
 """The system message for models behind an API."""
-_OPENING = "I am trying to understand the following passage of a textbook:"
-
-
-def chapter_part(chapter: str) -> str:
-    """The beginning of an open-book prompt, which all questions about a chapter share."""
-    return f"{_OPENING}\n{fenced(chapter)}\n\n"
 
 
 def user_message(item: TutorItem, book: Book, chapter: str | None = None) -> str:

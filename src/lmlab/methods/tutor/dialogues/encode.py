@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lmlab.data import ChatConfig, ChatEncoder, Reject, Tokenizer
 from lmlab.methods.tutor.dialogues.record import NothingLearned, UnfitRecord, kind_of, turns_of
 from lmlab.methods.tutor.dialogues.segments import ASSISTANT, USER, Segment, Special, segments_of, split_dialogue
+from lmlab.methods.tutor.dialogues.wording import chapter_part
 
 IGNORED = -100
 """The label of a token that the loss does not count."""
@@ -101,7 +102,8 @@ def format_record(
 
 
 def messages_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Roles and texts of a record, for chat templates; the chapter stands before the first question.
+    """Roles and texts of a record, for chat templates; the chapter stands before the first question, in the words in
+    which a tutor is asked about one.
 
     Raises:
         UnfitRecord: as `segments_of`.
@@ -115,7 +117,7 @@ def messages_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         spoken = [(role.strip(" \n:"), turn) for role, turn in split_dialogue(turns[-1], kind, roles)]
         chapter = turns[0] if kind == "studentstart" and len(turns) > 1 else None
     if chapter is not None and spoken:
-        spoken = [(spoken[0][0], f"{chapter}\n\n{spoken[0][1]}"), *spoken[1:]]
+        spoken = [(spoken[0][0], chapter_part(chapter) + spoken[0][1]), *spoken[1:]]
     return spoken
 
 

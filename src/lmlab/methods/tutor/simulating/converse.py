@@ -13,8 +13,9 @@ from lmlab.endpoints import Backend, ChatRequest, Endpoint, Reply, answer, make_
 from lmlab.evals.rows import Row, RowFile
 from lmlab.files import sha256_json
 from lmlab.judging import AnswerItem, AnswerJudge, GradingRubric, fenced, judge_answers
-from lmlab.methods.tutor.answering.prompts import chapter_part, endpoint_messages
+from lmlab.methods.tutor.answering.prompts import endpoint_messages
 from lmlab.methods.tutor.config import AnswerConfig, StudentConfig
+from lmlab.methods.tutor.dialogues.wording import chapter_part
 from lmlab.methods.tutor.endpoints import UNANSWERED, without_private
 from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.methods.tutor.scoring.grade import kept_of

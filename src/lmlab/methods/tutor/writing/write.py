@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.data import Reject
-from lmlab.data.chapters.chapter import Chapter
+from lmlab.data.chapters.chapter import Chapter, split_at_paragraphs
 from lmlab.data.chapters.source import read_chapters
 from lmlab.endpoints import Backend, ChatRequest, Endpoint, Estimate, Reply, answer, estimate, make_backend
 from lmlab.errors import UserError
@@ -131,7 +131,8 @@ def write_about(
     write_jsonl(rows.path, made)
     for part in directory.glob("rows.part-*.jsonl"):
         part.unlink()
-    return _kept(made, {job.id: job.chapter for job in jobs}, config, directory, len(chapters), left_out, speakers)
+    num_chapters = len({each.path for each in chapters})  # of which there may be parts
+    return _kept(made, {job.id: job.chapter for job in jobs}, config, directory, num_chapters, left_out, speakers)
 
 
 def estimate_writing(
@@ -171,11 +172,13 @@ def dialogues_for(chapters: Sequence[Chapter], config: ChatGenerateConfig) -> li
 def _chapters(place: str, config: ChatGenerateConfig) -> tuple[list[Chapter], dict[str, int]]:
     left_out: Counter[str] = Counter()
     chapters = []
-    for each in read_chapters(place, min_words=config.min_words, max_words=config.max_words):
+    split = config.long_chapters == "split"
+    for each in read_chapters(place, min_words=config.min_words, max_words=None if split else config.max_words):
         if isinstance(each, Reject):
             left_out["too short" if "(min_words)" in each.reason else each.reason.partition(":")[0]] += 1
         else:
-            chapters.append(each)
+            parts = split_at_paragraphs(each, config.max_words) if split else [each]
+            chapters += [part for part in parts if part.num_words >= config.min_words]
     if not chapters:
         told = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(
@@ -218,7 +221,7 @@ class _Speakers:
         """Bring dialogues to their ends."""
         if self.config.scheme == "rule":
             for job in jobs:
-                job.turns = rule_dialogue(job.chapter, self.config.seed, job.number, self.config.num_turns) or []
+                job.turns = self._by_rule(job)
                 job.stop_reason = "rule" if job.turns else "nothing is defined"
             return
         most = 1 if self.config.scheme == "one_llm" else self.config.num_turns
@@ -229,6 +232,10 @@ class _Speakers:
                 self._ask(speaking, teacher)
         for job in jobs:
             job.stop_reason = job.stop_reason or "num_turns"
+
+    def _by_rule(self, job: Dialogue) -> list[str]:
+        config = self.config
+        return rule_dialogue(job.chapter, config.seed, job.number, config.num_turns, config.rule_answers) or []
 
     def _is_teachers(self, job: Dialogue) -> bool:
         return self.config.scheme == "one_llm" or job.teacher_speaks
