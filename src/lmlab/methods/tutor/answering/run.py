@@ -141,9 +141,13 @@ def begin_run(
         write_json(path, found)
 
 
-def move_aside(directory: Path) -> None:
-    """Make room in a folder of answers: what is there goes into a folder beside it."""
-    if not (directory / RUN).exists():
+def move_aside(directory: Path, mark: str = RUN) -> None:
+    """Make room in a folder of answers: what is there goes into a folder beside it.
+
+    Arguments:
+        mark: the file that tells that there are some.
+    """
+    if not (directory / mark).exists():
         return
     number = 1
     while (target := directory.with_name(f"{directory.name}.before-{number}")).exists():

@@ -189,24 +189,32 @@ def dialogue_eval(
     answers: AnswerConfig,
     endpoint: EndpointConfig,
     judge: Annotated[str, typer.Option(help="Who grades the conversations: openai:MODEL, local:DIRECTORY.")],
+    new_run: NewRun = False,
 ) -> None:
-    """Let a tutor talk with a simulated student who has understood one thing wrongly, and grade the conversations."""
+    """Let a tutor talk with a simulated student who has understood one thing wrongly, and grade the conversations.
+    The same command after a kill goes on with what is missing.
+    """
     from lmlab.files import write_json, write_jsonl
     from lmlab.judging import RubricJudge
     from lmlab.judging.answers.asking import Asking
+    from lmlab.methods.tutor.answering.run import move_aside
     from lmlab.methods.tutor.endpoints import endpoint_of
     from lmlab.methods.tutor.items.item import load_items
     from lmlab.methods.tutor.report import headline
-    from lmlab.methods.tutor.scoring.score import score
-    from lmlab.methods.tutor.simulating.converse import converse, grade_conversations, rubric
+    from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, score, too_many_ungraded
+    from lmlab.methods.tutor.simulating.converse import ROWS, converse, grade_conversations, rubric
+    from lmlab.progress import console
 
+    scores = ScoreConfig()
     items = load_items(data, answers.book)[: answers.limit]
+    if new_run:
+        move_aside(out, ROWS)
     speakers = [endpoint_of(name, endpoint) for name in (tutor, student)]
     rows = converse(items, speakers[0], speakers[1], settings, answers, out, redact=endpoint.redact)
     made = RubricJudge(rubric(), endpoint_of(judge, endpoint), Asking(redact=endpoint.redact), out / "replies.sqlite")
-    graded = grade_conversations(rows, items, made, answers.book)
+    graded = grade_conversations(rows, items, made, answers.book, ("self_judging",) if judge == tutor else ())
     write_jsonl(out / "graded.jsonl", graded)
-    found = score(graded)
+    found = score(graded, scores)
     found["leaks"] = {
         "conversations": sum(bool(row["leaks"]) for row in graded),
         "turns": sum(len(row["leaks"]) for row in graded),
@@ -216,7 +224,11 @@ def dialogue_eval(
     for name, figure in found["criteria"].items():
         print(f"  {name}: " + ("none" if figure["value"] is None else f"{figure['value']:.1f} %"))
     print(f"The answer was given away before the student tried in {found['leaks']['conversations']:,} conversations.")
+    for warning in found["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     print(f"Conversations: {out / 'graded.jsonl'}")
+    if too_many_ungraded(found, scores):
+        raise typer.Exit(EXIT_UNGRADED)
 
 
 def import_(

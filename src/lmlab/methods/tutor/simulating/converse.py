@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmlab.endpoints import Backend, ChatRequest, Endpoint, Reply, answer, make_backend
+from lmlab.errors import UserError
 from lmlab.evals.rows import Row, RowFile
 from lmlab.files import sha256_json
 from lmlab.judging import AnswerItem, AnswerJudge, GradingRubric, fenced, judge_answers
@@ -89,6 +90,7 @@ def converse(
         redact: what these regular expressions find is not sent to anybody.
 
     Raises:
+        UserError: the folder holds conversations of others about these questions, or by other settings.
         BudgetExceeded, EndpointUnavailable, Interrupted: as `lmlab.endpoints.answer`; everything that came is kept.
     """
     made = [
@@ -97,9 +99,11 @@ def converse(
     ]
     names = [f"{each.backend}:{each.model}" for each in (tutor, student)]
     asked = [config.model_dump(), answers.book, answers.max_new_tokens, *redact]
-    key = sha256_json([names, asked, _SYSTEM, [[item.id, item.chapter] for item in items]])[:16]
+    keys = {item.id: sha256_json([names, asked, _SYSTEM, item.id, item.chapter])[:16] for item in items}
     rows = RowFile(directory / ROWS)
-    done = {id for id, row in rows.done().items() if row["made_by"] == key and row["stop_reason"] not in UNANSWERED}
+    known = {id: row for id, row in rows.done().items() if id in keys}
+    _refuse_others(directory, known, names, keys)
+    done = {id for id, row in known.items() if row["stop_reason"] not in UNANSWERED}
     left = [Conversation(item, misconception_of(item, config.seed)) for item in items if item.id not in done]
 
     def from_student(talk: Conversation) -> ChatRequest:
@@ -116,9 +120,25 @@ def converse(
                 _round(block, tutor, made[0], directory, from_tutor, False)
             for each in block:
                 each.stop_reason = each.stop_reason or "turns"
-                rows.append(_row(each, names, key))
+                rows.append(_row(each, names, keys[each.item.id]))
                 advance(1)
     return rows.finish([item.id for item in items])
+
+
+def _refuse_others(directory: Path, known: Mapping[str, Row], names: Sequence[str], keys: Mapping[str, str]) -> None:
+    """Conversations of others are not mixed with these, and not replaced unasked.
+
+    Raises:
+        UserError: there are some.
+    """
+    for id, row in known.items():
+        if row["made_by"] != keys[id]:
+            who = [row["tutor"]["model"], row["student"]]
+            what = "by other settings" if who == list(names) else f"of {who[0]} with {who[1]}"
+            raise UserError(
+                f"'{directory}' holds conversations {what}.",
+                "Name another folder, or begin anew with --new-run, which moves these aside.",
+            )
 
 
 def student_request(talk: Conversation, config: StudentConfig, answers: AnswerConfig) -> ChatRequest:
@@ -215,8 +235,14 @@ def _row(talk: Conversation, names: Sequence[str], key: str) -> Row:
     }
 
 
-def grade_conversations(rows: Sequence[Row], items: Sequence[TutorItem], judge: AnswerJudge, book: str) -> list[Row]:
-    """Rows with grades for each criterion; those that have no turn of the tutor stay without."""
+def grade_conversations(
+    rows: Sequence[Row], items: Sequence[TutorItem], judge: AnswerJudge, book: str, flags: Sequence[str] = ()
+) -> list[Row]:
+    """Rows with grades for each criterion; those that have no turn of the tutor stay without.
+
+    Arguments:
+        flags: of every row, such as `self_judging`.
+    """
     by_id = {item.id: item for item in items}
     shown = [row for row in rows if row["answer_status"] == "ok"]
 
@@ -238,7 +264,7 @@ def grade_conversations(rows: Sequence[Row], items: Sequence[TutorItem], judge: 
                 "judge": about,
                 "grades": dict.fromkeys(judge.criteria) if grades is None else dict(grades.grades),
                 "status": row["answer_status"] if grades is None else grades.status,
-                "flags": [] if grades is None else list(grades.flags),
+                "flags": [*(() if grades is None else grades.flags), *flags],
                 "judged": {} if grades is None else kept_of(grades),
             }
         )
