@@ -20,19 +20,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from tutor_end_to_end import ITEMS, lmlab, write_questions
-from tutor_tuning import answer_losses, invert
+from tutor_end_to_end import ITEMS, write_questions
+from tutor_tuning import answer_losses, heldout_dialogues, invert
 
+from lmlab.data import Tokenizer
 from lmlab.data.chapters.chapter import Chapter, split_at_paragraphs
-from lmlab.files import read_json, read_jsonl, write_jsonl
+from lmlab.files import read_json, read_jsonl, write_json, write_jsonl
+from lmlab.judging import AnswerJudge, AnswerJudgeConfig, make_answer_judge
+from lmlab.methods.tutor.answering.run import answer_locally
+from lmlab.methods.tutor.config import AnswerConfig
+from lmlab.methods.tutor.items.item import load_items
 from lmlab.methods.tutor.scoring.compare import compare_rows, verdict
-from lmlab.methods.tutor.scoring.grade import graded_rows
+from lmlab.methods.tutor.scoring.grade import grade_run, keep_items
+from lmlab.methods.tutor.scoring.score import score
 from lmlab.retrieval import BM25
 from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
 
+DEVELOPMENT = Path(__file__).with_name("tutor_development_items.yaml")  # to choose settings by, with --items
+LENGTH = 384  # of the rows that are learned from, in tokens
 CUT = 40  # words, at which all answers are compared too: longer ones say more key points
 
 
@@ -43,11 +52,10 @@ def main() -> None:
     parser.add_argument("textbooks", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/tutor-grades"))
     parser.add_argument("--items", type=Path, default=ITEMS)
-    parser.add_argument("--leave-out", type=Path, action="append", default=[], help="items about other such chapters")
     parser.add_argument("--judge", action="append", help="by default coverage alone; another must ask nobody either")
     parser.add_argument("--book", choices=["open", "closed"], default="open")
     parser.add_argument("--answers", choices=["passage", "sentence"], default="passage", help="of the dialogues")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--max-words", type=int, default=120, help="of the part of a chapter before a dialogue")
     parser.add_argument("--asked-words", type=int, default=200, help="of the part of a chapter before a question")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
@@ -59,39 +67,41 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     books = given.out / "textbooks"
     if not books.exists():
-        shutil.copytree(given.textbooks, books, ignore=asked_about([ITEMS, given.items, *given.leave_out]))
+        shutil.copytree(given.textbooks, books, ignore=asked_about([ITEMS, DEVELOPMENT, given.items]))
     started = seconds()
     models = {"base": Path(given.model), **tune(given, books)}
     print(f"tuning: {seconds() - started:.0f} CPU s", flush=True)
-    show_losses(models, given.out / "run")
+    show_losses(models, given.out)
     asked = given.out / given.items.stem
     asked.mkdir(exist_ok=True)
     questions = asked / "questions.jsonl"
     write_questions(given.textbooks, questions, 1_000_000, given.items)
     write_jsonl(questions, [with_part(row, given.asked_words) for row in read_jsonl(questions)])
-    folders = {name: asked / f"{name}-{given.book}" for name in models}
+    items = load_items(questions, given.book)
+    config = AnswerConfig(book=given.book, max_new_tokens=given.max_new_tokens)
+    folders = {name: asked / f"{name.replace(' ', '-')}-{given.book}" for name in models}
     for name, model in models.items():
-        lmlab("tutor", "generate", "--model", model, "--data", questions, "--book", given.book,
-              "--max-new-tokens", given.max_new_tokens, "--out", folders[name])  # fmt: skip
-        words = [len(row["tutor"]["output"].split()) for row in read_jsonl(folders[name] / "answers.jsonl")]
+        keep_items(items, folders[name])
+        rows = answer_locally(str(model), items, config, folders[name])
+        words = [len(row["tutor"]["output"].split()) for row in rows]
         print(f"{name}: {sum(words) / len(words):.0f} words an answer; {seconds() - started:.0f} CPU s", flush=True)
     short = {name: cut(folder, asked / f"{folder.name}-cut") for name, folder in folders.items()}
-    for judge in given.judge or ["coverage"]:
+    for name in given.judge or ["coverage"]:
+        judge = make_answer_judge(AnswerJudgeConfig(judge=(name,)))
         for what, each in (("whole answers", folders), (f"answers cut to {CUT} words", short)):
-            print(f"\nGraded by {judge}: {what}", flush=True)
+            print(f"\nGraded by {name}: {what}", flush=True)
             grade(each, judge)
     print(f"in all {seconds() - started:.0f} CPU s; load {os.getloadavg()[0]:.1f}")
 
 
-def grade(folders: dict[str, Path], judge: str) -> None:
+def grade(folders: dict[str, Path], judge: AnswerJudge) -> None:
     """The scores of all, and their differences from the first."""
-    for name, folder in folders.items():
-        lmlab("tutor", "grade", folder, "--judge", judge, "--new-run")
-        total = read_json(folder / "report.json")["total"]
+    rows = {name: grade_run(folder, judge, new_run=True)[0] for name, folder in folders.items()}
+    for name, found in rows.items():
+        total = score(found)["total"]
         print(f"  {name}: {total['value']:.1f} % [{total['low']:.1f}, {total['high']:.1f}] of {total['n']}")
-    base = graded_rows(folders["base"])
-    for name in list(folders)[1:]:
-        print(f"  base to {name}: {verdict(compare_rows(base, graded_rows(folders[name])))}", flush=True)
+    for name, found in list(rows.items())[1:]:
+        print(f"  base to {name}: {verdict(compare_rows(rows['base'], found))}", flush=True)
 
 
 def asked_about(files: Sequence[Path]) -> Any:
@@ -131,7 +141,7 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
         "start": given.model,
         "lora": {"rank": 16},
         "packing": "best_fit",
-        "seq_len": 384,
+        "seq_len": LENGTH,
         "max_epochs": 10,
         "trainer": {
             "steps": given.steps,
@@ -147,7 +157,7 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
         "dialogues": "dialogues",
         "tokenizer": given.model,
         "format": "template",
-        "max_len": 385,
+        "max_len": LENGTH + 1,
     }
     stages: dict[str, Any] = {
         "dialogues": {
@@ -200,14 +210,18 @@ def exchange(path: Path, out: Path) -> None:
     write_jsonl(out, [{**row, "conversation": row.pop("mine")} for row in rows])
 
 
-def show_losses(models: dict[str, Path], run: Path) -> None:
+def show_losses(models: dict[str, Path], out: Path) -> None:
     """The loss of answers in dialogues about chapters that no model has learned from."""
-    chapters = [row["path_to_chapter"] for row in read_jsonl(run / "dialogues" / "heldout.jsonl")]
-    every = -(-len(chapters) // 24)  # spread over all held-out chapters
-    chapters = chapters[::every]
-    losses = {name: answer_losses(Model.find(model).load(), run / "heldout", every) for name, model in models.items()}
+    tokenizer = Tokenizer.load(models["base"])
+    dialogues = heldout_dialogues(out / "run" / "dialogues" / "heldout.jsonl", tokenizer, LENGTH + 1, "template", 24)
+    chapters = [chapter for chapter, _ in dialogues]
+    losses = {}
+    for name, model in models.items():
+        kept = out / f"losses-{name.replace(' ', '-')}.json"
+        if not kept.exists():
+            write_json(kept, {"losses": answer_losses(Model.find(model).load(), dialogues).tolist()})
+        losses[name] = np.array(read_json(kept)["losses"])
     base = losses["base"]
-    assert len(chapters) == len(base)
     print(f"Loss of answers in {len(base)} dialogues about {len(set(chapters))} held-out chapters, nats a token")
     for name, each in losses.items():
         gap, _ = paired_bootstrap(base, each, clusters=chapters)

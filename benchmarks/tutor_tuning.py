@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from lmlab.data import TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
 from lmlab.files import read_jsonl, read_yaml
+from lmlab.methods.tutor.dialogues.encode import FormattedDialogue, UnfitRecord, format_record
 from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
 
@@ -49,18 +52,22 @@ def main() -> None:
         "heldout_tokens": str(given.out / "heldout_dialogues"),
     }
     run_recipe(Recipe.parse({"name": "inverted", "seed": 0, "stages": {"tutor": stage}}, "inverted"), inverted / "run")
-    chapters = [row["path_to_chapter"] for row in read_jsonl(given.out / "dialogues" / "heldout.jsonl")]
+    stages = read_yaml(given.out / "recipe.yaml")["stages"]
+    dialogues = heldout_dialogues(
+        given.out / "dialogues" / "heldout.jsonl",
+        Tokenizer.load(given.out / "heldout_dialogues" / "tokenizer"),
+        stages["heldout_dialogues"]["max_len"],
+    )
+    clusters = [chapter for chapter, _ in dialogues]
     losses = {
-        name: answer_losses(Model.find(place).load(), given.out / "heldout_dialogues")
+        name: answer_losses(Model.find(place).load(), dialogues)
         for name, place in {
             "before": given.out / "longer",
             "after": given.out / "tutor",
             "inverted mask": inverted / "run" / "tutor",
         }.items()
     }
-    count = len(losses["before"])
-    clusters = chapters if len(chapters) == count else list(range(count))
-    print(f"\nLoss of answers in {count} held-out dialogues about {len(set(clusters))} chapters, nats a token")
+    print(f"\nLoss of answers in {len(dialogues)} held-out dialogues about {len(set(clusters))} chapters, nats a token")
     base = losses["before"]
     for name, each in losses.items():
         gap, _ = paired_bootstrap(base, each, clusters=clusters)
@@ -78,20 +85,27 @@ def invert(tokens: Path, out: Path) -> None:
     write_shards(iter(items), Tokenizer.load(tokens / "tokenizer"), out, kind="examples")
 
 
+def heldout_dialogues(
+    path: Path, tokenizer: Tokenizer, max_len: int, format: Literal["plain", "template"] = "plain", most: int = 1000
+) -> list[tuple[str, FormattedDialogue]]:
+    """Dialogues that are not learned from, with the chapters that they are about; at most so many, spread over all."""
+    found = []
+    for row in read_jsonl(path):
+        try:
+            found.append((row["path_to_chapter"], format_record(row, tokenizer, max_len, format=format)))
+        except UnfitRecord:
+            continue
+    return found[:: -(-len(found) // most)]
+
+
 @torch.no_grad()
-def answer_losses(model: torch.nn.Module, tokens: Path, every: int = 1) -> np.ndarray:
-    """The mean loss over the learned tokens of each sequence, or of every so-many-th."""
-    found, number = [], -1
-    for shard in TokenizedCorpus(tokens).shards:
-        for start, end in zip([0, *shard.ends[:-1]], shard.ends, strict=True):
-            number += 1
-            if number % every:
-                continue
-            ids = torch.tensor(shard.tokens[start:end].astype(np.int64))[None]
-            learned = torch.tensor(shard.mask[start:end].astype(bool))
-            logits = model(ids[:, :-1]).logits_BTV[0]
-            loss = F.cross_entropy(logits.float(), ids[0, 1:], reduction="none")
-            found.append(float(loss[learned[1:]].mean()))
+def answer_losses(model: torch.nn.Module, dialogues: Sequence[tuple[str, FormattedDialogue]]) -> np.ndarray:
+    """The mean loss over the learned tokens of each."""
+    found = []
+    for _, each in dialogues:
+        ids, labels = torch.tensor(each.ids)[None], torch.tensor(each.labels)
+        logits = model(ids[:, :-1]).logits_BTV[0]
+        found.append(float(F.cross_entropy(logits.float(), labels[1:], ignore_index=-100)))
     return np.array(found)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
+import pytest
+
 from lmlab.endpoints import Endpoint, MockBackend
+from lmlab.errors import Interrupted, UserError
 from lmlab.judging import Asking, RubricJudge
 from lmlab.methods.tutor.config import AnswerConfig, StudentConfig
 from lmlab.methods.tutor.items.item import load_items
@@ -58,6 +62,44 @@ def test_conversations_alternate_end_when_understood_and_are_paid_for_once(quest
     found = score(grade_conversations(rows, items, judge, "open"))
     assert found["n_graded"] == 3 and all(each["value"] == 50 for each in found["criteria"].values())
     assert len(found["criteria"]) == 6
+
+
+def test_a_talk_that_was_killed_goes_on_and_others_are_not_mixed_with_it(questions, tmp_path):
+    items, calls = load_items(questions)[:4], []
+
+    def talk(out, stop_after=None, tutor="t", turns=3, items=items):
+        def answer(request):
+            calls.append(1)
+            if stop_after is not None and len(calls) > stop_after:
+                raise KeyboardInterrupt  # nothing is tidied up, as after a kill
+            return f"a turn after {len(request.messages)} messages, {hash_of(request)}."
+
+        ends = [endpoint(name, tmp_path).model_copy(update={"concurrency": 1}) for name in (tutor, "s")]
+        return converse(
+            items, ends[0], ends[1], StudentConfig(turns=turns), ANSWERS, tmp_path / out, (MockBackend(answer),) * 2
+        )
+
+    whole = talk("whole")
+    asked = len(calls)
+    assert asked == 4 * 3 * 2
+    calls.clear()
+    for stop_after in (5, 14):
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
+            talk("killed", stop_after)
+    assert talk("killed") == whole
+    assert len(calls) <= asked + 2  # those that were under way were asked again, and no other
+    files = [(tmp_path / out / "conversations.jsonl").read_bytes() for out in ("whole", "killed")]
+    assert files[0] == files[1]
+    for words, changed in (("of mock:t with mock:s", {"tutor": "other"}), ("by other settings", {"turns": 2})):
+        with pytest.raises(UserError, match=f"holds conversations {words}"):
+            talk("whole", **changed)
+    assert (tmp_path / "whole" / "conversations.jsonl").read_bytes() == files[0]
+    calls.clear()
+    assert talk("whole", items=items[:2]) == whole[:2] and not calls  # fewer questions are no other settings
+
+
+def hash_of(request):
+    return hashlib.sha256(json.dumps(request.messages).encode()).hexdigest()[:6]
 
 
 def test_an_answer_that_is_given_before_the_student_tries_is_a_leak(tmp_path):
