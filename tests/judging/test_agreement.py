@@ -94,6 +94,19 @@ def test_what_is_not_defined_is_none_and_no_number() -> None:
         grade_agreement([1, 2], [1, 2, 3])
 
 
+@pytest.mark.parametrize("clusters", [None, ["a"]])
+def test_one_item_has_neither_agreement_nor_interval(clusters):
+    found = grade_agreement([2.0], [1.0], clusters).figures
+    assert found["bias"].value == 1 and math.isnan(found["bias"].low)
+    assert all(found[name] is None for name in ("pearson", "spearman", "kendall", "kappa", "alpha"))
+
+
+def test_items_of_one_cluster_have_no_interval():
+    found = grade_agreement([2.0, 1.0, 3.0, 0.0], [1.0, 1.0, 2.5, 0.5], ["a"] * 4).figures
+    assert found["spearman"].value > 0.9
+    assert all(math.isnan(each.low) and math.isnan(each.high) for each in found.values())
+
+
 def test_clusters_widen_intervals_where_their_items_are_alike() -> None:
     generator = np.random.default_rng(2)
     shift = np.repeat(generator.normal(0, 0.5, 20), 6)

@@ -335,3 +335,12 @@ def test_what_a_cache_holds_is_told_and_not_changed(
         assert refused.code == 2 and words in refused.err
     (tmp_path / "empty").mkdir()
     assert "holds no file of replies" in lmlab("judge", "cache-stats", tmp_path / "empty").err
+
+
+def test_grades_that_tell_nothing_are_told_as_such(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("id,group,human,judge\na,c,1,2\n")
+    told = lmlab("judge", "validate", tmp_path / "one.csv", "--cluster-column", "group")
+    assert told.code == 0 and "1.000 (no interval)" in told.out and "nan" not in told.out
+    (tmp_path / "large.csv").write_text("id,group,human,judge\na,c,1e300,2\nb,d,1,1\n")
+    told = lmlab("judge", "validate", tmp_path / "large.csv")
+    assert told.code == 2 and "row 1: '1e300' in 'human' is too large" in told.err

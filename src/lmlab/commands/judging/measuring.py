@@ -226,8 +226,13 @@ def _print_agreement(shown: dict[str, Agreement]) -> None:
 
 
 def interval_text(interval: Interval[float] | None) -> str:
-    """A figure with its interval; a dash where there is none."""
-    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    """A figure with its interval, as far as there is one; a dash where there is no figure."""
+    import math
+
+    if interval is None:
+        return "-"
+    bounds = f"[{interval.low:.3f}, {interval.high:.3f}]" if math.isfinite(interval.low) else "(no interval)"
+    return f"{interval.value:.3f} {bounds}"
 
 
 def _agreement_json(agreement: Agreement) -> dict[str, Any]:

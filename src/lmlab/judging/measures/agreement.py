@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Weights = Literal["none", "linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 _SHARES = ("accuracy", "exact")
+_FEWEST = 2  # items that can be compared, clusters that can be drawn
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,16 @@ def _agreement(
     found: dict[str, Interval[float] | None] = {}
     for name, figure in figures.items():
         value = figure(a, b)
-        if not math.isfinite(value):
+        if not math.isfinite(value) or (len(a) < _FEWEST and name not in (*_SHARES, "bias")):
             found[name] = None
             continue
 
         if kept is None and name in _SHARES:  # the bootstrap of a share of 0 or 1 is a point
             found[name] = wilson(round(value * len(a)), len(a))
+            continue
+
+        if (len(a) if kept is None else len(set(kept))) < _FEWEST:  # one tells nothing of the spread between them
+            found[name] = Interval(value, math.nan, math.nan, 0.95)
             continue
 
         def statistic(chosen: NDArray[np.int64], figure: Callable[[Floats, Floats], float] = figure) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError, did_you_mean
 
 Floats = NDArray[np.float64]
+_LARGEST = 1e9  # beyond it squares and means of grades lose what the smaller ones say
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class GradeTable:
                 raise UserError(f"{self.where}, row {number + 1}: '{value}' in '{column}' is no number.") from None
             if math.isinf(found[number]):
                 raise UserError(f"{self.where}, row {number + 1}: '{column}' is infinite.")
+            if abs(found[number]) > _LARGEST:
+                raise UserError(f"{self.where}, row {number + 1}: '{value}' in '{column}' is too large.")
         return found
 
     def _check(self, column: str) -> None:
