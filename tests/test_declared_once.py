@@ -60,6 +60,7 @@ EXCEPTIONS = {
     ("tutor compare", "--judge"): "one, of what is not graded yet; a task is graded by several",
     ("tutor dialogue-eval", "--student"): "a simulated student, who must be named",
     ("tutor generate", "--new-run"): "it moves answers aside",
+    ("tutor dialogue-eval", "--new-run"): "it moves conversations aside, as generate does answers",
     ("tutor grade", "--new-run"): "it lets another judge grade",
 }
 
