@@ -16,7 +16,7 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from tutor_tuning import answer_losses, heldout_dialogues, invert
 from lmlab.data import Tokenizer
 from lmlab.data.chapters.chapter import Chapter, split_at_paragraphs
 from lmlab.files import read_json, read_jsonl, write_json, write_jsonl
-from lmlab.judging import AnswerJudge, AnswerJudgeConfig, make_answer_judge
+from lmlab.judging import AnswerJudge, AnswerJudgeConfig, Coverage, make_answer_judge
 from lmlab.methods.tutor.answering.run import answer_locally
 from lmlab.methods.tutor.config import AnswerConfig
 from lmlab.methods.tutor.items.item import load_items
 from lmlab.methods.tutor.scoring.compare import compare_rows, verdict
 from lmlab.methods.tutor.scoring.grade import grade_run, keep_items
 from lmlab.methods.tutor.scoring.score import score
+from lmlab.methods.tutor.writing.definitions import split_sentences
 from lmlab.retrieval import BM25
 from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--steps", type=int, default=32, help="of the optimizer, of two rows of 384 tokens each")
     parser.add_argument("--controls", nargs="*", choices=["inverted", "strange"], default=["inverted", "strange"])
+    parser.add_argument("--references", action="store_true", help="grade answers that no model has written too")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, one thread", flush=True)
@@ -85,6 +87,8 @@ def main() -> None:
         rows = answer_locally(str(model), items, config, folders[name])
         words = [len(row["tutor"]["output"].split()) for row in rows]
         print(f"{name}: {sum(words) / len(words):.0f} words an answer; {seconds() - started:.0f} CPU s", flush=True)
+    if given.references:
+        folders |= references(folders["base"], asked)
     short = {name: cut(folder, asked / f"{folder.name}-cut") for name, folder in folders.items()}
     for name in given.judge or ["coverage"]:
         judge = make_answer_judge(AnswerJudgeConfig(judge=(name,)))
@@ -117,14 +121,46 @@ def with_part(row: dict[str, Any], words: int) -> dict[str, Any]:
     return row | {"chapter": parts[int(found.argmax())]}
 
 
+def references(base: Path, asked: Path) -> dict[str, Path]:
+    """Answers that no model has written: the question itself, the run of sentences of the part that is nearest to it by
+    the small encoder (what a tutor that quotes could do), and the whole part.
+    """
+    encoder = Coverage.load().encoder
+    parts = {item.id: item.chapter for item in load_items(asked / "questions.jsonl")}
+    answers: dict[str, dict[str, str]] = {"the question": {}, "the nearest sentences": {}, "the whole part": {}}
+    for row in read_jsonl(base / "answers.jsonl"):
+        runs = quotes(parts[row["id"]])
+        vectors = np.asarray(encoder.encode_text([row["question"], *runs]), float)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        nearest = runs[int((vectors[1:] @ vectors[0]).argmax())]
+        for name, text in zip(answers, (row["question"], nearest, parts[row["id"]]), strict=True):
+            answers[name][row["id"]] = text
+    return {
+        name: rewritten(base, asked / name.replace(" ", "-"), lambda row, texts=texts: texts[row["id"]])
+        for name, texts in answers.items()
+    }
+
+
+def quotes(part: str) -> list[str]:
+    """Runs of sentences of a part, of 15 to 60 words."""
+    said = [each for text in part.split("\n\n") if not text.startswith("#") for each in split_sentences(text)]
+    runs = [" ".join(said[a:b]) for a in range(len(said)) for b in range(a + 1, len(said) + 1)]
+    return [each for each in runs if 15 <= len(each.split()) <= 60] or [" ".join(said)]
+
+
 def cut(folder: Path, out: Path) -> Path:
     """The answers of a model, each cut to so many words."""
+    return rewritten(folder, out, lambda row: " ".join(row["tutor"]["output"].split()[:CUT]))
+
+
+def rewritten(folder: Path, out: Path, text: Callable[[dict[str, Any]], str]) -> Path:
+    """A folder of answers with other texts."""
     out.mkdir(exist_ok=True)
     for name in ("items.jsonl", "run.json"):
         shutil.copy(folder / name, out / name)
     rows = list(read_jsonl(folder / "answers.jsonl"))
     for row in rows:
-        row["tutor"]["output"] = " ".join(row["tutor"]["output"].split()[:CUT])
+        row["tutor"]["output"] = text(row)
     write_jsonl(out / "answers.jsonl", rows)
     return out
 
