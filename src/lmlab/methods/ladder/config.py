@@ -226,11 +226,13 @@ class EstimatorSettings(Config):
         name: for tables.
         members: the chains.
         weights: of the members' logits; equal by default.
+        small: the chains in place of `members` on ladders of fewer than 12 configurations, if there are any.
     """
 
     name: str
     members: tuple[TwoStepSettings, ...] = Field(min_length=1)
     weights: tuple[float, ...] = ()
+    small: tuple[TwoStepSettings, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> EstimatorSettings:
@@ -247,7 +249,7 @@ def preset(name: str) -> EstimatorSettings:
     """
     if name not in PRESETS:
         raise UserError(f"There is no estimator '{name}'. {did_you_mean(name, PRESETS)}")
-    return EstimatorSettings(name=name, members=PRESETS[name])
+    return EstimatorSettings(name=name, members=PRESETS[name], small=SMALL.get(name, ()))
 
 
 _PAPER = TwoStepSettings(starts="paper")
@@ -270,6 +272,11 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     "taskce": (
         TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),
     ),
+}
+# Few runs do not determine a law, and the plain line errs the other way. Chosen by backtests on parts of the published
+# ladder (benchmarks/ladder_small.py).
+SMALL: dict[str, tuple[TwoStepSettings, ...]] = {
+    "recommended": (PRESETS["recommended"][0], TwoStepSettings(law="line", delta=None, **_ALL))
 }
 
 

@@ -4,12 +4,17 @@ The splits of a ladder with sizes s_1 < ... < s_k and lengths m_1 < ... < m_l ar
 - by size: fit sizes up to s_i (i >= 2), predict the runs of one larger size;
 - by length: fit lengths up to m_i (i >= 2), predict the longer runs;
 - both: fit sizes up to s_(k-1) and lengths up to m_i (i >= 2), predict the longer runs of s_k.
+
+Lengths are multiples of 20 N tokens, or tokens where all sizes were planned by these. Then, and where lengths are no
+grid at all, there are splits by compute too: fit the cheaper runs, predict all dearer ones. By tokens a ladder of three
+lengths has only few splits otherwise, and none of them goes far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,10 +23,14 @@ from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
 from lmlab.methods.ladder.fitting.points import place_of, target_values
-from lmlab.methods.ladder.tables.table import Floats, RunTable
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.progress import short
 
 _FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
+_GRID = 1.5  # sizes times lengths over the runs: a grid has 1, and some of its runs may be missing
+_CHEAPEST = (1 / 2, 2 / 3)  # of the runs that a split by compute is fitted to
+_ROUNDING = 1.001  # costs that differ by less are one
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,30 @@ class Split:
     predicted: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Lengths:
+    """How a ladder's lengths are counted: by multiples of 20 N tokens, by tokens, or not at all."""
+
+    by: Literal["multiples", "tokens", "nothing"]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> _Lengths:
+        """What makes a grid of the runs: few lengths, each of several sizes."""
+        multiples, tokens = ({cls(by).of_run(run) for run in runs} for by in ("multiples", "tokens"))
+        sizes = len({run.n for run in runs})
+        if len(multiples) * sizes <= _GRID * len(runs) or sizes == 1:
+            return cls("multiples")
+        return cls("tokens" if len(tokens) * sizes <= _GRID * len(runs) else "nothing")
+
+    def of_run(self, run: Run) -> float:
+        """A run's length, rounded to two digits."""
+        return float(f"{run.final_tokens:.2g}") if self.by == "tokens" else run.multiple
+
+    def name(self, length: float) -> str:
+        """A length for people."""
+        return f"{short(length)} tokens" if self.by == "tokens" else f"{length:g}xC"
+
+
 def splits(table: RunTable) -> list[Split]:
     """All splits of a ladder.
 
@@ -40,13 +73,14 @@ def splits(table: RunTable) -> list[Split]:
         UserError: fewer than three sizes and fewer than three lengths.
     """
     runs = table.paper.ladder.runs
+    counted = _Lengths.of(runs)
     sizes = sorted({run.n for run in runs})
-    lengths = sorted({run.multiple for run in runs})
+    lengths = sorted({counted.of_run(run) for run in runs}) if counted.by != "nothing" else []
     named = {run.n: run.size or f"{run.n:.3g}" for run in runs}
 
     def split(label: str, fit: tuple[float, float], predict: tuple[set[float], float]) -> Split:
-        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and run.multiple <= fit[1])
-        predicted = tuple(run.name for run in runs if run.n in predict[0] and run.multiple > predict[1])
+        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and counted.of_run(run) <= fit[1])
+        predicted = tuple(run.name for run in runs if run.n in predict[0] and counted.of_run(run) > predict[1])
         return Split(label, fitted, predicted)
 
     found = []
@@ -56,18 +90,34 @@ def splits(table: RunTable) -> list[Split]:
             for larger in sizes[i + 1 :]
         ]
     for length in lengths[1:-1]:
-        found.append(split(f"{length:g}xC to longer", (np.inf, length), (set(sizes), length)))
+        found.append(split(f"{counted.name(length)} to longer", (np.inf, length), (set(sizes), length)))
     for length in lengths[1:-1] if len(sizes) > 2 else ():
         found.append(
             split(
-                f"N <= {named[sizes[-2]]}, {length:g}xC to longer {named[sizes[-1]]}",
+                f"N <= {named[sizes[-2]]}, {counted.name(length)} to longer {named[sizes[-1]]}",
                 (sizes[-2], length),
                 ({sizes[-1]}, length),
             )
         )
+    if counted.by != "multiples":
+        found += _by_compute(table, runs)
     found = [each for each in found if each.predicted and len(each.fitted) >= _FEWEST_RUNS]
     if not found:
         raise UserError("The ladder is too small for backtests.", "It needs three sizes or three lengths.")
+    return found
+
+
+def _by_compute(table: RunTable, runs: Sequence[Run]) -> list[Split]:
+    """Fit the cheaper runs, of two sizes and two lengths at least; predict all that have more compute."""
+    found = []
+    costs = sorted({float(f"{run.flops:.3g}") for run in runs})
+    parts = sorted({round(share * len(costs)) for share in _CHEAPEST})
+    for cost in (costs[part - 1] for part in parts if 0 < part < len(costs)):
+        fitted = [run for run in table.ladder if run.flops <= cost * _ROUNDING]
+        if min(len({run.n for run in fitted}), len({run.final_tokens for run in fitted})) < 2:
+            continue
+        names = tuple(run.name for run in runs if run.flops > cost * _ROUNDING)
+        found.append(Split(f"C <= {cost:.2g} to more", tuple(run.name for run in fitted), names))
     return found
 
 

@@ -17,6 +17,7 @@ from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile
 
+_LEVEL = 0.9  # at which the noise of parts is made comparable with that of the whole ladder
 _LEAST_REACH = math.log(2)  # of compute: backtests that go no farther tell nothing of distances
 
 
@@ -105,7 +106,7 @@ def calibrate(
 ) -> Calibration:
     """Predict all splits of the ladder, and compare errors with their spread."""
     scores, owners, names, reach = [], [], [], 0.0
-    loss_scores: dict[int, list[Floats]] = {}
+    losses: dict[int, tuple[list[Floats], list[str], list[str]]] = {}
     for split in splits(table) if chosen is None else chosen:
         targets = [table[name] for name in split.predicted]
         x_3Q = np.stack([place_of(run) for run in targets], axis=1)
@@ -122,7 +123,21 @@ def calibrate(
             if member.chained:
                 point, sd = ensemble.log_loss(number, x_3Q)
                 outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
-                loss_scores.setdefault(number, []).append((np.abs(outcome - point) / sd).ravel())
-    where = (tuple(owners), tuple(names), reach)
-    losses = {number: Calibration(np.concatenate(found), *where) for number, found in loss_scores.items()}
-    return Calibration(np.concatenate(scores), *where, losses)
+                # A quantity that all tasks share, as the C4 loss, is one outcome and not one for each of them.
+                _, own = np.unique(outcome, axis=0, return_index=True)
+                sd = sd * ensemble.few_runs(number, _LEVEL)  # parts of a ladder have few runs, and their noise is a guess
+                found = (np.abs(outcome - point) / sd)[own]
+                into = losses.setdefault(number, ([], [], []))
+                into[0].append(found.ravel())
+                into[1].extend([split.name] * found.size)
+                into[2].extend(f"{run.name} {tasks[place].name}" for place in own for run in targets)
+    return Calibration(
+        np.concatenate(scores),
+        tuple(owners),
+        tuple(names),
+        reach,
+        {
+            number: Calibration(np.concatenate(found), tuple(of), tuple(named), reach)
+            for number, (found, of, named) in losses.items()
+        },
+    )

@@ -39,7 +39,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 from lmlab.stats import normal_quantile, percentiles
 
-_ENOUGH_TO_COUPLE = 12  # configurations, two for each parameter
+_ENOUGH = 12  # configurations: two for each parameter of the law that has most
 _ANOTHER_UNIT = 1e7  # times: billions beside ones
 
 
@@ -161,7 +161,8 @@ def available(
     settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task], tell: bool = True
 ) -> EstimatorSettings:
     """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place,
-    other chains are left out. On few runs a coupled law, which has six parameters, gives way to that of one exponent.
+    other chains are left out. On few runs the chains that an estimator has for small ladders take their place, and of
+    others a coupled law, which has six parameters, gives way to that of one exponent.
 
     An estimator of one chain is left as it is: what is missing is an error then.
     """
@@ -170,7 +171,9 @@ def available(
     runs = table.ladder.runs
     has_c4 = all(C4 in run.metrics for run in runs)
     has_soft = _has_soft(table, tasks)
-    few = len({run.configuration for run in runs}) < _ENOUGH_TO_COUPLE
+    few = len({run.configuration for run in runs}) < _ENOUGH
+    if few and settings.small:
+        return settings.model_copy(update={"members": settings.small, "weights": (), "small": ()})
     members, weights = [], []
     for member, weight in zip(settings.members, settings.weights or (1.0,) * len(settings.members), strict=True):
         if member.x == "c4" and not has_c4:
@@ -366,6 +369,7 @@ class Forecaster:
         """The same for the logarithm of one chain's quantity."""
         calibration = self.calibration.losses.get(member) if self.calibration else None
         found = calibration.factor(level) if calibration else normal_quantile(level)
+        found *= self.ensemble.few_runs(member, level)
         return self.ensemble.reaching(found, level, beyond if calibration else math.inf)
 
     def _loss(

@@ -184,6 +184,14 @@ class Ensemble:
         points, parameters = self.chains[0].points, self.chains[0].first.parameters_BP
         return max(2, points.y_TR.shape[1] - parameters.shape[1])
 
+    def few_runs(self, member: int, level: float) -> float:
+        """How much wider an interval of one chain's quantity must be because the noise between runs is itself known
+        from few of them: Student's quantile over the normal one, at least 1. A law with five parameters through six
+        runs leaves residuals that say nearly nothing of the noise.
+        """
+        points, parameters = self.chains[member].points, self.chains[member].first.parameters_BP
+        return t_quantile(level, max(1, points.y_TR.shape[1] - parameters.shape[1])) / normal_quantile(level)
+
     def reaching(self, factor: float, level: float, beyond: float) -> float:
         """A calibrated factor at a target that lies `beyond` times farther than any backtest: what backtests have
         narrowed is not known to hold there, so that it grows with the distance, to Student's quantile for the few runs
@@ -284,12 +292,16 @@ def _other_laws(chain: Chain) -> tuple[Chain, ...]:
         return ()
     chance_T = np.array([task.chance for task in chain.tasks])
     weights = points.weight_R[None]
-    # The other law of N and D is near: its search starts where this one ended. The law of compute needs the grid.
-    forms: list[tuple[LossForm, Any]] = [("flops", "grid")]
+    # By compute alone, and by N and D with more exponents or fewer: where lengths or sizes are few, as in parts of a
+    # ladder, they fit alike and part at the target. The same law with another loss function is near, and its search
+    # starts where this one ended; the others need the grid.
+    forms: list[tuple[LossForm, Any]] = [("flops", "grid")] if settings.law != "flops" else []
     if settings.law == "nd":
         forms.append(("nd", chain.first.parameters_BP[:, None]))
-    elif settings.law != "flops" and points.x_3R.shape[1] >= len(FORMS["nd"].names):
+    elif points.x_3R.shape[1] >= len(FORMS["nd"].names):
         forms.append(("nd", "grid"))
+    if settings.law != "tied" and points.x_3R.shape[1] >= len(FORMS["tied"].names):
+        forms.append(("tied", "grid"))
     return tuple(
         replace(
             chain,
