@@ -20,6 +20,7 @@ from lmlab.methods.ladder import (
     fit_chain,
     next_runs,
     preset,
+    splits,
     target_values,
 )
 from lmlab.methods.ladder.analysis.variance import seed_noise
@@ -80,9 +81,63 @@ def test_columns_that_are_missing_change_the_recommended_estimator_with_a_notice
     )
     assert [each.law for each in available(preset("recommended"), nothing, main_tasks).members] == ["tied", "direct"]
     assert "it goes on with" in capsys.readouterr().err
-    # Six parameters are too many for the coupled law of a few runs.
+    # Six parameters are too many for the coupled law of a few runs, and the line is one of two chains then.
     few = RunTable(published.runs[:11])
-    assert [each.law for each in available(preset("recommended"), few, main_tasks).members][1] == "tied"
+    assert [each.law for each in available(preset("recommended"), few, main_tasks).members] == ["tied", "line"]
+    own = preset("recommended").model_copy(update={"small": ()})
+    assert [each.law for each in available(own, few, main_tasks).members][1] == "tied"
+
+
+def test_on_a_small_ladder_the_line_weighs_as_much_as_the_law(published, main_tasks):
+    """Three sizes at three lengths: the forecast's logit is the mean of what the two say, each fitted alone."""
+    table = RunTable(tuple(run for run in published.ladder if run.n < 1e9 and run.multiple in (1, 2, 5)))
+    tasks = main_tasks[:2]
+    found = TwoStep("recommended", 8).fit(table, tasks, calibrated=False).predict_all(1.28e9, 2.56e11)
+    law, line = (
+        TwoStep(member, 0).fit(table, tasks, calibrated=False).predict_all(1.28e9, 2.56e11)
+        for member in preset("recommended").small
+    )
+    for mean, one, two in zip(found, law, line, strict=True):
+        logits = [np.log(each.accuracy / (1 - each.accuracy)) for each in (mean, one, two)]
+        assert logits[0] == pytest.approx((logits[1] + logits[2]) / 2)
+
+
+def _cut(table: RunTable, lengths) -> RunTable:
+    """Runs that end where `lengths` of their name says, in tokens."""
+    from dataclasses import replace
+
+    runs = []
+    for run in table:
+        for tokens in lengths(run.n):
+            scale = tokens / run.final_tokens
+            runs.append(replace(run, name=f"{run.n:.2g}-{tokens:.3g}", tokens=run.tokens * scale))
+    return RunTable(tuple(runs))
+
+
+def test_a_ladder_that_is_planned_by_tokens_is_split_by_tokens_and_by_compute(synthetic):
+    """Each of its runs has a multiple of 20 N of its own, of which no two make a length."""
+    table, _ = synthetic(1, multiples=(1.0,))
+    by_tokens = splits(_cut(table, lambda n: (1e9, 2e9, 4e9)))
+    names = [each.name for each in by_tokens]
+    assert "2G tokens to longer" in names or "2B tokens to longer" in names
+    cheap = [each for each in by_tokens if each.name.startswith("C <=")]
+    assert cheap and not any("xC" in name for name in names)
+    whole = {run.name: run.flops for run in _cut(table, lambda n: (1e9, 2e9, 4e9))}
+    for each in cheap:
+        assert max(whole[name] for name in each.fitted) < min(whole[name] for name in each.predicted)
+        assert len(each.fitted) + len(each.predicted) == len(whole)
+    # By multiples nothing changes, and lengths that make no grid are told apart by compute and size alone.
+    assert not any(each.name.startswith("C <=") for each in splits(_cut(table, lambda n: (20 * n, 40 * n, 100 * n))))
+    odd = splits(_cut(table, lambda n: (17 * n * (n / 1e8) ** 0.3, 1e9 * (n / 3e8) ** 0.5, 71 * n**0.9)))
+    assert odd and not any("longer" in each.name for each in odd)
+
+
+def test_losses_of_the_c4_preset_are_held_as_promised(published, main_tasks):
+    """One quantity for all tasks counts once, and the noise of six runs under a law of five parameters is a guess."""
+    forecaster = TwoStep("c4", 60).fit(published, main_tasks)
+    (losses,) = _losses(forecaster)
+    assert len(losses.scores) < len(forecaster.calibration.scores) / 2
+    assert 0.85 <= np.mean(list(losses.coverage(0.9).values())) <= 0.95
 
 
 def test_all_runs_are_used_and_what_is_left_out_is_known(published, main_tasks):
