@@ -26,7 +26,6 @@ else:
 
 Number = TypeVar("Number", "float", "NDArray[Any]")
 
-_LEAST_GROUPS = 5  # of a jackknife
 _DRAWN_AT_ONCE = 2_000_000  # indices of resamples in memory: 16 MB
 
 
@@ -319,19 +318,20 @@ def jackknife(function: Callable[[Any], Any], parts_G: ArrayLike, level: float =
 
     Arguments:
         function: of the summed parts; it may return an array.
-        parts_G: what each group adds, [G, ...]; groups that add nothing are left out. Of fewer than five nothing is
-            known of the spread: the variance over so few is off by more than itself.
+        parts_G: what each group adds, [G, ...]; groups that add nothing are left out. Of one nothing is known of the
+            spread, and its bounds are not-a-number; of few the variance is a guess, which Student's quantile for one
+            degree of freedom less than groups allows for.
     """
     parts = np.asarray(parts_G)
     parts = parts[parts.reshape(len(parts), -1).any(1)]
     total, groups = parts.sum(0), len(parts)
     value = np.asarray(function(total), float)
-    if groups < _LEAST_GROUPS:
+    if groups < 2:
         unknown = np.full_like(value, np.nan)
         return Interval(value, unknown, unknown, level, unknown)
     without = np.stack([function(total - part) for part in parts])
     error = np.sqrt((groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0))
-    half = normal_quantile(level) * error
+    half = t_quantile(level, groups - 1) * error
     return Interval(value, value - half, value + half, level, error)
 
 

@@ -38,6 +38,7 @@ from lmlab.methods.olmoe import (
     vocab_summary,
     watch,
 )
+from lmlab.methods.olmoe.report import NO_INTERVALS
 from lmlab.models import ModelConfig, MoEConfig, Transformer, from_pretrained
 from lmlab.stats import jackknife
 
@@ -226,17 +227,23 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say():
     assert np.isnan(jackknife(lambda total: total, counts[:1]).half_width).all()
 
 
-def test_a_domain_in_few_sequences_has_no_interval():
-    """Three sequences say nothing of the spread, however many others there are of another domain."""
+def test_a_domain_in_few_sequences_has_a_wide_interval():
+    """Three sequences say little of the spread, however many others there are of another domain; one says nothing."""
     random = np.random.default_rng(0)
-    statistics = RoutingStatistics(4, 2, (0,), ("many", "few"), 16, 2)
-    statistics.tokens_GD = np.zeros((20, 2))
-    statistics.tokens_GD[:, 0], statistics.tokens_GD[:3, 1] = 50, 50
-    chosen = random.multinomial(100, [0.25] * 4, (20, 2, 1)) * (statistics.tokens_GD > 0)[:, :, None, None]
+    statistics = RoutingStatistics(4, 2, (0,), ("many", "few", "one"), 16, 2)
+    statistics.tokens_GD = np.zeros((20, 3))
+    statistics.tokens_GD[:, 0], statistics.tokens_GD[:3, 1], statistics.tokens_GD[:1, 2] = 50, 50, 50
+    chosen = random.multinomial(100, [0.25] * 4, (20, 3, 1)) * (statistics.tokens_GD > 0)[:, :, None, None]
     statistics.expert_counts = {1: chosen, 2: chosen} if isinstance(statistics.expert_counts, dict) else chosen
     figure = statistics.domain_specialization(2)
     assert np.isfinite(figure.half_width[0]).all() and (figure.half_width[0] < 0.2).all()
-    assert np.isnan(figure.half_width[1]).all()
+    assert (figure.half_width[1] > figure.half_width[0]).all() and np.isfinite(figure.half_width[1]).all()
+    assert np.isnan(figure.half_width[2]).all()
+
+
+def test_a_page_of_one_sequence_says_that_it_has_no_intervals_and_what_to_do():
+    assert NO_INTERVALS in routing_page(random_trace(sequences=1)).to_html()
+    assert NO_INTERVALS not in routing_page(random_trace(sequences=3)).to_html()
 
 
 def test_information_and_divergence_by_hand():

@@ -76,7 +76,7 @@ def analyze(
     from rich.table import Table
 
     from lmlab.files import write_json
-    from lmlab.methods.olmoe.report import analyze
+    from lmlab.methods.olmoe.report import NO_INTERVALS, analyze
     from lmlab.methods.olmoe.routing.trace import RoutingTrace
     from lmlab.progress import console
 
@@ -102,6 +102,8 @@ def analyze(
         cells += [_with_interval(each[k], place) for each in found.get("saturation", {}).values()]
         table.add_row(*cells)
     console.print(table)
+    if found["sequences"] < 2:
+        print(NO_INTERVALS)
     if out is not None:
         write_json(out, found)
         print(f"Figures: {out}")

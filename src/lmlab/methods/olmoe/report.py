@@ -31,6 +31,7 @@ _PUBLISHED_KINDS: dict[Tokens, str] = {
     "target": "ground_truth_output",
 }
 _MOST_TOKENS = 8  # of an expert, in a cell of a table
+NO_INTERVALS = "One sequence tells no intervals: trace more texts, or with a smaller seq_len."
 _NO_INTERVAL = 50.0  # points: half of what a share can be
 
 
@@ -112,7 +113,10 @@ def routing_page(
     ]
     if earlier:
         sections.append(_saturation_section(trace, earlier, published))
-    return Page(title, "Intervals are 95 % confidence intervals by the jackknife over groups of sequences.", sections)
+    told = "Intervals are 95 % confidence intervals by the jackknife over groups of sequences."
+    if len(trace.input_ids_ST) < 2:
+        told = NO_INTERVALS
+    return Page(title, told, sections)
 
 
 def _json(figure: Interval[Any]) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def _domain_section(statistics: RoutingStatistics) -> Section:
             "% of tokens",
         )
         half = 100 * figure.half_width[:, place]
-        told = "There are too few sequences to tell intervals."
+        told = "There are too few sequences of these domains to tell intervals; trace more."
         if np.isfinite(half).any() and (widest := float(np.nanmax(half))) <= _NO_INTERVAL:
             told = f"The widest interval is ±{widest:.1f} points."
         blocks.append(
