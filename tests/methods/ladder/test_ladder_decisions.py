@@ -249,6 +249,26 @@ def test_of_runs_at_chance_no_accuracy_is_forecast_and_nothing_is_decided(synthe
         decide(forecaster, [(1e7, 1e10)], {"mean": 0.4})
 
 
+def test_a_page_draws_no_dot_and_counts_no_error_where_no_accuracy_is_told(synthetic, tmp_path):
+    from lmlab.methods.ladder import report
+    from lmlab.methods.ladder.presenting.predictions import prediction_rows
+    from lmlab.methods.ladder.stages import Forecast
+
+    table, task = _at_chance(synthetic, (5e5, 1e6, 2e6))
+    forecaster = TwoStep("recommended", 20).fit(table, task)
+    target = replace(table.runs[-1], name="target", mode="eval", n=8e6, tokens=table.runs[-1].tokens * 8)
+    predictions = forecaster.predict_all(target.n, target.final_tokens)
+    figure = report._interval_figure(forecaster, predictions, target)
+    assert list(figure.data[0].marker.size) == [0]
+    (each,) = predictions
+    middle, half = figure.data[0].x[0], figure.data[0].error_x.array[0]
+    assert (middle - half, middle + half) == pytest.approx((100 * each.lo, 100 * each.hi))
+    rows = prediction_rows(forecaster, predictions, target)
+    assert len(rows) == 1 and rows[0][9] is None, "an accuracy that is not told has no error, and there is no mean"
+    said = Forecast(value=0.9, lo=0.25, hi=0.5, carry_forward=0.26, log_linear=0.27, told=False).text()
+    assert "90" not in said and "[25.0%, 50.0%]" in said
+
+
 def test_of_several_tasks_one_at_chance_makes_the_mean_wide(synthetic):
     table, tasks = synthetic(2, 0.003, checkpoints=5)
     best = min(run.metrics["loss0"].min() for run in table)

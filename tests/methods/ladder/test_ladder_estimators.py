@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from known_laws import CURVE, LAW, true_accuracy, true_loss
+from known_laws import CURVE, LAW, SIZES, true_accuracy, true_loss
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import (
@@ -348,3 +348,14 @@ def test_widths_follow_backtests_half_the_way_and_farther_where_the_splits_agree
     # Leaving out the one leaves a factor of 1 and an error of (4 / 5) ln 3 against a distance of ln 3.
     assert factor(1, 1, 1, 1, 3) == pytest.approx(3 ** (1 / (1 + 0.8**2)))
     assert factor(3, 3) == pytest.approx(np.sqrt(3))
+
+
+def test_parts_of_a_ladder_that_leave_no_residuals_widen_no_loss(synthetic):
+    """Four runs under a law of four parameters are fitted exactly, and any error is infinitely many times their noise:
+    a loss of 1.6 had an interval from 0.001.
+    """
+    table, tasks = synthetic(1, noise=0.003, sizes=SIZES[:3], multiples=(1.0,), checkpoints=3)
+    table = _cut(table, lambda n: (1e9, 2e9, 4e9))
+    assert any(len(each.fitted) == 4 for each in splits(table))
+    (found,) = TwoStep("recommended", 40).fit(table, tasks).predict_all(3e9, 1.6e10)
+    assert 0.7 < found.loss_lo / found.loss < 1 < found.loss_hi / found.loss < 1.4

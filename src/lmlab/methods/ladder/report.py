@@ -24,6 +24,7 @@ from lmlab.methods.ladder.presenting.cards import cards
 from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parameter_rows
 from lmlab.methods.ladder.presenting.predictions import (
     distance_sentence,
+    error_of,
     line_sentence,
     measured_accuracy,
     measured_loss,
@@ -90,9 +91,11 @@ def _forecast_section(
         width = float(np.mean([100 * (each.hi - each.lo) for each in predictions]))
         facts = {"Mean width": f"{width:.1f} points"}
         if known:
-            error = float(np.mean([100 * abs(each.accuracy - value) for each, value in known]))
+            errors = [error for each, value in known if (error := error_of(each, value)) is not None]
             inside = sum(each.lo <= value <= each.hi for each, value in known)
-            facts = {"Mean error": f"{error:.2f} points", "Outcomes inside": f"{inside} of {len(known)}", **facts}
+            facts = {"Outcomes inside": f"{inside} of {len(known)}", **facts}
+            if errors:
+                facts = {"Mean error": f"{np.mean(errors):.2f} points", **facts}
         blocks.insert(0, Facts(facts))
     blocks.append(
         _forecast_table(outcome_of(forecaster.ensemble.settings.members[0]), rows, level, measured is not None)
@@ -148,11 +151,16 @@ def _chains_table(forecaster: Forecaster, predictions: Sequence[Prediction]) -> 
 
 
 def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> Any:
-    """Points with intervals, one task a line."""
+    """Points with intervals, one task a line; where no accuracy is told, the interval alone."""
     import plotly.graph_objects as go
 
     titles = [task.title for task in forecaster.tasks]
-    values = [100 * each.accuracy for each in predictions]
+    # A dot would be read as a forecast; the bar of an interval alone hangs on its middle.
+    told = [not each.diagnostics["untold"] for each in predictions]
+    values = [
+        100 * (each.accuracy if known else (each.lo + each.hi) / 2)
+        for each, known in zip(predictions, told, strict=True)
+    ]
     figure = go.Figure()
     bars = {"array": [100 * each.hi - value for each, value in zip(predictions, values, strict=True)]}
     bars["arrayminus"] = [value - 100 * each.lo for each, value in zip(predictions, values, strict=True)]
@@ -163,7 +171,8 @@ def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], 
             mode="markers",
             name="forecast",
             error_x={"type": "data", "thickness": 2, **bars},
-            marker={"size": 9},
+            marker={"size": [9 if known else 0 for known in told]},
+            hovertext=["" if known else "no accuracy is told: all runs are at chance" for known in told],
         )
     )
     if measured is not None:

@@ -43,6 +43,7 @@ class Forecast(Results):
     Attributes:
         carry_forward: the figure of the best small run.
         log_linear: the line in the logarithm of compute.
+        told: whether the runs tell a value at all; where they are all at chance, the interval alone is a forecast.
     """
 
     value: float
@@ -50,6 +51,12 @@ class Forecast(Results):
     hi: float
     carry_forward: float
     log_linear: float
+    told: bool = True
+
+    def text(self) -> str:
+        """Value and interval as shares, or the interval alone."""
+        interval = f"[{self.lo:.1%}, {self.hi:.1%}]"
+        return f"{self.value:.1%} {interval}" if self.told else f"somewhere in {interval}, as all runs are at chance"
 
 
 class Outcome(Forecast):
@@ -120,8 +127,7 @@ class Ladder(Stage[LadderConfig, LadderResults]):
         """The forecast."""
         accuracy, loss = results.accuracy, results.heldout_loss
         return (
-            f"{results.runs} runs forecast an accuracy of {accuracy.value:.1%} [{accuracy.lo:.1%},"
-            f" {accuracy.hi:.1%}] and a held-out loss of {loss.value:.3f} [{loss.lo:.3f}, {loss.hi:.3f}]"
+            f"{results.runs} runs forecast an accuracy of {accuracy.text()} and a held-out loss of {loss.value:.3f} [{loss.lo:.3f}, {loss.hi:.3f}]"
             " nats a token."
         )
 
@@ -213,15 +219,15 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
         """Forecast and outcome."""
         accuracy, loss = results.accuracy, results.heldout_loss
         return (
-            f"accuracy {accuracy.outcome:.1%}, forecast {accuracy.value:.1%} [{accuracy.lo:.1%},"
-            f" {accuracy.hi:.1%}]; held-out loss {loss.outcome:.3f}, forecast {loss.value:.3f}"
+            f"accuracy {accuracy.outcome:.1%}, forecast {accuracy.text()}; held-out loss {loss.outcome:.3f}, forecast {loss.value:.3f}"
             f" [{loss.lo:.3f}, {loss.hi:.3f}]."
         )
 
     def headline(self, results: OutcomeResults) -> dict[str, str]:
         """Forecast beside outcome."""
         accuracy = results.accuracy
-        return {"Accuracy, forecast": f"{accuracy.value:.1%}", "Accuracy, outcome": f"{accuracy.outcome:.1%}"}
+        said = f"{accuracy.value:.1%}" if accuracy.told else f"{accuracy.lo:.0%} to {accuracy.hi:.0%}"
+        return {"Accuracy, forecast": said, "Accuracy, outcome": f"{accuracy.outcome:.1%}"}
 
     def report(self, config: OutcomeConfig, results: OutcomeResults, directory: Path) -> list[Section]:
         """The table, and a sentence that tells whether it was a forecast."""
@@ -236,7 +242,7 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
                 f"{getattr(each, name) * scale:.{digits}f}"
                 for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
             )
-            rows.append([title, value, f"{low} to {high}", outcome, "inside" if each.inside else "outside", *others])
+            rows.append([title, value if each.told else "not told", f"{low} to {high}", outcome, "inside" if each.inside else "outside", *others])
         if not results.as_planned:
             note = Note(
                 "The model was not trained as the forecast said. The figures are those of the same small runs for its"
@@ -287,7 +293,13 @@ def forecast(table: RunTable, task: Task, n: float, d: float, flops: float | Non
         "level": _LEVEL,
         "target_flops": target_flops,
         "task": task.model_dump(mode="json"),
-        "accuracy": {"value": predicted.accuracy, "lo": predicted.lo, "hi": predicted.hi, **simple["accuracy"]},
+        "accuracy": {
+            "value": predicted.accuracy,
+            "lo": predicted.lo,
+            "hi": predicted.hi,
+            "told": not predicted.diagnostics["untold"],
+            **simple["accuracy"],
+        },
         "heldout_loss": {"value": loss.loss, "lo": loss.loss_lo, "hi": loss.loss_hi, **simple["heldout_loss"]},
         "prediction": predicted.to_json(),
         "fit": accuracy_model.to_json(),

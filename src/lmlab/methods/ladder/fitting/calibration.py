@@ -120,7 +120,8 @@ def calibrate(
         names += [f"{run.name} {task.name}" for task in tasks for run in targets]
         reach = max(reach, float(x_3Q[2].max() - max(math.log(run.flops) for run in part)))
         for number, member in enumerate(settings.members):
-            if member.chained:
+            # A law through as many runs as it has parameters leaves no residuals, and nothing to measure errors by.
+            if member.chained and ensemble.freedom_of(number) > 0:
                 point, sd = ensemble.log_loss(number, x_3Q)
                 outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
                 # A quantity that all tasks share, as the C4 loss, is one outcome and not one for each of them.

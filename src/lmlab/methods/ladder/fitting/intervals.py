@@ -181,16 +181,19 @@ class Ensemble:
     @property
     def freedom(self) -> int:
         """Degrees of freedom that the noise between runs is estimated with."""
-        points, parameters = self.chains[0].points, self.chains[0].first.parameters_BP
-        return max(2, points.y_TR.shape[1] - parameters.shape[1])
+        return max(2, self.freedom_of(0))
 
     def few_runs(self, member: int, level: float) -> float:
         """How much wider an interval of one chain's quantity must be because the noise between runs is itself known
         from few of them: Student's quantile over the normal one, at least 1. A law with five parameters through six
         runs leaves residuals that say nearly nothing of the noise.
         """
-        points, parameters = self.chains[member].points, self.chains[member].first.parameters_BP
-        return t_quantile(level, max(1, points.y_TR.shape[1] - parameters.shape[1])) / normal_quantile(level)
+        return t_quantile(level, max(1, self.freedom_of(member))) / normal_quantile(level)
+
+    def freedom_of(self, member: int) -> int:
+        """Configurations less the parameters of one chain's first step."""
+        chain = self.chains[member]
+        return chain.points.y_TR.shape[1] - chain.first.parameters_BP.shape[1]
 
     def reaching(self, factor: float, level: float, beyond: float) -> float:
         """A calibrated factor at a target that lies `beyond` times farther than any backtest: what backtests have

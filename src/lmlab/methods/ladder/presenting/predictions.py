@@ -32,7 +32,7 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
     errors = []
     for task, each in zip(forecaster.tasks, predictions, strict=True):
         actual = measured_accuracy(forecaster, task, measured)
-        error = None if actual is None else 100 * abs(each.accuracy - actual)
+        error = error_of(each, actual)
         errors += [] if error is None else [error]
         notes = "; ".join(each.diagnostics["flags"])
         limits: list[float | None] = [round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)]
@@ -54,6 +54,12 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
     return rows
 
 
+def error_of(prediction: Prediction, actual: float | None) -> float | None:
+    """How far the accuracy is off in points; None where nothing was measured, or no accuracy is told."""
+    told = actual is not None and not prediction.diagnostics["untold"]
+    return 100 * abs(prediction.accuracy - actual) if told and actual is not None else None
+
+
 def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:
     """What was measured at the target, if it was."""
     return None if run is None else figures_of(run, task, forecaster.ensemble.settings.members[0])[1]
@@ -73,7 +79,7 @@ def prediction_details(
     found = []
     for task, each in zip(forecaster.tasks, predictions, strict=True):
         actual = measured_accuracy(forecaster, task, measured)
-        error = None if actual is None else 100 * abs(each.accuracy - actual)
+        error = error_of(each, actual)
         found.append(each.to_json() | {"measured": actual, "error_points": error})
     return found
 
@@ -168,4 +174,9 @@ def runs_sentence(forecaster: Forecaster) -> str:
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         text += f"; not {', '.join(names)}: {reason}"
+    if any(each.law == "line" for each in forecaster.ensemble.settings.members[1:]):
+        text += (
+            "; so few hardly determine a law, and the forecast is the mean, in logits, of what the law and a line in"
+            " log compute say"
+        )
     return text + "."
