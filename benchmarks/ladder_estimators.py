@@ -1,8 +1,12 @@
 """Every estimator that was tried, scored by backtests inside the published ladder; the rule of docs/methods/ladder.md
 picks one.
 
-LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is not
-read LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
+    LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is
+                                                                              # not read
+    LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
+
+With `--weigh distance` a split counts by how far it goes: by the logarithm of the compute of its farthest predicted run
+over that of its dearest fitted one.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, mean_logit, splits, target_values
-from lmlab.methods.ladder.analysis.backtest import SplitResult, combine, predict_split, score
+from lmlab.methods.ladder.analysis.backtest import SplitResult, combine, predict_split
 from lmlab.methods.ladder.tables.reference_data import published_ladder
 
 _TIE = 0.05
@@ -209,6 +213,7 @@ def means() -> dict[str, tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", action="store_true", help="score all candidates on the 7B target too")
+    parser.add_argument("--weigh", choices=("alike", "distance"), default="alike", help="splits in the score")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     arguments = parser.parse_args()
     table = published_ladder(Path(os.environ.get("LMLAB_SHARED", "../shared")))
@@ -228,7 +233,8 @@ def main() -> None:
         _weights([singles[name] for name in _STACKED]),
     )
     members["stacked"] = _STACKED
-    scores = {name: score(found) for name, found in results.items()}
+    shares = _shares(table, every, arguments.weigh)
+    scores = {name: _score(found, shares) for name, found in results.items()}
     admissible = [name for name in scores if _admissible([chains[each] for each in members[name]])]
     lowest = min(scores[name] for name in admissible)
     ties = [name for name in admissible if scores[name] <= lowest + _TIE]
@@ -261,6 +267,20 @@ def main() -> None:
     print("Splits: " + "; ".join(split.name for split in every))
     if arguments.out:
         arguments.out.write_text(json.dumps({"winner": winner, "rows": rows}, indent=1))
+
+
+def _shares(table, every, weigh: str) -> np.ndarray:
+    """How much each split counts."""
+    if weigh == "alike":
+        return np.full(len(every), 1 / len(every))
+    dearest = [(max(table[name].flops for name in names) for names in (each.fitted, each.predicted)) for each in every]
+    away = np.array([max(0.0, np.log(far / near)) for near, far in dearest])
+    return away / away.sum()
+
+
+def _score(results: list[SplitResult], shares: np.ndarray) -> float:
+    """The weighted mean over splits of the mean absolute error in points."""
+    return float(shares @ [each.errors_TQ.mean() for each in results])
 
 
 def _admissible(settings: list[TwoStepSettings]) -> bool:
