@@ -38,7 +38,9 @@ CHAINS = {
     "direct": TwoStepSettings(law="direct", **_ALL),
     "TaskCE": TwoStepSettings(x="taskce", law="tied", **_ALL),
     "line": TwoStepSettings(law="line", **_ALL),
+    "line by information": TwoStepSettings(law="line", weighting="binomial", **_ALL),
 }
+_LINES = ("line", "line by information")
 _BASES = (
     ("task loss", "c4", "direct"),
     ("task loss", "c4", "direct", "TaskCE"),
@@ -48,16 +50,18 @@ _BASES = (
     ("direct",),
     ("TaskCE",),
 )
-_WEIGHTS = (0.0, 0.25, 1 / 3, 0.5, 2 / 3, 0.75)
+_WEIGHTS = (0.25, 1 / 3, 0.5, 2 / 3, 0.75)
 
 
 def candidates() -> dict[str, dict[str, float]]:
     """Weights of logits by chain: those of a base alike, and the line beside them."""
-    found = {"line": {"line": 1.0}}
+    found = {line: {line: 1.0} for line in _LINES}
     for base in _BASES:
-        for weight in _WEIGHTS:
-            label = " + ".join(base) + (f", line {weight:.2f}" if weight else "")
-            found[label] = {name: (1 - weight) / len(base) for name in base} | ({"line": weight} if weight else {})
+        found[" + ".join(base)] = dict.fromkeys(base, 1 / len(base))
+        for line in _LINES:
+            for weight in _WEIGHTS:
+                shares = {name: (1 - weight) / len(base) for name in base} | {line: weight}
+                found[f"{' + '.join(base)}, {line} {weight:.2f}"] = shares
     return found
 
 

@@ -18,6 +18,7 @@ from lmlab.methods.ladder import (
     compare,
     compute_optimal,
     fit_chain,
+    logs,
     next_runs,
     preset,
     splits,
@@ -100,6 +101,26 @@ def test_on_a_small_ladder_the_line_weighs_as_much_as_the_law(published, main_ta
     for mean, one, two in zip(found, law, line, strict=True):
         logits = [np.log(each.accuracy / (1 - each.accuracy)) for each in (mean, one, two)]
         assert logits[0] == pytest.approx((logits[1] + logits[2]) / 2)
+
+
+def test_a_line_is_fitted_by_what_runs_know(published, main_tasks):
+    """With binomial weights a run with nearly no right answers does not rule where the line goes."""
+    from dataclasses import replace
+
+    task = main_tasks[1]
+    (key,) = task.accuracy_columns("rc")
+    table = published.ladder.where(max_multiple=5, min_multiple=1)
+    least = min(table.ladder, key=lambda run: run.flops)
+    unlucky = replace(least, metrics=dict(least.metrics) | {key: np.full(len(least), 0.001)})
+    spoiled = replace(table, runs=(unlucky, *(run for run in table if run is not least)))
+    x_3Q = logs(6.9e9, 3.9e12, None)[:, None]
+
+    def moved(weighting):
+        settings = TwoStepSettings(law="line", delta=None, weighting=weighting, runs="all")
+        said = [fit_chain(each, [task], settings).accuracy(x_3Q).item() for each in (table, spoiled)]
+        return abs(said[1] - said[0])
+
+    assert moved("binomial") < 0.6 * moved("checkpoints")
 
 
 def _cut(table: RunTable, lengths) -> RunTable:

@@ -90,3 +90,54 @@ def test_answers_that_are_missing_or_of_other_questions_are_refused(answered, tm
     name = table.runs[0].name
     with pytest.raises(UserError, match="answered different questions"):
         by_difficulty(table, answers | {name: answers[name][1:]}, 4)
+    with pytest.raises(UserError, match="no run to fit"):
+        by_difficulty(RunTable(()), {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gold": 3}, "differ in the right answers"),
+        ({"log_probs": [-1.0, -2.0]}, "differ in the options"),
+        ({"bytes": None}, "whether options have their bytes"),
+    ],
+)
+def test_runs_that_were_asked_in_another_way_are_refused(answered, change, said):
+    table, folder = answered
+    answers = dict(read_answers(folder, [run.name for run in table]))
+    name = table.runs[1].name
+    rows = [dict(row) | change for row in answers[name]]
+    if "log_probs" in change:
+        rows = [row | {"bytes": row["bytes"][:2], "gold": 0} for row in rows]
+    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    with pytest.raises(UserError, match=said):
+        by_difficulty(table, answers | {name: rows}, 4)
+
+
+@pytest.mark.parametrize("sizes", [["x"] * 4, [0] * 4, [float("nan")] * 4, [None] * 4])
+def test_bytes_that_are_no_numbers_make_no_question(tmp_path, sizes):
+    row = {"id": "x", "gold": 0, "log_probs": [-1.0] * 4, "bytes": sizes}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(UserError, match="'x' is no question with options"):
+        read_answers(tmp_path, ["a"])
+
+
+def test_answers_are_read_from_their_folder_alone(tmp_path):
+    (tmp_path / "rows").mkdir()
+    row = {"id": "x", "gold": 0, "log_probs": [-1.0, -2.0]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(UserError, match="leads out of"):
+        read_answers(tmp_path / "rows", ["../a"])
+
+
+def test_a_group_at_chance_has_no_accuracy_and_no_sum(answered, lmlab):
+    """The hardest of four groups is never answered: what a law through its luck says is not told."""
+    table, folder = answered
+    rows = forecast_by_difficulty(table, read_answers(folder, [run.name for run in table]), *TARGET, target="target")
+    untold = [each for each in rows if each.accuracy is None]
+    for each in untold:
+        assert each.largest < 0.34 or each.name == "all, by groups"
+        assert each.lo < each.hi
+    assert {"group 3", "all, by groups"} <= {each.name for each in untold}
+    shown = lmlab("ladder", "questions", folder / "runs.csv", "--rows", folder, "-t", "target")
+    assert shown.code == 0 and "No accuracy can be forecast for group 3" in shown.out

@@ -170,7 +170,7 @@ class TwoStepSettings(Config):
         anchor: append the point (loss 0, accuracy 1), which weighs as a checkpoint, and at most as a 600th of all (in
             fits by the reference's starts always as a checkpoint).
         weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy
-            (`binomial`).
+            (`binomial`); the last also of the runs, where a law leads straight to the accuracy.
         runs: `paper` leaves out runs below 1xC and repeated ones; `all` takes the mean of repeated runs, which weighs
             as many as they are.
         short_weight: of runs below 1xC, where all are taken and every size has longer ones: their rates decay over so
@@ -276,7 +276,7 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
 # Few runs do not determine a law, and the plain line errs the other way. Chosen by backtests on parts of the published
 # ladder (benchmarks/ladder_small.py).
 SMALL: dict[str, tuple[TwoStepSettings, ...]] = {
-    "recommended": (PRESETS["recommended"][0], TwoStepSettings(law="line", delta=None, **_ALL))
+    "recommended": (PRESETS["recommended"][0], TwoStepSettings(law="line", delta=None, weighting="binomial", **_ALL))
 }
 
 

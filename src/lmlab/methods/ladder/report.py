@@ -21,6 +21,7 @@ from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.presenting.cards import cards
+from lmlab.methods.ladder.presenting.digits import level_text
 from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parameter_rows
 from lmlab.methods.ladder.presenting.predictions import (
     distance_sentence,
@@ -81,7 +82,7 @@ def _forecast_section(
     blocks: list[Any] = [
         Figure(
             _interval_figure(forecaster, predictions, measured),
-            f"Forecasts with {level:.0%} intervals.",
+            f"Forecasts with {level_text(level)} intervals.",
             "Forecast accuracies",
         )
     ]
@@ -119,7 +120,13 @@ def _forecast_section(
 
 def _forecast_table(name: str, rows: Sequence[Sequence[Any]], level: float, measured: bool) -> Table:
     """The rows of `prediction_rows` as narrow as a page: bounds in one cell, the unit beside them, no notes."""
-    columns = ["task", "loss", f"{level:.0%} interval of the loss", f"{name}, %", f"{level:.0%} interval, %"]
+    columns = [
+        "task",
+        "loss",
+        f"{level_text(level)} interval of the loss",
+        f"{name}, %",
+        f"{level_text(level)} interval, %",
+    ]
     found: list[list[Any]] = []
     for task, loss, loss_from, loss_to, unit, accuracy, low, high, actual, error, _ in rows:
         bounds = None if loss_from is None else f"{loss_from:g} to {loss_to:g} {unit}"
@@ -335,7 +342,7 @@ def _backtest_blocks(
         ]
     )
     table = Table(
-        ["split", "runs fitted", "mean error, points", f"inside {level:.0%} intervals"],
+        ["split", "runs fitted", "mean error, points", f"inside {level_text(level)} intervals"],
         rows,
         "Backtests inside the ladder; the intervals of each are calibrated on the others.",
     )
@@ -414,8 +421,9 @@ def _next_section(
     if best is not None:
         blocks.append(
             Paragraph(
-                f"The target's compute would be spent best on about {_count(best[0])} parameters ({level:.0%} interval"
-                f" over chains, tasks and replicates: {_count(best[1])} to {_count(best[2])})."
+                f"The target's compute would be spent best on about {_count(best[0])} parameters"
+                f" ({level_text(level)} interval over chains, tasks and replicates:"
+                f" {_count(best[1])} to {_count(best[2])})."
             )
         )
     return Section("Which run to add", blocks)

@@ -18,6 +18,7 @@ from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.methods.ladder.analysis.baselines import carry_forward, log_linear
 from lmlab.methods.ladder.config import LadderConfig, OutcomeConfig, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep
+from lmlab.methods.ladder.presenting.digits import level_text
 from lmlab.methods.ladder.rungs.plan import flops_per_token, parse_length, size_of
 from lmlab.methods.ladder.rungs.train import VALIDATION, collect, collect_run, question_task, train_rungs
 from lmlab.methods.ladder.tables.own_table import write_table
@@ -127,8 +128,8 @@ class Ladder(Stage[LadderConfig, LadderResults]):
         """The forecast."""
         accuracy, loss = results.accuracy, results.heldout_loss
         return (
-            f"{results.runs} runs forecast an accuracy of {accuracy.text()} and a held-out loss of {loss.value:.3f} [{loss.lo:.3f}, {loss.hi:.3f}]"
-            " nats a token."
+            f"{results.runs} runs forecast an accuracy of {accuracy.text()} and a held-out loss of {loss.value:.3f}"
+            f" [{loss.lo:.3f}, {loss.hi:.3f}] nats a token."
         )
 
     def report(self, config: LadderConfig, results: LadderResults, directory: Path) -> list[Section]:
@@ -219,8 +220,8 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
         """Forecast and outcome."""
         accuracy, loss = results.accuracy, results.heldout_loss
         return (
-            f"accuracy {accuracy.outcome:.1%}, forecast {accuracy.text()}; held-out loss {loss.outcome:.3f}, forecast {loss.value:.3f}"
-            f" [{loss.lo:.3f}, {loss.hi:.3f}]."
+            f"accuracy {accuracy.outcome:.1%}, forecast {accuracy.text()}; held-out loss {loss.outcome:.3f},"
+            f" forecast {loss.value:.3f} [{loss.lo:.3f}, {loss.hi:.3f}]."
         )
 
     def headline(self, results: OutcomeResults) -> dict[str, str]:
@@ -231,7 +232,7 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
 
     def report(self, config: OutcomeConfig, results: OutcomeResults, directory: Path) -> list[Section]:
         """The table, and a sentence that tells whether it was a forecast."""
-        percent = f"{results.level:.0%} interval"
+        percent = f"{level_text(results.level)} interval"
         rows: list[list[Any]] = []
         for title, key, digits, scale in (
             ("held-out loss, nats a token", "heldout_loss", 3, 1.0),
@@ -242,7 +243,16 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
                 f"{getattr(each, name) * scale:.{digits}f}"
                 for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
             )
-            rows.append([title, value if each.told else "not told", f"{low} to {high}", outcome, "inside" if each.inside else "outside", *others])
+            rows.append(
+                [
+                    title,
+                    value if each.told else "not told",
+                    f"{low} to {high}",
+                    outcome,
+                    "inside" if each.inside else "outside",
+                    *others,
+                ]
+            )
         if not results.as_planned:
             note = Note(
                 "The model was not trained as the forecast said. The figures are those of the same small runs for its"

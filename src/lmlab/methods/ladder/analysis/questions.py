@@ -27,6 +27,7 @@ from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import percentiles
 
+_SAME = ("the options to choose from", "the right answers", "whether options have their bytes")
 _FEWEST = 40  # questions of a group: below that its accuracies are mostly noise
 
 
@@ -38,7 +39,8 @@ class GroupForecast:
         name: the group by its difficulty, `all, by groups` for their sum, `all, one law` for a law of their mean.
         questions: how many.
         smallest, largest: accuracy of the runs with the least and the most compute, 0 to 1.
-        accuracy, lo, hi: the forecast, with an interval.
+        accuracy, lo, hi: the forecast, with an interval; None where nothing tells an accuracy, as all runs are at
+            chance there, or in a group that is summed.
         measured: of the target, where its answers are known.
         where: whether the target lies beyond the runs, and how far in compute.
     """
@@ -47,7 +49,7 @@ class GroupForecast:
     questions: int
     smallest: float
     largest: float
-    accuracy: float
+    accuracy: float | None
     lo: float
     hi: float
     measured: float | None
@@ -62,6 +64,8 @@ def read_answers(folder: str | Path, names: Sequence[str]) -> dict[str, list[Row
     """
     folder, found = Path(folder), {}
     for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"The run '{name}' leads out of '{folder}'.", "Give it another name in the table.")
         files = [folder / f"{name}.jsonl"] if (folder / f"{name}.jsonl").is_file() else []
         files = files or sorted((folder / name).rglob("tasks/*.jsonl")) or sorted((folder / name).glob("*.jsonl"))
         if len(files) != 1:
@@ -89,7 +93,11 @@ def _is_ranked(row: Row) -> bool:
     log_probs, gold, sizes = row.get("log_probs"), row.get("gold"), row.get("bytes")
     if not isinstance(log_probs, list) or len(log_probs) < 2 or not isinstance(gold, int) or isinstance(gold, bool):
         return False
-    sized = sizes is None or (isinstance(sizes, list) and len(sizes) == len(log_probs) and all(s > 0 for s in sizes))
+    sized = sizes is None or (
+        isinstance(sizes, list)
+        and len(sizes) == len(log_probs)
+        and all(isinstance(each, int | float) and 0 < each < math.inf for each in sizes)
+    )
     known = all(isinstance(each, int | float) and -math.inf < each <= 0 for each in log_probs)
     return sized and known and 0 <= gold < len(log_probs)
 
@@ -104,30 +112,33 @@ def by_difficulty(
         answers: rows of the runs that are fitted, and of targets where they are known.
 
     Raises:
-        UserError: runs answered different questions, or a group would have fewer than 40.
+        UserError: there is no run to fit, runs answered different questions, or a group would have fewer than 40.
     """
     fitted = [run.name for run in table.ladder]
+    if not fitted:
+        raise UserError("There is no run to fit.", "A table needs runs of the mode 'train'.")
     ids = sorted({str(row["id"]) for row in answers[fitted[0]]})
     figures: dict[str, Floats] = {}
-    options: list[int] = []
+    asked_first: list[tuple[int, int, bool]] = []
     for name, rows in answers.items():
         known = {str(row["id"]): row for row in rows}
         if set(known) != set(ids):
             raise UserError(f"The runs '{fitted[0]}' and '{name}' answered different questions.", "Ask both the same.")
         figures[name] = np.array([_figures(known[key]) for key in ids])
-        asked = [len(known[key]["log_probs"]) for key in ids]
-        if options and asked != options:
-            raise UserError(
-                f"The runs '{fitted[0]}' and '{name}' had other options to choose from.", "Ask both the same."
-            )
-        options = asked
+        asked = [(len(known[key]["log_probs"]), int(known[key]["gold"]), "bytes" in known[key]) for key in ids]
+        for place, what in enumerate(_SAME):
+            if asked_first and [each[place] for each in asked] != [each[place] for each in asked_first]:
+                raise UserError(
+                    f"The runs '{fitted[0]}' and '{name}' differ in {what}.", "Measure both in the same way."
+                )
+        asked_first = asked
     if groups < 1 or len(ids) // groups < _FEWEST:
         raise UserError(
             f"{len(ids)} questions are too few for {groups} groups of {_FEWEST}.", "Take fewer groups: --groups."
         )
     difficulty = -np.mean([figures[name][:, 1] for name in fitted], axis=0)
     parts = np.array_split(np.argsort(difficulty, kind="stable"), groups)
-    chance = 1 / np.array(options)
+    chance = 1 / np.array([options for options, _, _ in asked_first])
     tasks = [_task(f"group {number + 1}", chance[part]) for number, part in enumerate(parts)]
     whole = _task("all", chance)
     runs = [
@@ -166,17 +177,33 @@ def forecast_by_difficulty(
     low, high = (float(each) for each in percentiles(drawn_SG @ shares, level))
     single = TwoStep(estimator, seed=seed).fit(grouped, whole, calibrated=False)
     one = single.predict(n, d, level, flops_per_token=flops_per_token)
-    total = float(shares @ [each.accuracy for each in parts])
+    told = [None if each.diagnostics["untold"] else each.accuracy for each in [*parts, one]]
+    known = [each for each in told[:-1] if each is not None]
+    total = float(shares @ known) if len(known) == len(parts) else None
 
-    def row(name: str, task: Task, accuracy: float, lo: float, hi: float) -> GroupForecast:
+    def row(name: str, task: Task, accuracy: float | None, lo: float, hi: float) -> GroupForecast:
         ends = [_accuracy(run, task) for run in sorted(grouped.ladder, key=lambda run: run.flops)]
         measured = _accuracy(grouped[target], task) if target is not None else None
         return GroupForecast(name, task.n_instances or 0, ends[0], ends[-1], accuracy, lo, hi, measured, where)
 
-    rows = [row(task.name, task, each.accuracy, each.lo, each.hi) for task, each in zip(tasks, parts, strict=True)]
+    rows = [
+        row(task.name, task, accuracy, each.lo, each.hi)
+        for task, accuracy, each in zip(tasks, told[:-1], parts, strict=True)
+    ]
     rows.append(row("all, by groups", whole, total, low, high))
-    rows.append(row("all, one law", whole, one.accuracy, one.lo, one.hi))
+    rows.append(row("all, one law", whole, told[-1], one.lo, one.hi))
     return rows
+
+
+def untold_sentence(rows: Sequence[GroupForecast]) -> list[str]:
+    """Which rows tell no accuracy, and what to do; nothing where all do."""
+    names = [each.name for each in rows if each.accuracy is None]
+    if not names:
+        return []
+    return [
+        f"No accuracy can be forecast for {', '.join(names)}: all runs are at chance on these questions, or on some"
+        " that are summed. Take fewer groups (--groups), add larger runs, or ask easier questions."
+    ]
 
 
 def _figures(row: Row) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from lmlab.methods.ladder.checking.lengths import label_of, progress_of
 from lmlab.methods.ladder.checking.values import LOSSES, TASK_LOSSES
 from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Run, RunTable, is_validation
 from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.words import counted
 
 _LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
 _OFF = 1e5  # times the runs' median: no ladder spans that, a slip of units does
@@ -26,7 +27,7 @@ _NEIGHBORS = 7  # checkpoints, the median of which tells what is usual there
 _BEGINNING = 0.1  # of a run
 _TINY = 1e-6  # a logarithm of zero is avoided
 _JUMP, _STRAY = 0.25, 10.0  # as a logarithm, and times the usual distance from the neighbors' median
-_MOST_TOLD = 3  # columns of a run
+_MOST_TOLD = 3  # columns of a run, and runs of a kind
 _PLAIN = 10.0  # ratios up to this are told in percent
 
 
@@ -73,33 +74,40 @@ def oddities(table: RunTable, tasks: Sequence[Task] = ()) -> list[str]:
     Arguments:
         tasks: whose losses are looked at too, whatever their columns are called.
     """
-    found = []
     ratios = [run.final_tokens / run.n for run in table.ladder if run.n > 0]
     usual = float(np.median(ratios)) if ratios else float(TOKENS_PER_PARAMETER)
+    told: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)  # kind -> runs, with what is said of each
     for run in table:
         ratio = run.final_tokens / run.n if math.isfinite(run.n) and run.n > 0 else usual
         if run.n < _LEAST_N:
-            found.append(f"'{run.name}' has N = {run.n:.3g} parameters: is it in millions or billions?")
+            told["N"].append((run.name, f"has N = {run.n:.3g} parameters: is it in millions or billions?"))
         far = run.mode == "train" and not 1 / _UNLIKE < ratio / usual < _UNLIKE
         if far or not _LEAST_RATIO <= ratio <= _MOST_RATIO:
-            found.append(
-                f"'{run.name}' has N = {run.n:.3g} and D = {run.final_tokens:.3g}, {ratio:.2g} tokens a parameter: is"
-                " one of them in millions or billions?"
-            )
+            text = f"has N = {run.n:.3g} and D = {run.final_tokens:.3g}, {ratio:.2g} tokens a parameter: is one of them"
+            told["ratio"].append((run.name, f"{text} in millions or billions?"))
         per_token = run.flops_per_token / (6 * run.n) if run.flops_per_token and run.n > 0 else 1.0
         if not _LEAST_FLOPS <= per_token <= _MOST_FLOPS:
-            found.append(
-                f"'{run.name}' has N = {run.n:.3g} and {run.flops_per_token:.3g} FLOPs a token, {per_token:.2g} times"
-                " 6 N: is one of them in another unit?"
-            )
+            text = f"has N = {run.n:.3g} and {run.flops_per_token:.3g} FLOPs a token, {per_token:.2g} times 6 N: is one"
+            told["FLOPs"].append((run.name, f"{text} of them in another unit?"))
         labeled = label_of(run)
         if run.mode == "train" and labeled and not 1 / _OTHER_COUNT <= progress_of(run, labeled) <= _OTHER_COUNT:
-            found.append(
-                f"'{run.name}' ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
-            )
+            text = f"ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
+            told["length"].append((run.name, text))
+    found = [sentence for each in told.values() for sentence in _of_kind(each)]
+    for run in table:
         found += [f"'{run.name}' ends badly: {each}." for each in _rising(run, tasks)]
         found += [f"'{run.name}' {each}" for each in _outliers(run, tasks)]
     return [*found, *_copies(table)]
+
+
+def _of_kind(told: Sequence[tuple[str, str]]) -> list[str]:
+    """Sentences about runs; of many runs with the same fault the first, and how many others there are: in a whole table
+    that counts in another unit the rest would not be read.
+    """
+    if len(told) <= _MOST_TOLD:
+        return [f"'{name}' {text}" for name, text in told]
+    name, text = told[0]
+    return [f"'{name}' {text} {counted(len(told) - 1, 'other runs look')} like it."]
 
 
 def _copies(table: RunTable) -> list[str]:

@@ -97,7 +97,7 @@ def compare(
     """
     from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
     from lmlab.methods.ladder.analysis.decide import rank, require_different
-    from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.fitting.prepare import choose_tasks, fitted
     from lmlab.methods.ladder.presenting.decisions import (
         DIFFERENCE_COLUMNS,
         difference_rows,
@@ -105,13 +105,17 @@ def compare(
         rank_table,
         weights_of,
     )
+    from lmlab.methods.ladder.presenting.digits import level_text
     from lmlab.methods.ladder.rungs.plan import parse_length
+    from lmlab.methods.ladder.tables.target import require_size
 
     if len(recipes) < 2:
         raise UserError("A comparison needs two run tables or more.", "lmlab ladder compare a.csv b.csv -n 7e9 -d 4T")
     if len({path.resolve() for path in recipes}) < len(recipes):
         raise UserError("A run table is named twice.")
+    require_size(n)
     tokens = parse_length(d, n)
+    choose_tasks(data)  # what cannot be is refused before the fits
     tables = {str(path): read(path, data, [output]) for path in recipes}
     require_different(tables)
     ladders = {}
@@ -126,7 +130,7 @@ def compare(
     if len(recipes) == 2:
         one, two = ladders.values()
         differences = compare_ladders(one, two, n, tokens, forecast.interval, weights)
-        columns = [each.format(level=f"{forecast.interval:.0%}") for each in DIFFERENCE_COLUMNS]
+        columns = [each.format(level=level_text(forecast.interval)) for each in DIFFERENCE_COLUMNS]
         title = f"A: {recipes[0]}, B: {recipes[1]}, at N = {n:.4g}, D = {tokens:.4g}"
         show(columns, difference_rows(differences), output, title)
     else:
@@ -166,6 +170,7 @@ def follow(
     from lmlab.methods.ladder.analysis.follow import checked_run, cut_off, schedule_doubt, without_run
     from lmlab.methods.ladder.analysis.follow import follow as follow_run
     from lmlab.methods.ladder.fitting.prepare import fitted
+    from lmlab.methods.ladder.presenting.digits import level_text
     from lmlab.methods.ladder.presenting.followed import FOLLOWED_COLUMNS, followed_rows
     from lmlab.methods.ladder.presenting.predictions import runs_sentence
     from lmlab.methods.ladder.rungs.plan import parse_length
@@ -180,7 +185,8 @@ def follow(
     found = follow_run(forecaster, under_way, end, forecast.interval)
     level = {"level": forecast.interval}
     title = (
-        f"{run} after {found[0].seen:.0%} of its tokens, {estimator.settings().name}, {forecast.interval:.0%} intervals"
+        f"{run} after {found[0].seen:.0%} of its tokens, {estimator.settings().name},"
+        f" {level_text(forecast.interval)} intervals"
     )
     show(FOLLOWED_COLUMNS, followed_rows(forecaster, found), output, title, [asdict(each) | level for each in found])
     doubt = schedule_doubt(forecaster, under_way, found[0].seen)
@@ -211,8 +217,9 @@ def questions(
     output: Output = None,
 ) -> None:
     """Forecast a benchmark by the laws of its questions: groups of like difficulty, each by its own, and their sum."""
-    from lmlab.methods.ladder.analysis.questions import forecast_by_difficulty, read_answers
+    from lmlab.methods.ladder.analysis.questions import forecast_by_difficulty, read_answers, untold_sentence
     from lmlab.methods.ladder.checking.checks import check
+    from lmlab.methods.ladder.presenting.digits import level_text, percent
     from lmlab.methods.ladder.tables.target import target_point
 
     table = read(runs, data, [output])
@@ -239,11 +246,12 @@ def questions(
         [
             each.name,
             each.questions,
-            *(round(100 * value, 1) for value in (each.smallest, each.largest, each.accuracy, each.lo, each.hi)),
-            None if each.measured is None else round(100 * each.measured, 1),
+            *(percent(value) for value in (each.smallest, each.largest, each.accuracy, each.lo, each.hi)),
+            percent(each.measured),
         ]
         for each in found
     ]
     title = f"Groups of questions, the easiest first: N = {size:.4g}, D = {tokens:.4g}"
     show(columns, shown, output, title, [asdict(each) for each in found])
-    say(f"{found[0].where.capitalize()}; {forecast.interval:.0%} intervals, which no backtests calibrate.")
+    say(*untold_sentence(found))
+    say(f"{found[0].where.capitalize()}; {level_text(forecast.interval)} intervals, which no backtests calibrate.")

@@ -131,6 +131,7 @@ def backtest(
     from lmlab.methods.ladder.config import EstimatorSettings
     from lmlab.methods.ladder.fitting.calibration import calibrate
     from lmlab.methods.ladder.fitting.prepare import prepared
+    from lmlab.methods.ladder.presenting.digits import level_text
 
     table, chosen, settings = prepared(read(runs, data, [output]), data, estimator)
     results = run_backtest(table, chosen, settings)
@@ -148,7 +149,7 @@ def backtest(
             ]
         )
     rows.append(["mean", None, None, score(results), None, 100 * sum(coverage.values()) / len(coverage)])
-    inside = f"inside {forecast.interval:.0%} intervals, %"
+    inside = f"inside {level_text(forecast.interval)} intervals, %"
     columns = ["split", "runs fitted", "runs predicted", "mean error, points", "largest error, points", inside]
     show(columns, rows, output, f"Backtests of {settings.name}")
     line = EstimatorSettings(name="line", members=(line_of(settings.members[0]),))

@@ -28,6 +28,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 
 _REPLICATE_ITERATIONS = 60  # a resampled fit begins at the fit of all runs, and has not far to go
 _LENT_PULL = 1e-3  # as the recommended estimator draws tasks together
+_LEAST_SHARE = 0.01  # of right answers, where their information is told: a few hundred questions know no better
 _ACCURACY_RANGE = (1e-6, 1 - 1e-6)  # logits stay finite
 
 
@@ -105,7 +106,7 @@ def _lent(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> 
 def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings, lent_E: Floats | None = None) -> Chain:
     """Fit one chain to points; `lent_E` are exponents that other families lend."""
     chance_T = np.array([task.chance for task in tasks])
-    y_TR, weights_BR = points.target(settings.chained), points.weight_R[None]
+    y_TR, weights_BR = points.target(settings.chained), run_weights(points, settings)
     first = fit_first_step(settings.law, points.x_3R, y_TR, weights_BR, settings.delta, settings.starts, chance_T)
     pull = _pull(settings, lent_E)
     if pull:
@@ -165,7 +166,7 @@ def fit_again(
     y_BR = y_STR.reshape(-1, y_STR.shape[2])
     if not settings.chained:
         y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
-    weights_BR = np.broadcast_to(points.weight_R, y_BR.shape)
+    weights_BR = np.tile(run_weights(points, settings), (count, 1))
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
     pull, center = _pull(settings, chain.lent_E), None
     if pull:
@@ -205,6 +206,19 @@ def fit_again(
 def _anchor_share(settings: TwoStepSettings) -> float:
     """The most that the anchor weighs; in the reference's fits it is one checkpoint among any number."""
     return np.inf if settings.starts == "paper" else ANCHOR_SHARE
+
+
+def run_weights(points: Points, settings: TwoStepSettings) -> Floats:
+    """Weights of the first step's points, [T, R]: how many runs are behind each and, of a law of the accuracy that is
+    fitted with binomial weights, how well so many right answers tell the logarithm of a share: its variance is
+    (1 - p) / p for one question.
+    """
+    weights = np.broadcast_to(points.weight_R, points.y_TR.shape)
+    if settings.chained or settings.weighting != "binomial":
+        return weights
+    share = np.clip(points.pooled_TR, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    informed = weights * share / (1 - share)
+    return np.asarray(informed * weights.sum(1, keepdims=True) / informed.sum(1, keepdims=True))
 
 
 def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Floats:

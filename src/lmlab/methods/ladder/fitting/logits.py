@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit
 
 from lmlab.methods.ladder.tables.table import Floats
 
@@ -17,7 +18,7 @@ def logit(accuracy: Floats) -> Floats:
 
 def inverse_logit(value: Floats) -> Floats:
     """1 / (1 + exp(-x))."""
-    return np.asarray(1 / (1 + np.exp(-value)))
+    return np.asarray(expit(value))
 
 
 def mean_logit(values: Sequence[Floats], weights: Sequence[float] = ()) -> Floats:

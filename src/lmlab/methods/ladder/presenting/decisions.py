@@ -16,7 +16,7 @@ from lmlab.methods.ladder.analysis.variance import (
 )
 from lmlab.methods.ladder.config import DecideOptions, MeanOptions
 from lmlab.methods.ladder.fitting.forecast import Forecaster
-from lmlab.methods.ladder.presenting.digits import four_digits
+from lmlab.methods.ladder.presenting.digits import four_digits, level_text
 
 DIFFERENCE_COLUMNS = [
     "task",
@@ -56,7 +56,7 @@ def decision_rows(decision: Decision, wanted: DecideOptions, level: float) -> tu
     """Columns and rows of scenarios: cost, mean accuracy, the probability of each threshold, and what is said of it."""
     thresholds = list(decision.scenarios[0].reaches)
     names = [f"P({name} reached)" for name in thresholds] + (["P(all reached)"] if len(thresholds) > 1 else [])
-    columns = ["N", "D", "FLOPs", "device hours", "mean, %", f"{level:.0%} from, %", "to, %", *names, "P(best)"]
+    columns = ["N", "D", "FLOPs", "device hours", "mean, %", f"{level_text(level)} from, %", "to, %", *names, "P(best)"]
     columns.append("notes")
     if wanted.price is not None:
         columns.insert(4, "price")
@@ -100,7 +100,14 @@ def decision_sentence(decision: Decision, sure: float) -> str:
 def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of recipes, the likeliest first."""
     tasks = list(ranking.recipes[0].best_at)
-    columns = ["recipe", "mean, %", f"{level:.0%} interval, %", "P(best)", "expected rank", "rank by largest run"]
+    columns = [
+        "recipe",
+        "mean, %",
+        f"{level_text(level)} interval, %",
+        "P(best)",
+        "expected rank",
+        "rank by largest run",
+    ]
     rows: list[list[Any]] = [
         [
             each.name,

@@ -17,3 +17,8 @@ def share(value: float | None) -> float | None:
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
+
+
+def level_text(level: float) -> str:
+    """The level of an interval in percent, never rounded to all: 90%, 99.5%, 99.9999%."""
+    return f"{100 * level:.8g}%"

@@ -11,7 +11,7 @@ import numpy as np
 from lmlab.methods.ladder.analysis.diagnose import outcome_of
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
-from lmlab.methods.ladder.presenting.digits import four_digits, percent, rounded
+from lmlab.methods.ladder.presenting.digits import four_digits, level_text, percent, rounded
 from lmlab.methods.ladder.tables.table import Run
 from lmlab.methods.ladder.tables.target import figures_of
 from lmlab.methods.ladder.tables.tasks import Task
@@ -98,7 +98,7 @@ def untold_sentences(forecaster: Forecaster, predictions: Sequence[Prediction]) 
 def distance_sentence(prediction: Prediction) -> str:
     """How far the target is, in words, and what its interval rests on."""
     away, reach = prediction.diagnostics["distance"], prediction.diagnostics["reach"]
-    width = f"Intervals are to hold {prediction.level:.0%} of outcomes"
+    width = f"Intervals are to hold {level_text(prediction.level)} of outcomes"
     beyond = prediction.diagnostics["beyond"]
     if reach is None:
         width += "; the ladder is too small to calibrate them."

@@ -150,6 +150,16 @@ def only_target(table: RunTable, name: str | None) -> Run:
     return table.targets[0]
 
 
+def require_size(n: float) -> None:
+    """Refuse a number of parameters that no model has.
+
+    Raises:
+        UserError: it is not positive, or not finite.
+    """
+    if not 0 < n < math.inf:
+        raise UserError(f"A model has a positive number of parameters, not {n:g}.", "Give it with -n, such as 7e9.")
+
+
 def target_point(
     table: RunTable, name: str | None, n: float | None, d: str | None
 ) -> tuple[float, float, float | None, Run | None]:
@@ -158,8 +168,8 @@ def target_point(
     Raises:
         UserError: neither a target nor both N and D are given, or they are not those of the target that is named.
     """
-    if n is not None and not 0 < n < math.inf:
-        raise UserError(f"A model has a positive number of parameters, not {n:g}.", "Give it with -n, such as 7e9.")
+    if n is not None:
+        require_size(n)
     if n is not None and d is not None and name is None:
         return n, parse_length(d, n), None, None
     if name is not None or (n is None and d is None and table.targets):
