@@ -67,15 +67,14 @@ def main() -> None:
             each.loss is not None and each.loss_lo <= value <= each.loss_hi
             for each, value in zip(predictions, known, strict=True)
         )
-        losses = (
-            np.mean(list(next(iter(forecaster.calibration.losses.values())).coverage(0.9).values()))
-            if forecaster.calibration and forecaster.calibration.losses
-            else float("nan")
-        )
+        losses, inside_losses = "-", "-"  # of a law that leads straight to the accuracy
+        if forecaster.calibration and forecaster.calibration.losses:
+            covered = next(iter(forecaster.calibration.losses.values())).coverage(0.9)
+            losses, inside_losses = f"{np.mean(list(covered.values())):.0%}", f"{held} of {len(tasks)}"
         width = np.mean([100 * (each.hi - each.lo) for each in predictions])
         print(
             f"| {name} | {shown} | {score(list(results.values())):.2f} | {errors.mean():.2f} | {coverage:.0%} |"
-            f" {inside} of {len(tasks)} | {width:.1f} | {losses:.0%} | {held} of {len(tasks)} |"
+            f" {inside} of {len(tasks)} | {width:.1f} | {losses} | {inside_losses} |"
             f" {middle - start:.2f} | {end - middle:.1f} |",
             flush=True,
         )

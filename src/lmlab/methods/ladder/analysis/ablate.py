@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
+from lmlab.methods.ladder.fitting.forecast import available
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError, score_target
 from lmlab.methods.ladder.tables.tasks import Task
@@ -55,7 +56,8 @@ def ablate(table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, 
             name,
             tuple(run.name for run in part),
             sum(run.flops for run in part),
-            tuple(score_target(part, tasks, settings, target)),
+            # What would be said with these runs alone: of few another mean of chains.
+            tuple(score_target(part, tasks, available(settings, part, tasks, tell=False), target)),
         )
         for name, part in parts
         if len(part) >= _FEWEST_RUNS

@@ -14,6 +14,7 @@ from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.tables.table import C4, Floats, Run, RunTable, is_validation, model_as_run, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
+from lmlab.words import counted
 
 TASK_LOSSES = ("bpb", "bits_per_byte")
 LOSSES = ("/CrossEntropyLoss", "heldout_loss", *TASK_LOSSES)
@@ -171,7 +172,7 @@ def usable(table: RunTable, tasks: Sequence[Task], settings: Sequence[TwoStepSet
         for run in runs:
             usable, count = usable_rows(run, tasks, settings, drop, separate and run.mode == "train")
             if count:
-                notes.append(f"{count} rows of '{run.name}' were dropped, as they hold values that cannot be.")
+                notes.append(f"'{run.name}' is fitted without {counted(count, 'rows')} of values that cannot be.")
             found.append(usable)
         return tuple(found)
 
