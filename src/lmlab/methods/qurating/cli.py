@@ -266,5 +266,6 @@ def _cuda() -> bool:
 
 
 import lmlab.methods.qurating.commands.attributes  # noqa: E402 (adds those of attribute files)
+import lmlab.methods.qurating.commands.cleaning  # noqa: E402 (adds clean)
 import lmlab.methods.qurating.commands.selection  # noqa: E402 (adds the commands that choose)
 import lmlab.methods.qurating.commands.weights  # noqa: E402, F401 (adds those that weigh criteria)

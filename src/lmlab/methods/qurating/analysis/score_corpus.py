@@ -13,6 +13,7 @@ import numpy as np
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import OwnedFolder, check_owner, sha256_json
+from lmlab.methods.qurating.analysis.fasttext import FastTextScorer
 from lmlab.methods.qurating.analysis.scorers import DSIR, GradeRegression, LinearClassifier, ensemble_buckets
 from lmlab.methods.qurating.analysis.scoring import (
     ScoredFiles,
@@ -21,13 +22,14 @@ from lmlab.methods.qurating.analysis.scoring import (
     ScoresOfModel,
     ScoresOfRanks,
     ScoresOfTexts,
+    ScoresWithLabels,
     features_of,
     refuse_column,
 )
 from lmlab.methods.qurating.selecting.tables.files import Processes, make_files
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, as_texts
 
-KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
+KINDS = ("ppl", "dsir", "linear", "classifier", "buckets", "fasttext")
 _COMMAND = "lmlab quality score"
 _SAMPLE = 20_000  # texts that a scorer learns the corpus from: more take memory, fewer leave rare words out
 
@@ -41,16 +43,19 @@ def score_corpus(
     text: str = "text",
     target: str | None = None,
     model: Path | None = None,
+    label: str | None = None,
     grades: str | None = None,
     columns: Sequence[str] = (),
     id: str | None = None,
     precision: str = "auto",
     processes: Processes | None = None,
 ) -> int:
-    """Write Parquet files with the column `{name}_average`; `buckets` adds `{name}_tier` too. Returns the number of
-    rows.
+    """Write Parquet files with the column `{name}_average`; `buckets` adds `{name}_tier`, and `fasttext` without a
+    label `{name}_label`, the most likely one. Returns the number of rows.
 
     Arguments:
+        model: of `ppl` a language model, of `fasttext` a file of that library.
+        label: whose probability `fasttext` gives; None for the most likely one's.
         precision: of the language model: auto, fp32 or bf16.
         processes: who shares the work, file by file, and of `ppl` block by block.
 
@@ -61,8 +66,8 @@ def score_corpus(
         raise UserError(f"There is no scorer '{kind}'. {did_you_mean(kind, KINDS)}")
     processes, rated = processes or Processes(), RatedTable(table)
     check_owner(out, _COMMAND, rated.files)
-    for column in (f"{name}_average", *([f"{name}_tier"] if kind == "buckets" else [])):
-        refuse_column(column, rated.columns)
+    if label is not None and kind != "fasttext":
+        raise UserError(f"The scorer '{kind}' has no labels.", "Leave out --label, or score with fasttext.")
     classifier: LinearClassifier | None = None
     scores: Scores
     match kind:
@@ -73,6 +78,13 @@ def score_corpus(
         case "dsir":
             weights = DSIR.fit(_read(_need(target, "--target, good texts"), text), _sample(rated, text))
             scores = ScoresOfTexts(weights.score, text, sha256_json(weights.log_ratio.tolist()))
+        case "fasttext":
+            rated.require(text)
+            tagger = FastTextScorer(_need(model, "--model, a file of fastText"), label)
+            if label is None:
+                scores = ScoresWithLabels(tagger.rate, text, tagger.fingerprint)
+            else:
+                scores = ScoresOfTexts(tagger.score, text, tagger.fingerprint)
         case "linear":
             good = _read(_need(target, "--target, good texts"), text)
             classifier = LinearClassifier.fit(good, _sample(rated, text, max(1000, len(good))))
@@ -85,11 +97,14 @@ def score_corpus(
         case _:
             scores = _buckets(rated, _need(list(columns), "--columns, of scores"))
 
+    maker = ScoredFiles(scores, name)
+    for column in maker.added:
+        refuse_column(column, rated.columns)
+
     def notes(folder: OwnedFolder) -> None:
         if classifier is not None:
             classifier.save(folder.new("linear.json", data=False))
 
-    maker = ScoredFiles(scores, name, tiered=kind == "buckets")
     settings = [kind, name, text, scores.fingerprint]
     counts = make_files(table, out, _COMMAND, maker, _file_name, settings, processes, notes)
     shutil.rmtree(out / ".scores", ignore_errors=True)

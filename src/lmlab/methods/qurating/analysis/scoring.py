@@ -30,26 +30,28 @@ class Scores(Protocol):
 
     Attributes:
         columns: that they are computed from.
+        gives: what is known of each row, as new columns are called behind the name of the scores.
         fingerprint: what tells these scores from others.
     """
 
     columns: tuple[str, ...]
+    gives: tuple[str, ...]
     fingerprint: str
 
-    def of(self, chunk: Chunk) -> Floats:
-        """The score of each row."""
+    def of(self, chunk: Chunk) -> tuple[pa.Array, ...]:
+        """What it gives, of each row."""
 
 
 class ScoredFiles(Maker):
-    """Files with one more column, `{name}_average`.
+    """Files with more columns: `{name}_average`, and what else scores give.
 
-    Arguments:
-        tiered: whether scores are buckets, which get a column `{name}_tier` too.
+    Attributes:
+        added: the new columns.
     """
 
-    def __init__(self, scores: Scores, name: str, tiered: bool = False) -> None:
-        self.scores, self._column = scores, f"{name}_average"
-        self._tier = f"{name}_tier" if tiered else None
+    def __init__(self, scores: Scores, name: str) -> None:
+        self.scores = scores
+        self.added = tuple(f"{name}_{each}" for each in scores.gives)
 
     @property
     def shares(self) -> bool:  # type: ignore[override]
@@ -70,13 +72,10 @@ class ScoredFiles(Maker):
         """Score a file."""
         with TableWriter(path) as writer:
             for chunk in table.chunks(self.scores.columns, whole=True, shards=[shard]):
-                for column in filter(None, (self._column, self._tier)):
+                for column in self.added:
                     refuse_column(column, chunk.own)
-                scores = self.scores.of(chunk).astype(np.float64)
-                scored = {each: chunk.columns[each] for each in chunk.own} | {self._column: pa.array(scores)}
-                if self._tier is not None:
-                    scored[self._tier] = pa.array(tiers(scores.astype(np.int64)))
-                writer.write(pa.table(scored))
+                scored = {each: chunk.columns[each] for each in chunk.own}
+                writer.write(pa.table(scored | dict(zip(self.added, self.scores.of(chunk), strict=True))))
             return {"rows": writer.num_rows}
 
 
@@ -86,26 +85,58 @@ def refuse_column(column: str, known: Sequence[str]) -> None:
         raise UserError(f"The corpus has a column '{column}' already.", "Give the scores another name with --name.")
 
 
-class ScoresOfTexts:
+class _Numbers:
+    """Scores that are numbers and nothing else."""
+
+    gives: tuple[str, ...] = ("average",)
+
+    def of(self, chunk: Chunk) -> tuple[pa.Array, ...]:
+        """The score of each row."""
+        return (pa.array(self.numbers(chunk).astype(np.float64)),)
+
+    def numbers(self, chunk: Chunk) -> Floats:
+        """The score of each row."""
+        raise NotImplementedError
+
+
+class ScoresOfTexts(_Numbers):
     """Scores that a function gives to texts, each by itself."""
 
     def __init__(self, score: Callable[[Sequence[str]], Floats], text: str, fingerprint: str) -> None:
         self._score, self._text, self.fingerprint = score, text, fingerprint
         self.columns: tuple[str, ...] = (text,)
 
-    def of(self, chunk: Chunk) -> Floats:
+    def numbers(self, chunk: Chunk) -> Floats:
         """Block by block, so that what is in memory does not grow with the chunk."""
         return np.concatenate([np.zeros(0), *map(self._score, _blocks(chunk, self._text))])
 
 
-class ScoresOfFeatures:
+class ScoresWithLabels:
+    """Scores that a function gives to texts, with a label each."""
+
+    gives: tuple[str, ...] = ("average", "label")
+
+    def __init__(
+        self, rate: Callable[[Sequence[str]], tuple[Floats, list[str | None]]], text: str, fingerprint: str
+    ) -> None:
+        self._rate, self._text, self.fingerprint = rate, text, fingerprint
+        self.columns: tuple[str, ...] = (text,)
+
+    def of(self, chunk: Chunk) -> tuple[pa.Array, ...]:
+        """The score and the label of each row."""
+        found = [self._rate(block) for block in _blocks(chunk, self._text)]
+        scores = np.concatenate([np.zeros(0), *(scores for scores, _ in found)])
+        return pa.array(scores), pa.array([label for _, labels in found for label in labels], pa.string())
+
+
+class ScoresOfFeatures(_Numbers):
     """A regression on columns."""
 
     def __init__(self, regression: GradeRegression, columns: Sequence[str]) -> None:
         self._regression, self.columns = regression, tuple(columns)
         self.fingerprint = sha256_json([regression.weights.tolist(), regression.bias, *columns])
 
-    def of(self, chunk: Chunk) -> Floats:
+    def numbers(self, chunk: Chunk) -> Floats:
         """The grade of each row."""
         return self._regression.score(features_of(chunk, self.columns))
 
@@ -117,6 +148,8 @@ class ScoresOfRanks:
         bucket: of each row of the table.
         columns: that they come from.
     """
+
+    gives: tuple[str, ...] = ("average", "tier")
 
     def __init__(self, bucket: NDArray[np.int64], columns: Sequence[str], firsts: Sequence[int]) -> None:
         self._bucket: NDArray[np.int64] | None = bucket
@@ -135,15 +168,16 @@ class ScoresOfRanks:
             np.save(file, self._bucket)
         self._bucket = None
 
-    def of(self, chunk: Chunk) -> Floats:
-        """The buckets of the rows."""
+    def of(self, chunk: Chunk) -> tuple[pa.Array, ...]:
+        """The buckets of the rows, and their tiers."""
         if self._bucket is None:
             self._bucket = np.load(self._place, mmap_mode="r", allow_pickle=False)
         start = self._firsts[chunk.shard] + chunk.first
-        return np.asarray(self._bucket[start : start + chunk.num_rows], np.float64)
+        bucket = np.asarray(self._bucket[start : start + chunk.num_rows])
+        return pa.array(bucket.astype(np.float64)), pa.array(tiers(bucket))
 
 
-class ScoresOfModel:
+class ScoresOfModel(_Numbers):
     """Log-likelihoods, which are kept by the content of blocks of texts: a call after a kill scores the others, and
     processes share blocks. The precision that is chosen automatically is the first one's: a process that finds the
     machine busy would choose another.
@@ -167,7 +201,7 @@ class ScoresOfModel:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_scorer": None}
 
-    def of(self, chunk: Chunk) -> Floats:
+    def numbers(self, chunk: Chunk) -> Floats:
         """The scores of the rows, computed where they are not there yet."""
         return np.concatenate([np.zeros(0), *(self._kept(block) for block in _blocks(chunk, self._text))])
 

@@ -208,6 +208,7 @@ def order(
         "lmlab quality score ppl --in corpus/ --model models/smollm2 --workers 8 --out scored",
         "lmlab quality score classifier --in rated --grades grades.jsonl --out scored",
         "lmlab quality score buckets --in scored --columns dsir_average,linear_average --out tiers",
+        "lmlab quality score fasttext --in corpus/ --model lid.176.bin --label en --name english --out scored",
     )
 )
 @options(
@@ -218,12 +219,18 @@ def order(
 )
 @options(SelectionSettings, only=("id",))
 def score(
-    kind: Annotated[str, typer.Argument(help="ppl, dsir, linear, classifier or buckets.")],
+    kind: Annotated[str, typer.Argument(help="ppl, dsir, linear, classifier, buckets or fasttext.")],
     where: In,
     reading: RatingOptions,
     settings: SelectionSettings,
     target: Annotated[str | None, typer.Option(help="Good texts, for dsir and linear.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Option(help="Language model, for ppl.", show_default=False)] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Language model, for ppl; .bin or .ftz file, for fasttext.", show_default=False)
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Whose probability fasttext gives; by default the likeliest one's.", show_default=False),
+    ] = None,
     grades: Annotated[
         str | None, typer.Option(help="Graded texts (index, average), for classifier.", show_default=False)
     ] = None,
@@ -235,8 +242,9 @@ def score(
     ] = None,
     out: Out = Path("scored"),
 ) -> None:
-    """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, or buckets
-    over scorers. Several processes share files, and for ppl blocks of texts; the same command goes on after a kill.
+    """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, buckets over
+    scorers, or a label's probability by fastText. Several processes share files, and for ppl blocks of texts; the same
+    command goes on after a kill.
     """
     from lmlab.methods.qurating.analysis.score_corpus import score_corpus
     from lmlab.methods.qurating.selecting.tables.files import Processes
@@ -249,6 +257,7 @@ def score(
         text=reading.text,
         target=target,
         model=model,
+        label=label,
         grades=grades,
         id=settings.id,
         columns=columns.split(",") if columns else [],
