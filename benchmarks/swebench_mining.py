@@ -4,7 +4,7 @@ python benchmarks/swebench_mining.py --work FOLDER [--releases 7] [--mutants 5] 
 
 Runs `lmlab swe collect`, `validate` and `adequacy` for each package on its newest releases, and prints candidates,
 valid and flaky ones, reasons, adequacy and minutes. What is in FOLDER is neither fetched
-nor run again.
+nor run again; of a package that was stopped and taken up again no minutes are told.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
     """What comes of a package."""
     places = archives(package, releases, work / "archives" / package)
     out = work / package
+    begun, spent = out / "begun", out / "minutes.json"
+    whole = not begun.exists()  # else a part of the time went by in another run
+    out.mkdir(parents=True, exist_ok=True)
+    begun.touch()
     lmlab = (sys.executable, "-m", "lmlab", "swe")
     began = time.monotonic()
     _run(*lmlab, "collect", *map(str, places), "--name", f"{package}/{package}", "--out", str(out))
@@ -71,7 +75,8 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         wanted = [part for each in needs for part in ("--require", each)]
         _run(*lmlab, "validate", str(out / "candidates.jsonl"), "--timeout-s", "120", *wanted)
         instances = [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
-    seconds = time.monotonic() - began
+    if whole:
+        spent.write_text(json.dumps(round((time.monotonic() - began) / 60, 2)))
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()] if candidates else []
     if instances and mutants:
         _run(*lmlab, "adequacy", str(out / "instances.jsonl"), "--mutants", str(mutants), "--timeout-s", "120")
@@ -84,7 +89,7 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         "valid": len(instances),
         "flaky tests": sum(len(each["flaky"]) for each in instances),
         "reasons": dict(Counter(each["reason"] for each in rejected)),
-        "minutes": round(seconds / 60, 2),
+        "minutes": json.loads(spent.read_text()) if spent.exists() else None,
         "scores": [round(each["score"], 3) for each in scores],
     }
 
