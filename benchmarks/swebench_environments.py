@@ -22,7 +22,7 @@ from lmlab.methods.swebench.building.declared import required_environment
 from lmlab.methods.swebench.config import RequiredConfig, SandboxConfig
 from lmlab.methods.swebench.grading.parsers.status import SKIPPED
 from lmlab.methods.swebench.harness.open import open_judge
-from lmlab.methods.swebench.harness.testing import passing, statuses_of
+from lmlab.methods.swebench.harness.testing import passing
 from lmlab.methods.swebench.harness.workspaces.trees import unpack
 from lmlab.methods.swebench.harness.workspaces.workspace import copied
 from lmlab.stats import wilson
@@ -47,7 +47,8 @@ def tried(archive: Path, folder: Path, judge: Judge) -> dict[str, Any]:
             run = judge.test(base, own, whole=True)
     except LmlabError as failure:
         return {**row, "tests": 0, "passed": 0, "why": failure.message}
-    statuses = {name: status for name, status in statuses_of(run).items() if status != SKIPPED}
+    # Each test once: by the runner's results, where it left some
+    statuses = {name: status for name, status in (run.structured or run.logged).items() if status != SKIPPED}
     last = (run.output.strip().splitlines() or [""])[-1][:200]
     passed = sum(map(passing, statuses.values()))
     return {**row, "tests": len(statuses), "passed": passed, "test_s": round(run.result.wall_s, 1), "why": last}

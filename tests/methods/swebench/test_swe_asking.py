@@ -381,6 +381,16 @@ def test_commands_ask_rank_and_write_records(
     assert wrong.code == 2 and "Did you mean 'oracle'" in wrong.err
     checked = lmlab("swe", "check", "-i", tmp_path / "i.jsonl", "--lite")
     assert checked.code == 0 and "1 instance, 0 with problems" in checked.out
+    reasons = lmlab("swe", "check", "-i", tmp_path / "i.jsonl", "--lite", "--out", tmp_path / "lite" / "i.jsonl")
+    assert reasons.code == 2 and "No instance is left" in reasons.err and not (tmp_path / "lite").exists()
+    long = replace(built, problem_statement="word " * 60, test_patch=built.test_patch.replace(", match=", ", mutch="))
+    write_instances(
+        tmp_path / "two.jsonl", [built, replace(long, instance_id="long"), replace(long, patch="", instance_id="x")]
+    )
+    kept = lmlab("swe", "check", "-i", tmp_path / "two.jsonl", "--lite", "--out", tmp_path / "lite" / "i.jsonl")
+    assert kept.code == 0 and "1 instance is kept" in kept.out, kept.out + kept.err
+    assert json.loads((tmp_path / "lite" / "i.jsonl").read_text())["instance_id"] == "long"
+    assert (tmp_path / "lite" / "trees" / f"{built.extra['base_tree']}.tar.gz").is_file()
     evaluated = lmlab("swe", "eval", *common, "-p", "gold", "-o", tmp_path / "out", "--timeout-s", "60")
     assert evaluated.code == 0 and "1/1 resolved" in evaluated.out, evaluated.err
     page = (tmp_path / "out" / "gold.run.html").read_text()

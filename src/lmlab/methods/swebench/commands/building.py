@@ -130,10 +130,18 @@ validate_help = example(
 def check(
     chosen: InstancesConfig,
     lite: Annotated[bool, typer.Option("--lite", help="Also say which meet the criteria of Lite.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write those without problems there, and of Lite with --lite."),
+    ] = None,
 ) -> None:
-    """Check instances: ids, lists, patches, statements; with --lite by the criteria of SWE-bench Lite."""
+    """Check instances: ids, lists, patches, statements; with --lite by the criteria of SWE-bench Lite. With --out those
+    that pass are written, their trees beside them."""
+    from lmlab.methods.swebench.exchange.tasks import copy_trees
+    from lmlab.methods.swebench.harness.open import TREES, trees_beside
+    from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
     from lmlab.methods.swebench.instances.lite import lite_criteria
-    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.load import load_instances, write_instances
     from lmlab.methods.swebench.instances.task_repository import check_instance
 
     found = load_instances(chosen.instances, chosen.split)
@@ -141,12 +149,23 @@ def check(
     if rows:
         print_rows(["instance", "problem"], rows)
     print(f"{counted(len(found), 'instances')}, {len({row[0] for row in rows})} with problems.")
+    kept = [each for each in found if each.instance_id not in {row[0] for row in rows}]
     if lite:
         reasons = {each.instance_id: lite_criteria(each) for each in found}
+        kept = [each for each in kept if not reasons[each.instance_id]]
         print_rows(["instance", "not in Lite, as"], [[name, "; ".join(why)] for name, why in reasons.items() if why])
         print(f"{sum(not why for why in reasons.values())} meet the criteria of Lite.")
-    if rows:
+    if out is not None:
+        if not kept:
+            raise UserError("No instance is left.", "See above why.")
+        write_instances(out, kept)
+        copy_trees(kept, TreeStore(trees_beside(chosen.instances)), out.parent / TREES)
+        print(f"{counted(len(kept), 'instances are')} kept: {out}")
+    elif rows:
         raise typer.Exit(1)
 
 
-check_help = example("lmlab swe check --instances benchmark/instances.jsonl --lite")
+check_help = example(
+    "lmlab swe check --instances benchmark/instances.jsonl",
+    "lmlab swe check --instances benchmark/instances.jsonl --lite --out lite/instances.jsonl",
+)

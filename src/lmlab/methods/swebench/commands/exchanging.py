@@ -44,7 +44,7 @@ def export(
     workspaces = open_workspaces(settings, trees_beside(chosen.instances))
     if form == "swebench":
         write_task_repository(out, [with_script(each) for each in found], name)
-        copy_trees(found, workspaces, out / TREES)
+        copy_trees(found, workspaces.trees, out / TREES)
     elif form == "verifiers":
         write_verifiers(out, found, workspaces, shown, name, settings.timeout_s)
     else:

@@ -59,10 +59,11 @@ def bring_trees(
     return found, counts
 
 
-def copy_trees(instances: Sequence[Instance], workspaces: Workspaces, into: Path) -> None:
-    """Put the trees of instances that bring theirs along into another folder."""
-    for digest in sorted({each.extra["base_tree"] for each in instances if each.extra.get("base_tree")}):
-        TreeStore(into).add_packed(workspaces.trees.folder / f"{digest}.tar.gz")
+def copy_trees(instances: Sequence[Instance], trees: TreeStore, into: Path) -> None:
+    """Put the trees of instances that bring theirs along into another folder; the same one is left as it is."""
+    if into.resolve() != trees.folder.resolve():
+        for digest in sorted({each.extra["base_tree"] for each in instances if each.extra.get("base_tree")}):
+            TreeStore(into).add_packed(trees.folder / f"{digest}.tar.gz")
 
 
 def with_script(instance: Instance) -> Instance:
