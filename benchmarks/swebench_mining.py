@@ -25,7 +25,7 @@ PACKAGES = {
     "cachetools": (),
     "tinydb": ("pyyaml",),
     "boltons": ("pytest<9",),
-    "more-itertools": (),
+    "python-slugify": ("text-unidecode",),
     "sqlparse": (),
     "voluptuous": (),
     "xmltodict": (),

@@ -22,7 +22,7 @@ from lmlab.methods.swebench.building.declared import declared_requirements, requ
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
 from lmlab.methods.swebench.building.validate import validate
 from lmlab.methods.swebench.config import RequiredConfig
-from lmlab.methods.swebench.harness.control import control_source
+from lmlab.methods.swebench.harness.controls.control import control_source
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore

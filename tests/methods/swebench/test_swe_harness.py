@@ -25,7 +25,7 @@ from lmlab.methods.swebench.grading.regrading import report_of_logs
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
-from lmlab.methods.swebench.harness.control_files import reached
+from lmlab.methods.swebench.harness.controls.files import reached
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.evaluate import _Job, _on_ray, evaluate, overlap, result_key
 from lmlab.methods.swebench.harness.judge import Judge, Memory

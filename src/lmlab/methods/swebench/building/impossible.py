@@ -12,7 +12,7 @@ from lmlab.methods.swebench.building.candidate import Rejection
 from lmlab.methods.swebench.building.mutations import lines_of
 from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.building.validate import apply_gold
-from lmlab.methods.swebench.harness.control import functions_of
+from lmlab.methods.swebench.harness.controls.control import functions_of
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import passing, statuses_of
 from lmlab.methods.swebench.harness.workspaces.workspace import diff_against

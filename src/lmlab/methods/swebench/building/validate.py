@@ -15,8 +15,8 @@ from lmlab.methods.swebench.building.candidate import Candidate, Reason, Rejecti
 from lmlab.methods.swebench.building.leaks import scan_leaks
 from lmlab.methods.swebench.building.settings import ValidateConfig
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, StatusMap
-from lmlab.methods.swebench.harness.control import survivors
-from lmlab.methods.swebench.harness.control_files import write_controls
+from lmlab.methods.swebench.harness.controls.control import survivors
+from lmlab.methods.swebench.harness.controls.files import write_controls
 from lmlab.methods.swebench.harness.environment import EnvironmentFailure, EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import RunOfTests, command_of, loosest, passing

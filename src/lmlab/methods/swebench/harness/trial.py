@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lmlab.files import sha256_json
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
-from lmlab.methods.swebench.harness.control import Survivors, survivors
-from lmlab.methods.swebench.harness.control_files import write_controls
+from lmlab.methods.swebench.harness.controls.control import Survivors, survivors
+from lmlab.methods.swebench.harness.controls.files import write_controls
 from lmlab.methods.swebench.harness.result import Result, Status
 from lmlab.methods.swebench.harness.suite import suite_of
 from lmlab.methods.swebench.harness.testing import (

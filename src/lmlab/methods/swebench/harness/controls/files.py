@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmlab.methods.swebench.harness.control import Control, control_source, functions_of
+from lmlab.methods.swebench.harness.controls.control import Control, control_source, functions_of
 from lmlab.methods.swebench.harness.testing import files_of
 from lmlab.methods.swebench.harness.workspaces.trees import tree_files
 from lmlab.methods.swebench.instances.instance import Instance

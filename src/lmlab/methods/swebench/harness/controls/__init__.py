@@ -1,0 +1,1 @@
+"""Controls: tests with bodies that must fail, and their place in a tree."""
