@@ -309,9 +309,12 @@ lxml = {version = "*", optional = true}
 [tool.poetry.group.dev.dependencies]
 responses = "~0.2"
 black = "*"
+pytest-mypy = "*"
+types-PyYAML = "^6"
+pytest-asyncio = "0.23"
 """
             },
-            ("rich>=13.1", "responses>=0.2"),
+            ("rich>=13.1", "responses>=0.2", "pytest-asyncio==0.23"),
         ),
         (
             {

@@ -36,7 +36,8 @@ _MOST_NESTED = 8  # files and groups that name others
 # without
 _NO_TESTS = re.compile(
     r"(?:mypy|ruff|black|isort|flake8|pylint|pre-commit|tox|twine|build|bump2version|bumpversion|sphinx|mkdocs|furo"
-    r"|coverage|wheel|setuptools|pip|tox-gh|readme-renderer|docutils)(?:[-_.].*)?$",
+    r"|coverage|coveralls|codecov|wheel|setuptools|pip|readme-renderer|docutils|pycodestyle|pyflakes|types"
+    r"|pytest-(?:mypy|pycodestyle|pep8|flake8|black|ruff|pylint|isort))(?:[-_.].*)?$",
     re.IGNORECASE,
 )
 

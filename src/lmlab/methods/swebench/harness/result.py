@@ -35,8 +35,8 @@ class Result:
         status: `unresolved`: the tests ran, and not all are as expected; `refused`: it reaches out of the tree;
             `apply_failed`: git and patch take it for no change of this tree; `timed_out`, `out_of_memory`, `disk_full`:
             the code used up its limits, while the tree without the patch does not; `invalid`: no run of the tests can
-            be told from what was seen, and without the patch one can; `forged`: tests pass that cannot pass; `infra`:
-            the surroundings have failed, and nothing is said of the patch.
+            be told from what was seen, and without the patch one can, or its control alone never ends; `forged`: tests
+            pass that cannot pass; `infra`: the surroundings have failed, and nothing is said of the patch.
         reason: in a sentence.
         statuses: outcomes of tests.
         failures: expected tests that are not as expected.
