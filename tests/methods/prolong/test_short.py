@@ -70,6 +70,8 @@ def test_a_longer_window_is_gated_by_its_short_tasks(directory, task, tmp_path, 
     _answer(longer, 41)
     kept = lmlab(*run, "--gate")
     assert kept.code == 0 and "kept its short tasks" in " ".join(kept.out.split()), kept.err
+    endpoint = lmlab("long", "eval", "openai:x", "--instances", base / "instances.jsonl", *how[-2:], "--out", longer)
+    assert endpoint.code == 2 and "Short tasks are not measured of an endpoint" in endpoint.err
     cost = short_cost(base, longer)
     assert (cost.before, cost.after, cost.questions) == (40 / QUESTIONS, 41 / QUESTIONS, QUESTIONS)
     assert cost.low <= cost.after - cost.before <= cost.high

@@ -111,6 +111,8 @@ def evaluate(
                 raise UserError("An endpoint needs --instances: it does not tell its tokenizer.", "lmlab long build")
             if how.mode != "generate":
                 raise UserError("An endpoint writes, and tells no probabilities of long answers.", "--mode generate")
+            if how.short_tasks:
+                raise UserError("Short tasks are not measured of an endpoint.", "Leave --short-task out.")
             address = endpoint.base_url, endpoint.key_env
             results = evaluate_endpoint(model, read_instances(instances), out, *address, how.controls)
         else:

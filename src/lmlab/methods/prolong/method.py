@@ -13,6 +13,7 @@ METHOD = Method(
     page="methods/prolong.md",
     published="ProLong-8B: 49.4 on HELMET at 128K",
     reached="instead, 1M parameters, 256 to 1,024 tokens, recall at 2,048 is 0.94, with theta unchanged 0.76",
+    sources={"counted_words": "lmlab.methods.prolong.counting:CountedWordsSource"},
     stages={
         "long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate",
         "probe_window": "lmlab.methods.prolong.stages:ProbeWindow",

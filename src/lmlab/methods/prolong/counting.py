@@ -1,0 +1,90 @@
+"""Long documents that end with questions about all of themselves: how often words stand in them.
+
+Next tokens of most long texts are told by what stands near them. What must be counted over a whole text is told by
+nothing less than all of it, so that OLMo 3's long documents carry such questions among others (arXiv
+2512.13961).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from lmlab.config import Config, validate
+from lmlab.data import Document, Reject, Source, find_source
+
+_WORD = re.compile(r"[^\W\d_]+")
+_SHORTEST, _LONGEST = 4, 12  # shorter ones are everywhere, longer ones names that stand once
+_ASKED = "How often does each of these words stand in the text above, in capitals or not?"
+
+
+class CountedWordsSource(Config):
+    """The documents of another source, each followed by words and how often they stand in it.
+
+    Attributes:
+        source: where the documents are from, as a source of the stage collect.
+        words: asked about in each document, of those that stand in it at least twice; half of them among the frequent.
+        share: of the documents that are asked about.
+        min_words: shorter documents are left as they are.
+        seed: other words.
+    """
+
+    kind: Literal["counted_words"] = "counted_words"
+    source: dict[str, Any]
+    words: PositiveInt = 8
+    share: float = Field(default=1.0, gt=0, le=1)
+    min_words: PositiveInt = 1000
+    seed: int = 0
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _source_of(value)
+        return value
+
+    def read(self) -> Iterator[Document | Reject]:
+        """Every document, with its questions."""
+        for item in _source_of(self.source).read():
+            yield self._asked(item) if isinstance(item, Document) else item
+
+    def notices(self) -> list[str]:
+        """Those of the source."""
+        return _source_of(self.source).notices()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings, and what tells the source's files."""
+        return {**self.model_dump(mode="json"), "source": _source_of(self.source).fingerprint()}
+
+    def _asked(self, document: Document) -> Document:
+        name = f"{self.seed}|{document.id}"
+        chance = random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]))
+        counts = Counter(_WORD.findall(document.text.casefold()))
+        if chance.random() >= self.share or counts.total() < self.min_words:
+            return document
+        known = sorted(word for word, count in counts.items() if count > 1 and _SHORTEST <= len(word) <= _LONGEST)
+        frequent = sorted(known, key=lambda word: -counts[word])[: 4 * self.words]
+        chosen = chance.sample(frequent, min(self.words // 2, len(frequent)))
+        others = [word for word in known if word not in chosen]
+        chosen += chance.sample(others, min(self.words - len(chosen), len(others)))
+        if not chosen:
+            return document
+        chance.shuffle(chosen)
+        told = "\n".join(f"{word}: {counts[word]}" for word in chosen)
+        return replace(document, text=f"{document.text.rstrip()}\n\n{_ASKED}\n{told}\n")
+
+
+def _source_of(settings: dict[str, Any]) -> Source:
+    """The source that settings describe.
+
+    Raises:
+        UserError: there is none of that kind, or a setting is wrong.
+    """
+    found: Source = validate(find_source(str(settings.get("kind"))), settings, "source")
+    return found
