@@ -53,12 +53,13 @@ class ShortCost:
         said = {
             "kept": "kept its short tasks",
             "lost": "lost short tasks",
-            "unclear": "may have lost short tasks: the questions are too few to tell",
+            "unclear": "may have lost short tasks",
         }[self.verdict]
+        doubt = ", which the questions are too few to tell" if self.verdict == "unclear" else ""
         points = f"{100 * (self.after - self.before):+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
         share = f", {self.after / self.before:.1%} of it" if self.before else ""
         return (
-            f"{name} {said} against {base}: {points} of {100 * self.before:.1f}{share}, the mean of"
+            f"{name} {said} against {base}{doubt}: {points} of {100 * self.before:.1f}{share}, the mean of"
             f" {counted(len(self.tasks), 'tasks')} with {counted(self.questions, 'questions')}."
         )
 
