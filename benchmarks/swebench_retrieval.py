@@ -59,7 +59,7 @@ def main() -> None:
         for each in load_instances(path):
             if each.extra.get("problem_source") != "none" and recall([], each) is not None:
                 known.append((each, documents(workspaces.pristine(each))))
-    worst = 0.0
+    worst = relative = 0.0
     ways: dict[str, list[Sequence[str]]] = {}
     rankers = {"bm25, whole names": Ranker("bm25", split_names=False), "bm25": Ranker("bm25")}
     if options.encoder:
@@ -69,11 +69,14 @@ def main() -> None:
         hand = by_hand(files, query)
         for path, score in rank_bm25(files, query, len(files), split_names=False):
             worst = max(worst, abs(hand[path] - score))
+            relative = max(relative, abs(hand[path] - score) / max(1.0, abs(score)))
         for name, ranker in rankers.items():
             ways.setdefault(name, []).append([path for path, _ in ranker.files(files, query)])
         ways.setdefault("rank_bm25, its defaults", []).append(peer(files, query))
     sizes = [len(files) for _, files in known]
-    print(f"{len(known)} issues, {min(sizes)} to {max(sizes)} files each; scores differ by at most {worst:.1e}")
+    print(f"{len(known)} issues, {min(sizes)} to {max(sizes)} files each", end="; ")
+    print(f"scores differ by at most {worst:.1e},", end=" ")
+    print(f"and by {relative:.1e} of what they are where that is more than 1")
     print("| files by | recall@1 | recall@5 |\n|---|---|---|")
     for name, orders in ways.items():
         shares = []

@@ -137,7 +137,11 @@ def made(places: dict[str, Path], texts: Path) -> Path:
     targeted = {"id": "q0", "question": "def f0", "correct answer": "x", "incorrect answer": "y", "adv_texts": ["y"]}
     (texts / "targeted.json").write_text(json.dumps({"q0": targeted}))
     commit = _repository(texts / "repositories" / "o__r")
-    write_instances(texts / "instances.jsonl", [Instance("o__r-1", "o/r", commit, problem_statement="f0 is wrong.")])
+    patch = "--- a/f0.py\n+++ b/f0.py\n@@ -1,2 +1,2 @@\n def f0(x):\n-    return x\n+    return x + 2\n"
+    issue = Instance(
+        "o__r-1", "o/r", commit, patch=f"diff --git a/f0.py b/f0.py\n{patch}", problem_statement="f0 errs."
+    )
+    write_instances(texts / "instances.jsonl", [issue])
     return texts
 
 
@@ -327,6 +331,10 @@ COMMANDS: dict[str, Command] = EVERY_FORM | {
     "quality judge --judge": lambda model, at, out: [
         "quality", "judge", at / "corpus.jsonl", "--judge", f"exact:{model}", "--tokenizer", model, "--tokens", "4,8",
         "--out", out,
+    ],
+    "swe memorized --model": lambda model, at, out: [
+        "swe", "memorized", "--instances", at / "instances.jsonl", "--model", model, "--alternatives", 1,
+        "--repositories", at / "repositories", "--cache", out / "cache", "--out", out / "memorized.jsonl",
     ],
     "swe infer --model": lambda model, at, out: [
         "swe", "infer", "--instances", at / "instances.jsonl", "--model", f"local:{model}", "--context", "none",
