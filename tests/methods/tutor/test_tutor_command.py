@@ -7,6 +7,7 @@ import re
 import socket
 
 import pytest
+from tutor_questions import question
 
 from lmlab.judging.rubrics.forms import reminder
 
@@ -144,3 +145,39 @@ def test_what_must_not_be_sent_is_not(tutor, questions, tmp_path):
     again = len(seen)
     answer_by_endpoint(endpoint, load_items(questions), config, tmp_path / "api", MockBackend(answer), (r"star \d",))
     assert len(seen) == again
+
+
+def test_a_tutor_that_judges_itself_and_questions_that_are_there_twice_are_told(lmlab, questions, tmp_path):
+    lines = questions.read_text().splitlines()[:3]
+    questions.write_text("\n".join([*lines, lines[0]]) + "\n")
+    script, out = tmp_path / "script.jsonl", tmp_path / "run"
+    script.write_text(json.dumps({"match": "", "text": "PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 1/3"}) + "\n")
+    who = ("--replies", script)
+    assert lmlab("tutor", "generate", "--model", "mock:same", "--data", questions, "--out", out, *who).code == 0
+    told = lmlab("tutor", "grade", out, "--judge", "mock:same", *who)
+    report = json.loads((out / "report.json").read_text())
+    assert told.code == 0 and "self_judging" in told.err
+    assert (report["n"], report["n_graded"]) == (4, 4)
+    assert any("1 question is there more than once" in each for each in report["warnings"]), report["warnings"]
+    rows = [json.loads(line) for line in next((out / "grades").glob("*.jsonl")).read_text().splitlines()]
+    assert rows[0]["grades"] == rows[3]["grades"] and rows[0]["id"] == rows[3]["id"]
+    assert "6 replies" in lmlab("judge", "cache-stats", out).out  # three answers and their grades
+
+
+def test_an_endpoint_that_is_down_ends_with_code_5_and_the_run_goes_on_later(lmlab, tmp_path, monkeypatch):
+    async def no_wait(self, seconds):
+        return None
+
+    monkeypatch.setattr("lmlab.endpoints.client.client.Client._sleep", no_wait)
+    data, script, out = tmp_path / "q.jsonl", tmp_path / "script.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(question(n, n)) + "\n" for n in range(30)))
+    script.write_text(json.dumps({"match": "", "text": "PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 1/3"}) + "\n")
+    assert lmlab("tutor", "generate", "--model", "mock:t", "--data", data, "--out", out, "--replies", script).code == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = lmlab("tutor", "grade", out, "--judge", "openai:m", "--base-url", f"http://127.0.0.1:{port}/v1")
+    assert told.code == 5 and "in a row have failed" in told.err, told.err
+    assert not (out / "report.json").exists()  # nobody has said anything: there is no score
+    told = lmlab("tutor", "grade", out, "--judge", "mock:m", "--replies", script, "--new-run")
+    assert told.code == 0 and json.loads((out / "report.json").read_text())["n_graded"] == 30
