@@ -13,4 +13,7 @@ WORDING = Wording(
     criteria={"clarity": "is clearer.", "depth": "goes deeper."},
 )
 CLARITY, DEPTH = (make_criterion(name, None, WORDING) for name in WORDING.criteria)
+REASONED = make_criterion(
+    "clarity", None, WORDING.model_copy(update={"pair_reasons": WORDING.pair.replace("you choose", "say why in JSON")})
+)
 LONGER = RuleJudge(lambda question: 0.8 if len(question.text_b) > len(question.text_a) else 0.2, "the longer one")

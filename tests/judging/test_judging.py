@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judging_parts import CLARITY, DEPTH, LONGER
+from judging_parts import CLARITY, DEPTH, LONGER, REASONED
 
 from lmlab import plugins
 from lmlab.endpoints import ChatRequest, Choice, Endpoint, MockBackend, Reply, TokenLogProb
@@ -120,6 +120,32 @@ def test_an_endpoint_judges_by_votes_or_log_probabilities(mode: Any, expected: f
     assert (
         three.shape == (3, 3) and three[1, 2] == pytest.approx(expected) and three[0, 2] == pytest.approx(1 - expected)
     )
+
+
+def test_a_judge_says_why_before_it_chooses_and_its_words_are_kept() -> None:
+    asked: list[ChatRequest] = []
+
+    def reply(request: ChatRequest) -> str:
+        asked.append(request)
+        shown = request.messages[-1]["content"].partition("[Option A]\n")[2][:1]
+        if shown == "v":
+            return "I choose A."
+        return f'Let me see. {{"reasons": "It is \\"{shown}\\".", "choice": "{"B" if shown == "a" else "A"}"}} Done.'
+
+    judge = EndpointJudge(Endpoint(model="m", concurrency=1), "reasons", 20, backend=MockBackend(reply))
+    found = JudgePairs(judge, REASONED).run([[PlainText("1", "a"), PlainText("2", "b")], ["v", "w"]])
+    assert found.judgments[0].average["clarity"][0, 1] == 1
+    assert found.reasons == [
+        {"criterion": "clarity", "first": "1", "second": "2", "votes": [0, 1], "reasons": 'It is "a".'},
+        {"criterion": "clarity", "first": "2", "second": "1", "votes": [1, 0], "reasons": 'It is "b".'},
+        {**found.reasons[2], "votes": [1, 0], "reasons": 'It is "w".'},
+    ]
+    assert found.missing == {("clarity", "", "only void votes"): 1}
+    assert found.judgments[0].prompts["clarity"] == REASONED.reasons_hash != REASONED.prompt_hash
+    schema = asked[0].response_format["json_schema"]["schema"]  # type: ignore[index]
+    assert schema["properties"]["choice"]["enum"] == ["A", "B"] and {each.n for each in asked} == {1}
+    with pytest.raises(UserError, match="no 'pair_reasons'"):
+        JudgePairs(judge, CLARITY).run([["x", "y"]])
 
 
 def test_answers_that_an_endpoint_without_n_leaves_out_are_asked_one_by_one() -> None:

@@ -11,7 +11,7 @@ from lmlab.config import Config
 from lmlab.endpoints.settings import EndpointSettings
 from lmlab.judging.judge import Judge
 
-Mode = Literal["logprobs", "votes"]
+Mode = Literal["logprobs", "votes", "reasons"]
 
 
 class PriceTable(Config):
@@ -28,7 +28,8 @@ class Judging(EndpointSettings):
     """How a judge compares.
 
     Attributes:
-        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
+        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers,
+            `reasons` asks for one that says why before it chooses; the reasons are kept.
         generations: votes of a question, with the mode `votes`.
         orders: show each pair in both orders, or in one.
     """

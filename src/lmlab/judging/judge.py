@@ -29,17 +29,21 @@ class Question:
 @dataclass(frozen=True)
 class Verdict:
     """Votes for both texts (or probabilities, of one generation); `status` says why there are none, and `error` what
-    was said.
+    was said. `reasons` are the judge's own words, where they were asked for.
     """
 
     votes_a: float
     votes_b: float
     status: str = "ok"
     error: str | None = None
+    reasons: str | None = None
 
 
 class Judge(Protocol):
     """Who compares texts.
+
+    One that words its questions in another way than `Criterion.pair_request` has `prompt_hash(criterion)` too, the
+    SHA-256 of what it is told apart from the texts.
 
     Attributes:
         generations: how many votes a question gets.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class Judged:
         errors: for each reason the first that was said of it.
         identical: groups with two equal texts, which count as equally good without being shown.
         skipped: groups of fewer than two texts.
+        reasons: what the judge said of each question, where it was asked why: the criterion, the ids of the first and
+            the second text, votes for them, and the words.
     """
 
     judgments: list[Judgment] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Judged:
     errors: dict[str, str] = field(default_factory=dict)
     identical: int = 0
     skipped: int = 0
+    reasons: list[dict[str, Any]] = field(default_factory=list)
 
 
 class NoVerdicts(LmlabError):
@@ -127,9 +130,19 @@ class JudgePairs:
                     places.append((g, each.name, i, j))
                     questions.append(Question(each, texts[i], texts[j]))
 
+        said = dict[int, dict[str, Any]]()
+
         def take(number: int, verdict: Verdict) -> None:
             g, name, i, j = places[number]
             votes[g, name][:, i, j] = verdict.votes_a, verdict.votes_b
+            if verdict.reasons:
+                said[number] = {
+                    "criterion": name,
+                    "first": kept[g][i].id,
+                    "second": kept[g][j].id,
+                    "votes": [verdict.votes_a, verdict.votes_b],
+                    "reasons": verdict.reasons,
+                }
             if verdict.status != "ok":
                 found.missing[name, kept[g][i].domain, verdict.status] += 1
                 if verdict.error:
@@ -138,6 +151,7 @@ class JudgePairs:
                 advance(1)
 
         self.judge.compare(questions, take)
+        found.reasons = [said[number] for number in sorted(said)]  # whatever the order of the answers
         found.judgments = [
             self._judgment(group, {each.name: votes[g, each.name] for each in self.criteria})
             for g, group in enumerate(kept)
@@ -166,9 +180,13 @@ class JudgePairs:
             labels = soft_labels(shown_a, shown_b, self.judge.generations)
             labels[equal] = 0.5
             average[name], kept[name] = labels, (a, b)
-        prompts = {each.name: each.prompt_hash for each in self.criteria}
+        prompts = {each.name: self._prompt_hash(each) for each in self.criteria}
         ids, domains = tuple(each.id for each in group), tuple(each.domain for each in group)
         return Judgment(texts, average, kept, ids, domains, prompts)
+
+    def _prompt_hash(self, criterion: Criterion) -> str:
+        own = getattr(self.judge, "prompt_hash", None)
+        return criterion.prompt_hash if own is None else str(own(criterion))
 
 
 def _mirrored(votes: Matrix, other: Matrix) -> Matrix:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.endpoints import Choice
+from lmlab.judging.rubrics.objects import last_object
 
 Floats = NDArray[np.float64]
 MISSING = -100.0  # as published data sets of judgments mark a pair without labels
@@ -47,6 +48,18 @@ def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
             answer = answer[found.end() :]
     folded = [unicodedata.normalize("NFKC", label).casefold() for label in labels]
     return folded.index(answer.casefold()) if answer.casefold() in folded else None
+
+
+def parse_reasons(text: str, labels: Sequence[str] = ("A", "B")) -> tuple[int | None, str]:
+    """The number of the label that an answer with reasons chooses, None for a void one, and the reasons.
+
+    The last object of JSON that has `reasons` and `choice` counts, whatever stands around it.
+    """
+    answer = without_thoughts(text)
+    found = None if answer is None else last_object(answer, ("reasons", "choice"))
+    if found is None or not isinstance(found.values["choice"], str):
+        return None, ""
+    return parse_vote(found.values["choice"], labels), str(found.values["reasons"] or "")
 
 
 def label_masses(choice: Choice, labels: Sequence[str] = ("A", "B")) -> tuple[float, float] | None:

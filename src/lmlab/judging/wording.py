@@ -17,6 +17,8 @@ class Wording(Config):
 
     Attributes:
         pair, single: templates with {clause}, and {first}, {second}, {text_a}, {text_b} or {text}.
+        pair_reasons: as `pair`, and asks for an object of JSON with `reasons` before `choice`, a label; None where the
+            file has none.
         labels: of the first and the second text.
         criteria: the clause of each criterion that the file knows.
     """
@@ -24,6 +26,7 @@ class Wording(Config):
     version: int
     system: str
     pair: str
+    pair_reasons: str | None = None
     single: str
     labels: tuple[str, str]
     criteria: dict[str, str]
@@ -51,12 +54,44 @@ class Criterion:
     @cached_property
     def prompt_hash(self) -> str:
         """SHA-256 of everything that the judge is told apart from the texts."""
-        return sha256_json({"wording": self.wording.model_dump(exclude={"criteria"}), "clause": self.clause})
+        return self._hash({"criteria", "pair_reasons"})
+
+    @cached_property
+    def reasons_hash(self) -> str:
+        """The same of a judge that says why."""
+        return self._hash({"criteria", "pair"})
+
+    def _hash(self, without: set[str]) -> str:
+        return sha256_json({"wording": self.wording.model_dump(exclude=without), "clause": self.clause})
 
     def pair_request(self, text_a: str, text_b: str, **options: object) -> ChatRequest:
         """The question which of two texts is the better one."""
+        return self._pair(self.wording.pair, text_a, text_b, options)
+
+    def reasons_request(self, text_a: str, text_b: str, **options: object) -> ChatRequest:
+        """The same question to a judge that says why before it chooses, held to that form by a schema.
+
+        Raises:
+            UserError: the wording has no words for it.
+        """
+        if self.wording.pair_reasons is None:
+            raise UserError(
+                "The judge's wording has no 'pair_reasons', which asks for reasons.",
+                "Write it as 'pair', or judge with the mode votes or logprobs.",
+            )
+        choice = {"type": "string", "enum": list(self.wording.labels)}
+        schema = {
+            "type": "object",
+            "properties": {"reasons": {"type": "string"}, "choice": choice},
+            "required": ["reasons", "choice"],
+            "additionalProperties": False,
+        }
+        form = {"type": "json_schema", "json_schema": {"name": "comparison", "strict": True, "schema": schema}}
+        return self._pair(self.wording.pair_reasons, text_a, text_b, options | {"response_format": form})
+
+    def _pair(self, template: str, text_a: str, text_b: str, options: dict[str, object]) -> ChatRequest:
         first, second = (f"Option {label}" for label in self.wording.labels)
-        content = fill(self.wording.pair, clause=self.clause, first=first, second=second, text_a=text_a, text_b=text_b)
+        content = fill(template, clause=self.clause, first=first, second=second, text_a=text_a, text_b=text_b)
         return self._request(content, options)
 
     def single_request(self, text: str, **options: object) -> ChatRequest:

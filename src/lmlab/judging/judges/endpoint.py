@@ -12,10 +12,12 @@ from lmlab.errors import UserError
 from lmlab.judging.config import Mode
 from lmlab.judging.judge import Marks, Question, Rubric, Verdict
 from lmlab.judging.judges.find import JudgeOptions
-from lmlab.judging.votes import MISSING, label_masses, parse_vote
+from lmlab.judging.votes import MISSING, label_masses, parse_reasons, parse_vote
+from lmlab.judging.wording import Criterion
 
 Item = TypeVar("Item")
 _TOP = 20  # the most that endpoints report
+_REASONS_TOKENS = 1024  # some paragraphs; models that think first need more than their reasons take
 _VOTE_TOKENS = 16  # a label with what models like to put around it: "The answer is **B**."
 
 
@@ -24,7 +26,8 @@ class EndpointJudge:
 
     Arguments:
         endpoint: where it is.
-        mode: `votes` samples `generations` answers; `logprobs` reads the probabilities of both labels off one.
+        mode: `votes` samples `generations` answers; `logprobs` reads the probabilities of both labels off one;
+            `reasons` reads one that says why.
         generations: answers to a question in the mode `votes`, and readings of an item that is graded.
         cache: file of the replies: nothing is paid for twice.
         backend: who answers, in place of the one that the endpoint names.
@@ -70,6 +73,10 @@ class EndpointJudge:
         for number, tally in enumerate(tallies):
             take(number, tally.verdict())
 
+    def prompt_hash(self, criterion: Criterion) -> str:
+        """SHA-256 of what is asked apart from the texts."""
+        return criterion.reasons_hash if self.mode == "reasons" else criterion.prompt_hash
+
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         """What comparing will cost, without asking."""
         identity = None if self.backend is None else self.backend.identity
@@ -77,6 +84,9 @@ class EndpointJudge:
 
     def _first(self, questions: Sequence[Question]) -> Iterable[ChatRequest]:
         """The first request of each question."""
+        if self.mode == "reasons":
+            plain = {"temperature": 0.0, "max_tokens": _REASONS_TOKENS}
+            return (each.criterion.reasons_request(each.text_a, each.text_b, **plain) for each in questions)
         options: dict[str, Any] = {"n": self.generations, "temperature": 1.0, "max_tokens": _VOTE_TOKENS}
         if self.mode == "logprobs":
             options = {"n": 1, "temperature": 1.0, "max_tokens": 1, "top_logprobs": _TOP}
@@ -105,6 +115,7 @@ class _Tally:
     answers: int = 0
     status: str = "ok"
     error: str | None = None
+    reasons: str | None = None
 
     def add(self, reply: Reply, mode: Mode, labels: Sequence[str]) -> None:
         if reply.status != "ok":
@@ -116,6 +127,10 @@ class _Tally:
                 vote = parse_vote(choice.text, labels)
                 if vote is not None:
                     self.votes[vote] += 1
+            elif mode == "reasons":
+                vote, self.reasons = parse_reasons(choice.text, labels)
+                if vote is not None:
+                    self.votes[vote] += 1
             elif (masses := label_masses(choice, labels)) is not None:
                 self.votes = list(masses)
             else:
@@ -124,7 +139,8 @@ class _Tally:
     def verdict(self) -> Verdict:
         if self.status != "ok" and sum(self.votes) == 0:
             return Verdict(MISSING, MISSING, self.status, self.error)
-        return Verdict(self.votes[0], self.votes[1], "ok" if sum(self.votes) else "only void votes")
+        status = "ok" if sum(self.votes) else "only void votes"
+        return Verdict(self.votes[0], self.votes[1], status, reasons=self.reasons)
 
 
 def make(text: str, options: JudgeOptions) -> EndpointJudge:

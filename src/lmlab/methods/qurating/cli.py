@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 _JUDGE = "lmlab quality judge"
+_REASONS = 100  # on the page: enough to see what a judge looks at; the file has all
 Criteria = Annotated[
     list[str],
     typer.Option(
@@ -100,9 +102,10 @@ def judge_report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("judgments.html"),
 ) -> None:
     """Show how sure a judge is, what the order of texts does to it, and what labels are missing where."""
-    from lmlab.files import read_mapping
+    from lmlab.files import read_jsonl, read_mapping
     from lmlab.judging import Judged, components, read_judgments, summarize
     from lmlab.methods.qurating.commands.shared import print_rows
+    from lmlab.methods.qurating.rating.judge_documents import REASONS
     from lmlab.methods.qurating.report import judgment_sections
     from lmlab.reports import Page
     from lmlab.stats import without_noise
@@ -125,7 +128,9 @@ def judge_report(
         ]
         print_rows(["criterion", "labels", "position bias", "same winner in both orders"], rows)
         print("Position bias: above 0 for a judge that likes the second place. The same winner: a share, at best 1.")
-        print(f"Page: {Page('Judgments', sections=judgment_sections(figures)).write(out)}")
+        told = judged / REASONS
+        reasons = list(islice(read_jsonl(told), _REASONS)) if told.exists() else []
+        print(f"Page: {Page('Judgments', sections=judgment_sections(figures, reasons)).write(out)}")
 
     show(judged)
 

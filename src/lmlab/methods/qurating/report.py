@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ CONFIDENCE = (
 _BIASED = 0.1  # a judge that prefers one place by that much; asking in both orders takes it out of the mean
 
 
-def judgment_sections(figures: dict[str, Any]) -> list[Section]:
-    """Effects of order, confidence of labels, missing labels by domain."""
+def judgment_sections(figures: dict[str, Any], reasons: Sequence[dict[str, Any]] = ()) -> list[Section]:
+    """Effects of order, confidence of labels, missing labels by domain, and what a judge says of its choices.
+
+    Arguments:
+        reasons: rows as of `Judged.reasons`.
+    """
     rows = [
         [
             name,
@@ -87,6 +92,19 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
                 "Histogram of confidence",
             )
         )
+    if reasons:
+        told = [
+            [
+                each["criterion"],
+                each["first"],
+                each["second"],
+                "first" if each["votes"][0] else "second",
+                each["reasons"],
+            ]
+            for each in reasons
+        ]
+        columns = ["criterion", "shown first", "shown second", "chosen", "reasons"]
+        blocks.append(Table(columns, told, "Why the judge chose so, in its own words."))
     if figures["missing"]:
         lost = [
             [each["criterion"], each["domain"], each["reason"], each["questions"], each["questions"] / each["of"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.data import Document, Tokenizer
-from lmlab.files import write_json
+from lmlab.files import write_json, write_jsonl
 from lmlab.judging import (
     Criterion,
     JudgeConfig,
@@ -23,7 +23,7 @@ from lmlab.methods.qurating.rating.excerpting import group_excerpts
 from lmlab.methods.qurating.rating.pairs import make_groups
 from lmlab.progress import progress
 
-JUDGMENTS = "judgments.parquet"
+JUDGMENTS, REASONS = "judgments.parquet", "reasons.jsonl"
 
 
 def judge_documents(
@@ -76,4 +76,6 @@ def compare_documents(
         "connected_sets": components([each.ids for each in found.judgments]),
     }
     write_json(place("judging.json"), figures)
+    if found.reasons:
+        write_jsonl(place(REASONS), found.reasons)
     return found, figures
