@@ -48,7 +48,7 @@ from lmlab.stats import wilson
 
 _TOKENS_OF_BUGS = 900  # of a context: thirty lines around one edit
 _TOKENS_OF_MINED = 2000
-_LONGEST_ANSWER = 192
+_LONGEST_ANSWER = 160
 
 
 def _lmlab(*command: str) -> None:
