@@ -12,9 +12,9 @@ lengths has only few splits otherwise, and none of them goes far.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -22,13 +22,12 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
-from lmlab.methods.ladder.fitting.points import place_of, target_values
+from lmlab.methods.ladder.fitting.points import LengthsAre, lengths_are, place_of, target_values
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import short
 
 _FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
-_GRID = 1.5  # sizes times lengths over the runs: a grid has 1, and some of its runs may be missing
 _CHEAPEST = (1 / 2, 2 / 3)  # of the runs that a split by compute is fitted to
 _ROUNDING = 1.001  # costs that differ by less are one
 
@@ -42,28 +41,9 @@ class Split:
     predicted: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """How a ladder's lengths are counted: by multiples of 20 N tokens, by tokens, or not at all."""
-
-    by: Literal["multiples", "tokens", "nothing"]
-
-    @classmethod
-    def of(cls, runs: Sequence[Run]) -> _Lengths:
-        """What makes a grid of the runs: few lengths, each of several sizes."""
-        multiples, tokens = ({cls(by).of_run(run) for run in runs} for by in ("multiples", "tokens"))
-        sizes = len({run.n for run in runs})
-        if len(multiples) * sizes <= _GRID * len(runs) or sizes == 1:
-            return cls("multiples")
-        return cls("tokens" if len(tokens) * sizes <= _GRID * len(runs) else "nothing")
-
-    def of_run(self, run: Run) -> float:
-        """A run's length, rounded to two digits."""
-        return float(f"{run.final_tokens:.2g}") if self.by == "tokens" else run.multiple
-
-    def name(self, length: float) -> str:
-        """A length for people."""
-        return f"{short(length)} tokens" if self.by == "tokens" else f"{length:g}xC"
+def _length(run: Run, by: LengthsAre) -> float:
+    """A run's length, rounded to two digits."""
+    return float(f"{run.final_tokens:.2g}") if by == "tokens" else run.multiple
 
 
 def splits(table: RunTable) -> list[Split]:
@@ -73,14 +53,15 @@ def splits(table: RunTable) -> list[Split]:
         UserError: fewer than three sizes and fewer than three lengths.
     """
     runs = table.paper.ladder.runs
-    counted = _Lengths.of(runs)
+    by = lengths_are([math.log(run.n) for run in runs], [math.log(run.final_tokens) for run in runs])
     sizes = sorted({run.n for run in runs})
-    lengths = sorted({counted.of_run(run) for run in runs}) if counted.by != "nothing" else []
+    lengths = sorted({_length(run, by) for run in runs}) if by != "nothing" else []
+    called = {length: f"{short(length)} tokens" if by == "tokens" else f"{length:g}xC" for length in lengths}
     named = {run.n: run.size or f"{run.n:.3g}" for run in runs}
 
     def split(label: str, fit: tuple[float, float], predict: tuple[set[float], float]) -> Split:
-        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and counted.of_run(run) <= fit[1])
-        predicted = tuple(run.name for run in runs if run.n in predict[0] and counted.of_run(run) > predict[1])
+        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and _length(run, by) <= fit[1])
+        predicted = tuple(run.name for run in runs if run.n in predict[0] and _length(run, by) > predict[1])
         return Split(label, fitted, predicted)
 
     found = []
@@ -90,16 +71,16 @@ def splits(table: RunTable) -> list[Split]:
             for larger in sizes[i + 1 :]
         ]
     for length in lengths[1:-1]:
-        found.append(split(f"{counted.name(length)} to longer", (np.inf, length), (set(sizes), length)))
+        found.append(split(f"{called[length]} to longer", (np.inf, length), (set(sizes), length)))
     for length in lengths[1:-1] if len(sizes) > 2 else ():
         found.append(
             split(
-                f"N <= {named[sizes[-2]]}, {counted.name(length)} to longer {named[sizes[-1]]}",
+                f"N <= {named[sizes[-2]]}, {called[length]} to longer {named[sizes[-1]]}",
                 (sizes[-2], length),
                 ({sizes[-1]}, length),
             )
         )
-    if counted.by != "multiples":
+    if by != "multiples":
         found += _by_compute(table, runs)
     found = [each for each in found if each.predicted and len(each.fitted) >= _FEWEST_RUNS]
     if not found:

@@ -22,7 +22,7 @@ from lmlab.methods.ladder.fitting.fit import StepFit
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.laws import log_residuals, shift_units
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit, mean_logit
-from lmlab.methods.ladder.fitting.points import Points, logs, thin
+from lmlab.methods.ladder.fitting.points import Points, lengths_are, logs, thin
 from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Floats
 from lmlab.methods.ladder.tables.tasks import places_of
 
@@ -30,6 +30,7 @@ _PRIOR = 1e-4  # of the parameters in scaled units, so that undetermined ones st
 _TRUTHS = 64  # more narrow the estimate of what a run would tell, and take time in proportion
 _SIMULATED = 10  # candidates; the others are ruled out by a linear estimate
 _LEAST_GAIN = 0.05  # of the variance: what is less is not worth a run
+_ROUNDED = 0.05  # lengths are told by two digits
 _SURE = 2.0  # standard errors of the simulation
 
 
@@ -79,8 +80,9 @@ def next_runs(
 
     Arguments:
         sizes, multiples: of the candidates; by default the ladder's sizes and twice the largest, and the lengths that
-            the estimator fits, to twice the longest. Smaller sizes are cheap, and promise much if the law holds for
-            them too; whether it does, these runs do not tell.
+            the estimator fits, to twice the longest: in tokens where the ladder is planned by these. Smaller sizes
+            and shorter runs than any of the ladder's are cheap, and promise much if the law holds for them too;
+            whether it does, these runs do not tell.
         ladder_flops: cost of the ladder so far.
         beyond: how many times farther than any backtest the target is (`Forecaster.beyond`).
 
@@ -92,12 +94,17 @@ def next_runs(
     x_3R = ensemble.chains[0].points.x_3R
     ratio = np.median(np.exp(x_3R[2] - x_3R[0] - x_3R[1]))
     known = sorted({float(f"{np.exp(value):.3g}") for value in x_3R[0]})
-    lengths = sorted({float(f"{value:.2g}") for value in np.exp(x_3R[1] - x_3R[0]) / TOKENS_PER_PARAMETER})
+    by_tokens = not multiples and lengths_are(x_3R[0], x_3R[1]) == "tokens"
+    counted = x_3R[1] if by_tokens else x_3R[1] - x_3R[0] - np.log(TOKENS_PER_PARAMETER)
+    lengths = sorted({float(f"{value:.2g}") for value in np.exp(counted)})
+    least = (1 - _ROUNDED) * float(np.exp(x_3R[1].min()))
     found = []
     for size in list(sizes) or [*known, known[-1] * 2]:
         for length in list(multiples) or [*lengths, 2 * lengths[-1]]:
-            tokens = TOKENS_PER_PARAMETER * length * size
-            found.append((size, length, logs(size, tokens, float(ratio) * size)))
+            tokens = length if by_tokens else TOKENS_PER_PARAMETER * length * size
+            if multiples or tokens >= least:
+                multiple = tokens / (TOKENS_PER_PARAMETER * size)
+                found.append((size, multiple, logs(size, tokens, float(ratio) * size)))
     if not sizes and not multiples:
         found = _promising(ensemble, found, logs(n, d, flops_per_token))
     drawn = _Draws(ensemble, truths, seed)

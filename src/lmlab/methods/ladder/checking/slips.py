@@ -15,7 +15,8 @@ from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Run, RunTabl
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.words import counted
 
-_LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
+# Tokens a parameter: 20 is usual, 573 is much, 0.1 that of a quick trial, and beyond these is another unit.
+_LEAST_RATIO, _MOST_RATIO = 0.01, 1e5
 _OFF = 1e5  # times the runs' median: no ladder spans that, a slip of units does
 _UNLIKE = 300.0  # times the runs' median of tokens a parameter: no plan of a ladder spans that
 _LEAST_N = 1000.0  # no language model has fewer; 1B written as 1 or 190M as 190 does

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from lmlab.methods.ladder.tables.tasks import Task
 _PARTS = (
     7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
 )
+_GRID = 1.5  # sizes times lengths over the runs: a grid has 1, and some of its runs may be missing
+LengthsAre = Literal["multiples", "tokens", "nothing"]
 LEAST_ACCURACY = 1e-3  # of a run, where its logarithm is taken: hard questions may all be answered wrong
 
 
@@ -103,6 +106,18 @@ def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
 def levels(log_x: Floats) -> int:
     """How many values are there that differ by more than 2 %."""
     return 1 + int((np.diff(np.sort(log_x)) > 0.02).sum())  # of one size counted in two ways, or one length rounded
+
+
+def lengths_are(log_n: Sequence[float] | Floats, log_d: Sequence[float] | Floats) -> LengthsAre:
+    """What makes a grid of runs: few lengths, each of several sizes. Lengths are multiples of 20 N tokens, tokens where
+    all sizes were planned by these, or nothing at all.
+    """
+    n, d = np.round(np.asarray(log_n), 6), np.asarray(log_d)
+    sizes, runs = len(set(n.tolist())), len(n)
+    multiples, tokens = (len({f"{each:.2g}" for each in np.exp(values)}) for values in (d - n, d))
+    if multiples * sizes <= _GRID * runs or sizes == 1:
+        return "multiples"
+    return "tokens" if tokens * sizes <= _GRID * runs else "nothing"
 
 
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
