@@ -34,6 +34,7 @@ _QUESTIONS = 600
 _ALL = {"delta": None, "runs": "all"}
 CHAINS = {
     "task loss": TwoStepSettings(law="tied", **_ALL),
+    "task loss, two ends": TwoStepSettings(law="tied", accuracy_law="logistic", **_ALL),
     "c4": TwoStepSettings(x="c4", law="tied", **_ALL),
     "direct": TwoStepSettings(law="direct", **_ALL),
     "TaskCE": TwoStepSettings(x="taskce", law="tied", **_ALL),
@@ -46,6 +47,8 @@ _BASES = (
     ("task loss", "c4", "direct", "TaskCE"),
     ("task loss", "direct"),
     ("task loss",),
+    ("task loss, two ends",),
+    ("task loss, two ends", "c4", "direct"),
     ("c4",),
     ("direct",),
     ("TaskCE",),
@@ -98,6 +101,7 @@ def main() -> None:
     table = published_ladder(Path(os.environ.get("LMLAB_SHARED", "../shared"))).ladder
     tasks, start = TaskRegistry.builtin().select("main"), time.process_time()
     errors: dict[bool, dict[str, list[float]]] = {few: {name: [] for name in candidates()} for few in (True, False)}
+    signed: dict[str, list[float]] = {name: [] for name in candidates()}
     for number, (label, part, targets) in enumerate(parts(table)):
         rng = np.random.default_rng(number) if number % 2 else None
         small = RunTable(tuple(_measured(run, tasks, rng) for run in part))
@@ -107,16 +111,20 @@ def main() -> None:
         for name, weights in candidates().items():
             said = mean_logit([values[each] for each in weights], tuple(weights.values()))
             errors[len(part) < _FEW][name].append(float(100 * np.abs(said - actual).mean()))
+            if len(part) < _FEW:
+                signed[name].append(float(100 * (said - actual).mean()))
         print(f"{label}: {len(targets)} runs, {time.process_time() - start:.0f} s", flush=True)
     scores = {few: {name: np.mean(found) for name, found in each.items()} for few, each in errors.items()}
     lowest = min(scores[True].values())
     ties = [name for name, value in scores[True].items() if value <= lowest + _TIE]
     winner = min(ties, key=lambda name: (len(candidates()[name]), scores[True][name]))
     counts = [len(errors[few]["line"]) for few in (True, False)]
-    print(f"\n| candidate | {counts[0]} parts of fewer than {_FEW} | {counts[1]} of {_FEW} |\n|---|---|---|")
+    print(f"\n| candidate | {counts[0]} parts of fewer than {_FEW} | too high by | {counts[1]} of {_FEW} |")
+    print("|---|---|---|---|")
     for name in sorted(scores[True], key=scores[True].__getitem__):
         shown = f"**{name}**" if name == winner else name
-        print(f"| {shown} | {scores[True][name]:.2f} | {scores[False][name]:.2f} |")
+        bias = np.mean(signed[name])
+        print(f"| {shown} | {scores[True][name]:.2f} | {bias:+.2f} | {scores[False][name]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lmlab.methods.ladder import (
 )
 from lmlab.methods.ladder.analysis.variance import seed_noise
 from lmlab.methods.ladder.fitting.calibration import Calibration
-from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.fit import fit_first_step, fit_second_step
 from lmlab.methods.ladder.fitting.laws import value_and_gradient
 from lmlab.methods.ladder.presenting.cards import cards
 from lmlab.stats import normal_quantile
@@ -101,6 +101,15 @@ def test_on_a_small_ladder_the_line_weighs_as_much_as_the_law(published, main_ta
     for mean, one, two in zip(found, law, line, strict=True):
         logits = [np.log(each.accuracy / (1 - each.accuracy)) for each in (mean, one, two)]
         assert logits[0] == pytest.approx((logits[1] + logits[2]) / 2)
+
+
+def test_a_curve_between_chance_and_one_finds_its_two_parameters_at_any_chance():
+    loss = np.linspace(0.4, 2.0, 30)[None].repeat(2, 0)
+    chance = np.array([0.2, 0.5])
+    accuracy = chance[:, None] + (1 - chance[:, None]) / (1 + np.exp(5 * (loss - 0.9)))
+    found = fit_second_step("logistic", loss, accuracy, chance, anchor=False).parameters_BP
+    assert found[:, 1:3] == pytest.approx(np.array([[0.9, 5.0]] * 2), rel=0.02)
+    assert found[:, 0] == pytest.approx(chance - 1, abs=2e-3) and found[:, 3] == pytest.approx(1, abs=2e-3)
 
 
 def test_a_line_is_fitted_by_what_runs_know(published, main_tasks):

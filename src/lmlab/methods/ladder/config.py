@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LossForm = Literal["nd", "coupled", "tied", "flops", "single", "power", "direct", "line"]
 # Laws of a loss, from which a curve leads to the accuracy.
 CHAINED: tuple[LossForm, ...] = ("nd", "coupled", "tied", "flops")
-AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc", "soft"]
+AccuracyForm = Literal["sigmoid", "logistic", "log_sigmoid", "mc", "soft"]
 Variant = Literal["rc", "mc", "soft"]
 
 OLMO_SIZES = {  # d_model, num_heads, num_layers, d_ff
@@ -163,7 +163,8 @@ class TwoStepSettings(Config):
             24.
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
         last: checkpoints whose mean stands for a run, at most those of its last tenth.
-        accuracy_law: of the second step; `mc` predicts answers by letter, `soft` the probability of the right answer.
+        accuracy_law: of the second step; `logistic` goes from chance to 1 and has two parameters, `mc` predicts answers
+            by letter, `soft` the probability of the right answer.
         figure: what is predicted by a law that can predict several; the accuracy of full answers (`rc`) by default.
         moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
             and the share at a run's beginning that is left out.

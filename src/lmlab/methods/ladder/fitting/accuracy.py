@@ -18,12 +18,14 @@ Floats = NDArray[np.float64]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "sigmoid": ("a", "x0", "k", "b"),
+    "logistic": ("a", "x0", "k", "b"),
     "mc": ("a", "x0", "k", "b"),
     "log_sigmoid": ("a", "x0", "k"),
     "soft": ("a", "b"),
 }
 FORMULAS = {
     "sigmoid": "Acc(L) = a / (1 + exp(-k (L - x0))) + b",
+    "logistic": "Acc(L) = a / (1 + exp(-k (L - x0))) + b, b = 1, a = chance - 1",
     "mc": "Acc(L) = a / (1 + exp(-k (L - x0))) + b, b near 1, a near chance - 1",
     "log_sigmoid": "Acc(L) = 1 - a ln(1 - sigmoid(k (L - x0)))",
     # Of the mean probability of the right answer, by minus the mean of its logarithm, TaskCE: both are 1 and 0 for a
@@ -48,10 +50,11 @@ def bounds(form: AccuracyForm, chance: float) -> Bounds:
         return Bounds(np.array([1.0, 0.0]), np.array([0.0, -infinite]), np.array([infinite, infinite]))
     if form == "log_sigmoid":
         return Bounds(np.array([-0.1, 0.9, 3.0]), np.array([-infinite, 0.0, 0.0]), np.array([0.0, infinite, infinite]))
-    low, high = (chance - 1, chance - 0.999) if form == "mc" else (-1.0, 0.0)
+    fixed = form in ("mc", "logistic")  # both ends
+    low, high = (chance - 1, chance - 0.999) if fixed else (-1.0, 0.0)
     return Bounds(
         np.array([chance - 1, 0.9, 3.0, 1.0]),
-        np.array([low, 0.0, 0.0, 0.999 if form == "mc" else 0.0]),
+        np.array([low, 0.0, 0.0, 0.999 if fixed else 0.0]),
         np.array([high, infinite, infinite, 1.0]),
     )
 

@@ -244,6 +244,8 @@ def fit_second_step(
         anchor_share: of the weight of all checkpoints, that point has no more: of runs that were measured a few times
             it would rule where the curve goes.
     """
+    if form == "logistic":
+        return _between_chance_and_one(loss_BK, accuracy_BK, chance_B, weights_BK, anchor, starts, anchor_share)
     weights = np.broadcast_to(np.ones(1) if weights_BK is None else weights_BK, loss_BK.shape)
     if anchor:
         loss_BK = np.concatenate([loss_BK, np.zeros((len(loss_BK), 1))], axis=1)
@@ -276,6 +278,26 @@ def fit_second_step(
         1e-10,
     )
     return _best(solution.parameters, solution.cost, solution.converged, count, tries, lambda p: p)
+
+
+def _between_chance_and_one(
+    loss_BK: Floats,
+    accuracy_BK: Floats,
+    chance_B: Floats,
+    weights_BK: Floats | None,
+    anchor: bool,
+    starts: str | Floats,
+    anchor_share: float,
+) -> StepFit:
+    """A curve with fixed ends, the lower one at each problem's own chance: as shares of the way from there to 1."""
+    way = 1 - chance_B
+    scale = np.stack([way, np.ones_like(way), np.ones_like(way), way], axis=1)
+    shift = np.stack([0 * way, 0 * way, 0 * way, chance_B], axis=1)
+    starts = "grid" if isinstance(starts, str) else (starts - shift[:, None]) / scale[:, None]
+    share_BK = (accuracy_BK - chance_B[:, None]) / way[:, None]
+    found = fit_second_step("mc", loss_BK, share_BK, np.zeros_like(way), weights_BK, anchor, starts, anchor_share)
+    others = None if found.others_BSP is None else found.others_BSP * scale[:, None] + shift[:, None]
+    return StepFit(found.parameters_BP * scale + shift, found.cost_B, found.converged_B, others)
 
 
 def _curve_starts(form: AccuracyForm, x_K: Floats, y_K: Floats, chance: float) -> Floats:
