@@ -19,7 +19,7 @@ import pytest
 from lmlab.endpoints import ChatRequest
 from lmlab.endpoints.engine.guides import _LlGuide
 from lmlab.endpoints.engine.local import LocalBackend
-from lmlab.endpoints.engine.tools import read_call
+from lmlab.endpoints.engine.tools import MOST_CALLS, read_calls
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.endpoints.server.connections import BoundedProtocol
 from lmlab.models import Continuation, DecodingConfig
@@ -114,6 +114,7 @@ def test_json_mode_gives_an_object_and_a_bad_schema_is_refused(client):
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
 def test_a_call_that_is_demanded_is_made(client, choice, stream):
     options = {"model": "small", "messages": MESSAGES, "temperature": 1.0, "seed": 3, "max_tokens": 400}
+    options["parallel_tool_calls"] = False
     reply = client.chat.completions.create(**options, tools=TOOLS, tool_choice=choice, stream=stream)
     if stream:
         events = list(reply)
@@ -129,6 +130,27 @@ def test_a_call_that_is_demanded_is_made(client, choice, stream):
         assert call.function.name == "look" and arguments["place"] in ("here", "there")
     else:
         assert call.function.name == "add" and {type(arguments[name]) for name in "ab"} == {bool}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_may_be_several_calls(client, stream):
+    options = {"model": "small", "messages": MESSAGES, "temperature": 1.5, "max_tokens": 400, "tools": TOOLS}
+    numbers = []
+    for seed in range(8):
+        reply = client.chat.completions.create(**options, seed=seed, tool_choice="required", stream=stream)
+        if stream:
+            parts = [part for event in reply for part in event.choices]
+            calls, finish = [each for part in parts for each in part.delta.tool_calls or ()], parts[-1].finish_reason
+            assert [each.index for each in calls] == list(range(len(calls)))
+        else:
+            calls, finish = reply.choices[0].message.tool_calls or [], reply.choices[0].finish_reason
+        if finish == "length":  # the last call was cut off, and what is no call whole is told as text
+            assert not calls
+            continue
+        assert finish == "tool_calls" and len({each.id for each in calls}) == len(calls) <= MOST_CALLS
+        assert all(isinstance(json.loads(each.function.arguments), dict) for each in calls)
+        numbers.append(len(calls))
+    assert max(numbers) > 1
 
 
 def test_a_call_that_is_not_demanded_may_be_a_text_and_results_come_back(client):
@@ -150,10 +172,29 @@ def test_a_call_that_is_not_demanded_may_be_a_text_and_results_come_back(client)
 def test_calls_are_read_in_both_forms_and_only_of_tools_that_there_are():
     bare = '{"name": "add", "arguments": {"a": 1}}'
     for text in (bare, f"<tool_call>\n{bare}\n</tool_call>"):
-        call = read_call(text, ["add"])
-        assert call is not None and call["function"] == {"name": "add", "arguments": '{"a": 1}'}
-    for text in ('{"name": "fly", "arguments": {}}', '{"name": "add", "arguments": 3}', "add", "[1]", ""):
-        assert read_call(text, ["add"]) is None
+        (call,) = read_calls(text, ["add"])
+        assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    for text in (
+        f"{bare}\n{bare}",
+        f"[{bare}, {bare}]",
+        f"<tool_call>{bare}</tool_call>\n<tool_call>{bare}</tool_call>",
+    ):
+        assert [each["function"]["arguments"] for each in read_calls(text, ["add"])] == ['{"a": 1}'] * 2
+    other = '{"name": "fly", "arguments": {}}'
+    nan = '{"name": "add", "arguments": {"a": NaN}}'
+    deep = "[" * 100_000
+    for text in (
+        other,
+        f"{bare}\n{other}",
+        f"{bare} so",
+        '{"name": "add", "arguments": 3}',
+        "add",
+        "[1]",
+        "",
+        nan,
+        deep,
+    ):
+        assert read_calls(text, ["add"]) == []
 
 
 def test_a_model_in_this_process_keeps_to_a_schema_too(model_directory: Path):

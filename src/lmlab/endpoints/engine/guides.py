@@ -45,15 +45,18 @@ class Guides:
         """
         return self._compiled("json", _spelled({"type": "object"} if schema is None else schema))
 
-    def call_or_text(self, schema: dict[str, Any]) -> MakeGuide:
-        """For an answer that is either JSON of a schema or a text that does not begin with a brace.
+    def calls(self, schema: dict[str, Any], most: int, or_text: bool) -> MakeGuide:
+        """For an answer that is JSON of a schema, up to so many times and each in a line of its own.
+
+        Arguments:
+            or_text: it may also be a text that does not begin with a brace.
 
         Raises:
             UserError: as `json`.
         """
-        return self._compiled("call", _spelled(schema))
+        return self._compiled("calls", _spelled(schema), most, or_text)
 
-    def _compile(self, kind: str, schema: str) -> MakeGuide:
+    def _compile(self, kind: str, schema: str, most: int = 1, or_text: bool = False) -> MakeGuide:
         library = _library()
         if self._words is None:
             self._words = library.LLTokenizer(
@@ -67,8 +70,10 @@ class Guides:
                 grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=options)
             else:
                 constrained = json.dumps({**json_value(schema), "x-guidance": options})
+                more = f" (END call){{0,{most - 1}}}" if most > 1 else ""
                 grammar = library.LLMatcher.grammar_from_lark(
-                    f"start: TEXT | call\nTEXT: /[^{{](.|\\n)*/\ncall: %json {constrained}\n"
+                    f"start: {'TEXT | ' if or_text else ''}calls\ncalls: call{more}\nEND: /\\n/\n"
+                    f"TEXT: /[^{{](.|\\n)*/\ncall: %json {constrained}\n"
                 )
         except ValueError as error:  # it is too deep
             raise _cannot_be_followed(str(error)) from None

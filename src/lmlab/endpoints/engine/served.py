@@ -88,12 +88,15 @@ class ServedModel:
         room = max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
-    def chat_ids(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    def chat_ids(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), several: bool = False
+    ) -> list[int]:
         """A conversation as a prompt. What is spelled like a special token in a message stays text.
 
         Arguments:
             tools: that the model may call, in the protocol's form; a chat template that knows none is told of them in
                 the system message.
+            several: whether an answer may call more than one.
 
         Raises:
             UserError: the tokenizer has no chat template, or it refuses the messages.
@@ -101,7 +104,7 @@ class ServedModel:
         template = self.tokenizer.chat_template
         involved = bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
         if involved and (template is None or not any("tools" in source for source in template.sources.values())):
-            return encode_for_answer(self.tokenizer, told(messages, tools))
+            return encode_for_answer(self.tokenizer, told(messages, tools, several))
         return encode_for_answer(self.tokenizer, messages, list(tools) or None)
 
     def config(

@@ -8,9 +8,15 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from lmlab.files import ParseError, json_value
+_TAG = re.compile(r"\s*(?:</?tool_call>\s*)*")  # as models of the Hermes family put it around each call
+MOST_CALLS = 16  # of one answer: more than people ask for, and an end for a model that repeats itself
 
-_TAGGED = re.compile(r"^\s*<tool_call>\s*(\{.*\})\s*(?:</tool_call>)?\s*$", re.DOTALL)
+
+def _no_number(spelled: str) -> Any:
+    raise ValueError(f"{spelled} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 
 def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
@@ -35,15 +41,21 @@ def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dic
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def told(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def told(
+    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], several: bool = False
+) -> list[dict[str, Any]]:
     """A conversation for a chat template that knows no tools: what they are stands in the system message, calls and
     results in plain turns.
+
+    Arguments:
+        several: whether an answer may call more than one.
     """
     lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
     told = (
         "You can call these functions, each given with a JSON schema of its arguments:\n"
         + "\n".join(lines)
         + '\nTo call one, answer with nothing but {"name": ..., "arguments": {...}}.'
+        + (" To call several, write one such object in each line." if several else "")
     )
     turns = [_plain(message) for message in messages]
     if not tools:
@@ -57,21 +69,37 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         return {"role": "user", "content": f"Result of the function: {message['content']}"}
     calls = [call["function"] for call in message.get("tool_calls") or ()]
-    spelled = "".join(f'{{"name": {json.dumps(each["name"])}, "arguments": {each["arguments"]}}}' for each in calls)
+    spelled = "\n".join(f'{{"name": {json.dumps(each["name"])}, "arguments": {each["arguments"]}}}' for each in calls)
     return {"role": message["role"], "content": message["content"] + spelled}
 
 
-def read_call(text: str, names: Sequence[str]) -> dict[str, Any] | None:
-    """The call that an answer is, in the form of the protocol; None where it is none of a function of these names."""
-    tagged = _TAGGED.match(text)
+def read_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The calls that an answer is made of, in the form of the protocol; none where it is anything else than calls of
+    functions of these names, one after the other or as one list.
+    """
+    found = list[Any]()
+    place = _after_tags(text, 0)
     try:
-        found = json_value(tagged[1] if tagged else text.strip())
-    except ParseError:
+        while place < len(text):
+            value, place = _DECODER.raw_decode(text, place)
+            found += value if isinstance(value, list) else [value]
+            place = _after_tags(text, place)
+    except (ValueError, RecursionError):
+        return []
+    calls = [_call(each, names) for each in found]
+    return [] if None in calls else [call for call in calls if call is not None]
+
+
+def _after_tags(text: str, place: int) -> int:
+    found = _TAG.match(text, place)
+    return place if found is None else found.end()
+
+
+def _call(value: Any, names: Sequence[str]) -> dict[str, Any] | None:
+    if not isinstance(value, dict) or value.get("name") not in names:
         return None
-    if not isinstance(found, dict) or found.get("name") not in names:
-        return None
-    arguments = found.get("arguments", found.get("parameters", {}))
+    arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, dict):
         return None
-    function = {"name": found["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    function = {"name": value["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -23,7 +23,7 @@ from lmlab.data import Tokenizer
 from lmlab.endpoints.engine.engine import Busy, EngineFailed, Job
 from lmlab.endpoints.engine.guides import MakeGuide
 from lmlab.endpoints.engine.served import ServedModel
-from lmlab.endpoints.engine.tools import call_schema
+from lmlab.endpoints.engine.tools import MOST_CALLS, call_schema
 from lmlab.endpoints.server.answering import events, whole
 from lmlab.endpoints.server.bodies import B, ChatBody, CompletionBody, ToolChoice, parse
 from lmlab.endpoints.server.connections import OnlyHosts
@@ -212,7 +212,8 @@ class _Server(Service):
         self._check_context(body)
         tools = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
         guide = await asyncio.to_thread(self._guide, body, tools)
-        ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages], tools)
+        turns = [message.plain() for message in body.messages]
+        ids = await asyncio.to_thread(self.model.chat_ids, turns, tools, body.several_calls)
         given = body.max_completion_tokens or body.max_tokens
         taken = len(ids) + self.model.positions_before(body.context)
         if body.top_logprobs and not body.logprobs:
@@ -236,8 +237,8 @@ class _Server(Service):
                 if name not in [tool["function"]["name"] for tool in tools]:
                     raise ApiError(400, f"There is no tool '{name}'.", "invalid_value", "tool_choice")
                 return self.model.guides.json(call_schema(tools, name))
-            schema = call_schema(tools)
-            return (self.model.guides.json if choice == "required" else self.model.guides.call_or_text)(schema)
+            most = MOST_CALLS if body.several_calls else 1
+            return self.model.guides.calls(call_schema(tools), most, or_text=choice != "required")
         if choice not in (None, "none", "auto"):
             raise ApiError(400, "'tool_choice' needs 'tools'.", "invalid_value", "tool_choice")
         if form is None or form.type == "text":

@@ -172,7 +172,12 @@ class ChatBody(_Sampling):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = None  # an answer is at most one call in either case
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def several_calls(self) -> bool:
+        """Whether an answer may be more than one call: as the protocol has it, unless that is refused."""
+        return self.parallel_tool_calls is not False
 
 
 class CompletionBody(_Sampling):

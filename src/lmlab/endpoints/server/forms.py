@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from lmlab.data import Tokenizer
 from lmlab.endpoints.client.token_log import TextOffsets, Token
-from lmlab.endpoints.engine.tools import read_call
+from lmlab.endpoints.engine.tools import read_calls
 from lmlab.endpoints.server.answers import chat_log_probs, completion_log_probs, prompt_tokens
 from lmlab.models import PromptScores
 
@@ -62,8 +62,8 @@ class ChatForm:
 
     def choice(self, index: int, text: str, tokens: Sequence[Token], finish_reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._tools and (call := read_call(text, self._tools)) is not None:
-            message |= {"content": None, "tool_calls": [call]}
+        if self._tools and (calls := read_calls(text, self._tools)):
+            message |= {"content": None, "tool_calls": calls}
             finish_reason = "tool_calls"
         return {"index": index, "message": message, "logprobs": self._reported(tokens), "finish_reason": finish_reason}
 
@@ -74,8 +74,9 @@ class ChatForm:
             if finish_reason is None:
                 self._held[index] = text, tokens
                 return []
-            if (call := read_call(text, self._tools)) is not None:
-                called = self._part(index, {"tool_calls": [{"index": 0, **call}]}, tokens, None)
+            if calls := read_calls(text, self._tools):
+                numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+                called = self._part(index, {"tool_calls": numbered}, tokens, None)
                 return [called, self._part(index, {}, (), "tool_calls")]
         parts = [self._part(index, {"content": text}, tokens, None)] if text or (tokens and self.log_probs) else []
         return parts if finish_reason is None else [*parts, self._part(index, {}, (), finish_reason)]
