@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,33 @@ def test_the_command_hands_in_and_collects(provider, tmp_path, lmlab):
     assert lmlab("ask", tmp_path / "asked.jsonl", *options, "--out", out).code == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["id"], row["status"]) for row in rows] == [("a", "ok"), ("b", "not_answered")]
+
+
+def test_a_file_that_is_handed_in_is_no_larger_than_providers_take(provider: Provider, tmp_path: Path) -> None:
+    requests = [ChatRequest(({"role": "user", "content": f"{n}" * 5000},)) for n in range(6)]
+    with jobs(provider, tmp_path, most_bytes=12_000) as work:
+        counts = work.run(requests, poll_s=0.01, tell=lambda line: None)
+    assert counts == {"ok": 6} and len(provider.batches) == 3
+    assert max(len(each) for name, each in provider.files.items() if name.startswith("file-")) <= 12_000
+
+
+def test_requests_are_gone_through_and_not_held(provider: Provider, tmp_path: Path) -> None:
+    class Requests:
+        alive = most = 0
+
+        def __iter__(self) -> Iterator[ChatRequest]:
+            for number in range(40):
+                request = ChatRequest(({"role": "user", "content": f"{number}"},))
+                weakref.finalize(request, self._gone)
+                self.alive += 1
+                self.most = max(self.most, self.alive)
+                yield request
+                del request
+
+        def _gone(self) -> None:
+            self.alive -= 1
+
+    requests = Requests()
+    with jobs(provider, tmp_path, most=5) as work:
+        assert work.run(requests, poll_s=0.01, tell=lambda line: None) == {"ok": 40}
+    assert requests.most <= 12

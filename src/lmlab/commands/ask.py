@@ -124,6 +124,16 @@ class Asked:
         return (place.shaped(request) for _, request in self)
 
 
+class _Requests:
+    """The requests without their ids, as often as they are gone through."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    def __iter__(self) -> Iterator[Any]:
+        return (request for _, request in self._asked)
+
+
 def _run(place: Any, asked: Asked, out: Path, kept: Path | None) -> None:
     from lmlab import endpoints
     from lmlab.endpoints.client.request_files import ReplyRows, reply_row
@@ -205,7 +215,7 @@ def _by_batch(place: Any, asked: Asked, out: Path, kept: Path, poll_s: float, wa
     from lmlab.endpoints.client.request_files import ReplyRows
 
     with BatchJobs(place, out.with_name(out.name + ".batches"), kept) as jobs:
-        counts = jobs.run([request for _, request in asked], poll_s, wait)
+        counts = jobs.run(_Requests(asked), poll_s, wait)
     if counts["under_way"]:
         print(f"{counted(counts['under_way'], 'batches are')} under way; the same command collects them.")
         return

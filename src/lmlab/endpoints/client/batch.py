@@ -6,7 +6,7 @@ Both only fill the cache; the usual run then finds its replies there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,19 @@ def write_batch(path: str | Path, model: str, requests: Iterable[ChatRequest], c
     """
     path = Path(path)
     cache = None if cache is None else Path(cache)
-    kept = ReplyCache(cache)
+    kept, written = ReplyCache(cache), set[str]()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for request in requests:
+            key = request.key(model)
+            if key not in written and kept.get(key) is None:
+                written.add(key)
+                yield {"custom_id": key, "method": "POST", "url": _URL, "body": request.body(model)}
+
     try:
-        missing = {key: request for request in requests if kept.get(key := request.key(model)) is None}
+        return write_jsonl(path, rows())
     finally:
         kept.close()
-    return write_jsonl(
-        path,
-        ({"custom_id": key, "method": "POST", "url": _URL, "body": each.body(model)} for key, each in missing.items()),
-    )
 
 
 def read_batch(

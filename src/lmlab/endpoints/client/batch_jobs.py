@@ -7,11 +7,11 @@ same batches, and hands nothing in twice.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.files import json_value, read_jsonl, read_mapping, sha256_file, write_json
 
 _log = logging.getLogger(__name__)
-MOST_REQUESTS = 50_000  # of a batch, by OpenAI's limits
+MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000  # of a batch, a little below OpenAI's limits
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _IN_VAIN = ("failed", "expired", "cancelled")
 _URL = "/v1/chat/completions"
 _WINDOW = "24h"
+_LINE_BYTES = 200  # of a line of a batch around the body of a request
 _MARK = "lmlab_input"  # in the metadata of a batch: the hash of its file, by which it is found again
 
 
@@ -41,11 +42,19 @@ class BatchJobs:
     Arguments:
         folder: for the files that are handed in and come back, and `batches.json`.
         cache: of the replies.
-        most: requests of a batch.
+        most, most_bytes: requests of a batch, and bytes of its file.
     """
 
-    def __init__(self, endpoint: Endpoint, folder: str | Path, cache: str | Path, most: int = MOST_REQUESTS) -> None:
-        self.endpoint, self.folder, self.cache, self.most = endpoint, Path(folder), Path(cache), most
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        folder: str | Path,
+        cache: str | Path,
+        most: int = MOST_REQUESTS,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self.endpoint, self.folder, self.cache = endpoint, Path(folder), Path(cache)
+        self.most, self.most_bytes = most, most_bytes
         headers, query, self._secrets = credentials(endpoint)
         self._http = httpx.Client(base_url=address(endpoint), headers=headers, params=query, timeout=endpoint.timeout_s)
         self._state = self.folder / "batches.json"
@@ -58,12 +67,18 @@ class BatchJobs:
         self._http.close()
 
     def run(
-        self, requests: list[ChatRequest], poll_s: float = 60.0, wait: bool = True, tell: Callable[[str], None] = print
+        self,
+        requests: Iterable[ChatRequest],
+        poll_s: float = 60.0,
+        wait: bool = True,
+        tell: Callable[[str], None] = print,
     ) -> Counter[str]:
         """Hand in what has no reply, wait, and put the replies into the cache. A run that was cut off is finished
         first: what it has asked is collected, whether it is still asked or not, and then what is new is handed in.
 
         Arguments:
+            requests: what is asked; they are gone through more than once, and no more than a batch of them are in
+                memory.
             poll_s: seconds between two looks.
             wait: until all batches have ended; else look once.
             tell: is told of the states of batches, when they change.
@@ -95,8 +110,8 @@ class BatchJobs:
             return counts
         handed_in = {key for batch in resumed for key in self._asked(batch)}
         self._state.unlink(missing_ok=True)
-        new = [each for each in requests if self.endpoint.shaped(each).key(self.endpoint.model) not in handed_in]
-        return counts + self.run(new, poll_s, wait, tell) if resumed and new else counts
+        new = _Filtered(requests, lambda each: self.endpoint.shaped(each).key(self.endpoint.model) not in handed_in)
+        return counts + self.run(new, poll_s, wait, tell) if resumed and any(True for _ in new) else counts
 
     def _asked(self, batch: dict[str, Any]) -> dict[str, ChatRequest]:
         """The requests of a batch by their keys, with all that reading replies needs."""
@@ -122,7 +137,7 @@ class BatchJobs:
     def _hand_in(self, requests: Iterable[ChatRequest]) -> list[dict[str, Any]]:
         missing = self._missing(requests)
         batches: list[dict[str, Any]] = []
-        while part := list(islice(missing, self.most)):
+        for part in self._parts(missing):
             path = self.folder / f"input-{len(batches):03d}.jsonl"
             write_batch(path, self.endpoint.model, part)
             batches.append({"input": path.name, "mark": sha256_file(path), "requests": len(part), "id": None})
@@ -131,6 +146,18 @@ class BatchJobs:
         for batch in batches:
             self._submit(batch, batches)
         return batches
+
+    def _parts(self, requests: Iterable[ChatRequest]) -> Iterator[list[ChatRequest]]:
+        part, size = list[ChatRequest](), 0
+        for request in requests:
+            more = len(json.dumps(request.body(self.endpoint.model))) + _LINE_BYTES
+            if part and (len(part) == self.most or size + more > self.most_bytes):
+                yield part
+                part, size = [], 0
+            part.append(request)
+            size += more
+        if part:
+            yield part
 
     def _missing(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
         """Requests without a reply, equal ones once."""
@@ -226,6 +253,16 @@ class BatchJobs:
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             return said
         raise UserError(f"The endpoint refuses {path}: {said}", "See whether it has a batch interface, and the key.")
+
+
+class _Filtered:
+    """Those of some requests that a condition holds for, as often as they are gone through."""
+
+    def __init__(self, requests: Iterable[ChatRequest], wanted: Callable[[ChatRequest], bool]) -> None:
+        self._requests, self._wanted = requests, wanted
+
+    def __iter__(self) -> Iterator[ChatRequest]:
+        return filter(self._wanted, self._requests)
 
 
 def _told(batch: dict[str, Any]) -> str:
