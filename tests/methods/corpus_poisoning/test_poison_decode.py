@@ -37,7 +37,7 @@ def test_the_search_nears_its_target_keeps_to_length_and_budget_and_tells_the_su
     assert found.value > float(others.quantile(0.9))
     ids = search.tokenizer.encode(found.text, "as_text")
     assert found.text == found.text.lower() and all(ids.count(id) <= 4 for id in ids)
-    rows = torch.tensor([[search.tokenizer.bos_id, *search.tokenizer.encode(f" {found.text}", "as_text")]])
+    rows = torch.tensor([[search.tokenizer.bos_id, *search.tokenizer.encode(found.text, "as_text")]])
     with torch.no_grad():
         log_probs = search.model(rows[:, :-1]).logits_BTV.double().log_softmax(-1)
     losses = -log_probs.gather(-1, rows[:, 1:, None])[0, :, 0]

@@ -74,6 +74,10 @@ class FluentSearch:
         if not self._allowed_V.any():
             raise UserError("The language model has no token that is a word or a mark.")
         self._words = np.flatnonzero(self._allowed_V & np.array([_is_word(text) for text in self._texts]))
+        # a text begins without a space, and reads very differently with one: its first word is one that stands so
+        numbers = {text: id for id, text in enumerate(self._texts)}
+        spaced = {id: numbers.get(f" {text}") for id, text in enumerate(self._texts) if text.isalpha()}
+        self._first = {id: twin for id, twin in spaced.items() if twin is not None and self._allowed_V[id]}
 
     @functools.cached_property
     def _vectors(self) -> NDArray[np.float32]:
@@ -100,6 +104,7 @@ class FluentSearch:
         """
         liking_V = self._liking(objective)
         beams, best = [_Beam()], (-np.inf, "", 0.0)
+        leads = frame("a").startswith("a") and bool(self._first)  # no payload stands before it
         count = _BEAMS if budget.limit >= _MANY_EVALUATIONS else _FEW
         each = max(4, budget.limit // (count * length))
         with evaluating(self.model), torch.inference_mode():
@@ -111,7 +116,8 @@ class FluentSearch:
                 ids_RT = torch.tensor(rows, device=weight.device)
                 logits_RV = self.model(ids_RT, cache=cache, logits="last").logits_BTV[:, -1]
                 log_probs_RV = logits_RV.double().log_softmax(-1).cpu().numpy()[:, : len(liking_V)]
-                grown = self._grown(beams, log_probs_RV, liking_V, each, first=step == 0)
+                liked_V = self._liking_first(liking_V) if step == 0 and leads else liking_V
+                grown = self._grown(beams, log_probs_RV, liked_V, each, first=step == 0)
                 kept = [(row, beam) for row, beam in grown if self._length(frame(beam.text)) <= length]
                 if not kept or budget.left < 1:
                     break
@@ -135,6 +141,12 @@ class FluentSearch:
         found = np.zeros(len(self._texts))
         near = self._vectors @ direction(objective).cpu().numpy()
         found[self._words] = (near - near.mean()) / (near.std() or 1.0)
+        return found
+
+    def _liking_first(self, liking_V: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same of words that begin a text, -inf of all other tokens, [V]."""
+        found = np.full(len(liking_V), -np.inf)
+        found[list(self._first)] = liking_V[list(self._first.values())]
         return found
 
     def _grown(
