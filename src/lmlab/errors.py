@@ -63,7 +63,6 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "h11": ("uvicorn", ("serve",)),
     "hnswlib": ("hnswlib", ("ann",)),
     "httpx": ("httpx", ("judge", "quality", "swe")),
-    "loguru": ("datatrove", ("clean",)),
     "llguidance": ("llguidance", ("structured",)),
     "lm_eval": ("lm-eval", ("eval",)),
     "lz4": ("lz4", ("data",)),
