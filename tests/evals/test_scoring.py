@@ -140,3 +140,21 @@ def test_every_window_is_planned_once_and_no_scored_token_is_in_a_prefix(drawn, 
             )
         prefixes = {tuple(windows[tree.members[0]].ids[: group.prefix]) for tree in group.trees}
         assert len(prefixes) == 1
+
+
+def test_a_long_context_is_read_once_beside_many_short_ones():
+    """Questions about a context that is longer than a tree may be, and as many about short ones, as controls are."""
+    generator = random.Random(0)
+
+    def drawn(count):
+        return [generator.randrange(61) for _ in range(count)]
+
+    context, questions = drawn(2000), [drawn(30) for _ in range(8)]
+    windows = [Window(FEW_SHOT + context + each, 5) for each in questions]
+    windows += [Window(FEW_SHOT + each, 5) for each in questions]
+    windows += [Window(FEW_SHOT + drawn(150) + each, 5) for each in questions]
+    groups = share_prefixes(windows)
+    (shared,) = [group for group in groups if group.prefix >= 2150]
+    assert sorted(number for tree in shared.trees for number in tree.members) == list(range(8))
+    members = sorted(number for group in groups for tree in group.trees for number in tree.members)
+    assert members == list(range(24))

@@ -83,15 +83,21 @@ class _Planner:
     def _split(self, first: int, stop: int, depth: int) -> list[tuple[int, Group]]:
         """The groups of windows first..stop, each with its cost in tokens."""
         choices = [[self._group(first, stop, 0)]]
-        prefix = min((self.common[index] for index in range(first, stop - 1)), default=0)
+        prefix = self._shared(first, stop)
         usable = min(prefix, *(len(window.ids) - window.num_scored - 1 for window in self.windows[first:stop]))
         if stop - first > 1 and usable > 0:
             choices.append([self._group(first, stop, usable)])
         if depth < _DEPTH:
             parts = list(self._children(first, stop, prefix))
-            if 1 < len(parts) <= (stop - first) // 4:  # groups of a few are better made as trees
+            # groups of a few are better made as trees, unless what they share is longer than a tree may be
+            few = len(parts) > (stop - first) // 4
+            if len(parts) > 1 and (not few or any(self._shared(*part) > _MAX_ROW for part in parts)):
                 choices.append([group for part in parts for group in self._split(*part, depth + 1)])
         return min(choices, key=lambda groups: sum(cost for cost, _ in groups))
+
+    def _shared(self, first: int, stop: int) -> int:
+        """Tokens that all of several windows have in common; of one alone there are none to share."""
+        return min((self.common[index] for index in range(first, stop - 1)), default=0)
 
     def _children(self, first: int, stop: int, prefix: int) -> Iterator[tuple[int, int]]:
         """The runs of windows that share more than `prefix` tokens."""
