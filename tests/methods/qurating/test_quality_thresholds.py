@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lmlab.endpoints import ChatRequest, Choice, Endpoint, MockBackend, Price, Reply, Usage, answer
+from lmlab.files import write_json
 from lmlab.methods.qurating.analysis.thresholds import what_thresholds_keep
 
 
@@ -63,3 +65,41 @@ def test_the_page_of_a_choice_says_what_thresholds_keep(tmp_path: Path, lmlab: A
     assert done.code == 0, done.err
     html = page.read_text()
     assert "What each threshold keeps" in html and "<b>text</b> number" not in html and "&lt;b&gt;text" in html
+
+
+def test_the_page_of_a_choice_says_what_it_cost_and_brought(tmp_path: Path, lmlab: Any) -> None:
+    count = 40
+    table = {"id": list(range(count)), "text": ["some words here"] * count, "length": [25] * count}
+    pq.write_table(pa.table(table | {"q_average": np.arange(count) / 7.0}), tmp_path / "rated.parquet")
+    source = ["--in", tmp_path / "rated.parquet"]
+    chosen = ["--metric", "q_average", "--mode", "top_k", "--tokens", "500"]
+    assert lmlab("quality", "select", *source, *chosen, "--out", tmp_path / "chosen").code == 0
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    endpoint = Endpoint(model="m", price=Price(prompt=10.0, completion=0.0))
+    requests = [ChatRequest(({"role": "user", "content": str(number)},)) for number in range(4)]
+
+    def reply(request: ChatRequest) -> Reply:
+        return Reply("ok", (Choice("B", "stop"),), Usage(1000, 1))
+
+    answer(endpoint, requests, lambda number, reply: None, judged / "replies.sqlite", MockBackend(reply))
+    folders = []
+    for seed, gain in enumerate((-0.05, -0.04, -0.06)):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        domain = {"uniform": 1.5, "chosen": 1.5 + gain, "difference": gain, "error": 0.01, "documents": 9}
+        write_json(folder / "comparison.json", {"domains": {"d": domain}, "mean_difference": gain, "error": 0.01})
+        folders.append(folder)
+    options = ["--selection", tmp_path / "chosen", "--judged", judged, "--out", tmp_path / "q.html"]
+    done = lmlab("quality", "report", *source, *options, *(part for each in folders for part in ("--compared", each)))
+    assert done.code == 0, done.err
+    page = (tmp_path / "q.html").read_text("utf-8")
+    # 4,000 tokens at 10 dollars a million, for 500 chosen tokens
+    assert "$0.0400" in page and "$80.0000" in page
+    assert "The choice helped: -0.050 [-0.075, -0.025] bits a byte, mean over domains and 3 seeds" in page
+    one = lmlab("quality", "report", *source, *options, "--compared", folders[0])
+    assert one.code == 0 and "-0.050 ± 0.010 bits a byte" in (tmp_path / "q.html").read_text("utf-8")
+    wrong = lmlab("quality", "report", *source, *options, "--compared", tmp_path)
+    assert wrong.code == 2 and "has no comparison.json" in wrong.err
+    wrong = lmlab("quality", "report", *source, "--selection", tmp_path / "chosen", "--judged", tmp_path)
+    assert wrong.code == 2 and "no folder of judgments" in wrong.err

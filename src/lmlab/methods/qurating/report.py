@@ -293,24 +293,32 @@ def plan_blocks(plan: dict[str, Any]) -> list[Block]:
     return [Details("The plan: what other temperatures would choose", blocks)]
 
 
-def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
-    """Whether the choice helped."""
+def comparison_table(results: dict[str, Any]) -> Table:
+    """Bits per byte by domain, of a model trained on the choice and of one trained on uniform text."""
     rows = [
         [domain, each["uniform"], each["chosen"], each["difference"], each["error"]]
         for domain, each in results["domains"].items()
     ]
     columns = ["held-out domain", "uniform", "chosen", "difference", "standard error"]
-    gone = results["mean_difference"]
-    kind: NoteKind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
-    table = Table(
+    return Table(
         columns,
         rows,
         "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not"
         " over seeds.",
     )
-    return [Section("Did the choice help?", [Note(verdict, kind), table], rank=0)]
 
 
-def selection_page(directory: Path, title: str) -> Page:
-    """The page of a folder that `lmlab quality select` wrote."""
-    return Page(title, sections=selection_sections(directory, Analysis.read(directory)))
+def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
+    """Whether the choice helped."""
+    gone = results["mean_difference"]
+    kind: NoteKind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
+    return [Section("Did the choice help?", [Note(verdict, kind), comparison_table(results)], rank=0)]
+
+
+def selection_page(directory: Path, title: str, further: Sequence[Section] = ()) -> Page:
+    """The page of a folder that `lmlab quality select` wrote.
+
+    Arguments:
+        further: sections behind its own.
+    """
+    return Page(title, sections=[*selection_sections(directory, Analysis.read(directory)), *further])

@@ -275,14 +275,26 @@ def report(
     settings: AnalysisConfig,
     reading: RatingOptions,
     selection: Annotated[Path, typer.Option(help="Folder that `lmlab quality select` wrote.")],
+    judged: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `lmlab quality judge` wrote: what its replies cost.", show_default=False),
+    ] = None,
+    compared: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of the stage quality_compare: what the choice brought. Repeated, one for each seed.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path(
         "quality.html"
     ),
 ) -> None:
-    """Show what a choice did to domains, topics and groups of texts."""
+    """Show what a choice did to domains, topics and groups of texts, what it cost, and what it brought."""
     from lmlab.config import validate
     from lmlab.files import read_mapping, write_json
     from lmlab.methods.qurating.analysis.analyze import analyze
+    from lmlab.methods.qurating.analysis.worth import worth_sections
     from lmlab.methods.qurating.report import selection_page
     from lmlab.methods.qurating.selecting.plan import plan_selection
     from lmlab.methods.qurating.selecting.selection import Manifest
@@ -291,11 +303,12 @@ def report(
     config = validate(
         SelectionConfig, read_mapping(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
     )
+    further = worth_sections(selection, judged, compared or [])
     places = _locations(where)
     analyze(places, Manifest.read(selection / "manifest.parquet"), config, settings, reading.text).write(selection)
     write_json(selection / "plan.json", plan_selection(places, config).to_json())
     print(
-        f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"
+        f"Page: {selection_page(selection, 'A selection by quality', further).write(out)}\nTexts to read:"
         f" {selection / 'extremes.md'}"
     )
 
