@@ -3,9 +3,9 @@
     python benchmarks/poison_adaptive.py PART --shared shared/data/retrieval --cache cache [--detector norm ...]
 
 Parts: each (every detector alone at 1 % refused clean passages, attacked with equal budgets by who does not know it and
-by who does), gate (the same for a gate of several detectors), calibration (the share of unseen clean passages that a
-gate refuses, over many splits of the passages that no detector was fitted on). Each prints JSON lines, with processor
-seconds and the machine's load. Crafted sets are kept and found again.
+by who does), gate (the same for a gate of several detectors), splits (what a gate leaves, refuses and costs, over many
+random splits of the clean documents). Each prints JSON lines, with processor seconds and the machine's load. Crafted
+sets are kept and found again.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from lmlab.methods.corpus_poisoning import (
     DetectorContext,
     EncoderSpec,
     Passages,
-    Threshold,
     craft,
     make_detector,
     measure_defenses,
     passage_scores,
 )
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
-from lmlab.methods.corpus_poisoning.defend.detector import COSTLY, Scores
-from lmlab.methods.corpus_poisoning.defend.gate import _share_below
-from lmlab.methods.corpus_poisoning.defend.measure import _thirds
+from lmlab.methods.corpus_poisoning.defend.detector import COSTLY
+from lmlab.methods.corpus_poisoning.defend.measure import _thirds, clean_ndcg, without
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag
+from lmlab.methods.corpus_poisoning.measure.evaluate import success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import read_queries
 
 DETECTORS = ("excerpts", "questions", "hubness", "similarity", "norm", "mask_collapse", "perplexity")
-SPLITS = 200
-RATES = (0.005, 0.01, 0.02, 0.05)
+RATES = (0.005, 0.01)  # of the gate over splits
+MOST_LEFT, DEAREST = 5.0, 0.005  # the goal: percent of ASR@20 that a defense leaves, and clean nDCG@10 that it costs
+TARGETED = 50  # questions of PoisonedRAG, five texts each
 
 
 def sentinels_of(shared: Path, train: Target, language_model: str | None) -> DetectorContext:
@@ -115,67 +115,79 @@ def stack(train: Target, test: Target, context: DetectorContext, given: argparse
         tell(part="gate", **{key: value for key, value in row.row().items() if key != "escaped"})
 
 
-def calibration(test: Target, context: DetectorContext, given: argparse.Namespace) -> None:
-    """Detectors are fitted once on a third; the rest is split many times into what sets a threshold and what comes. The
-    shares of clean passages below a score are those of what was fitted on (as gates once had it), or of the others.
+def splits(test: Target, context: DetectorContext, given: argparse.Namespace) -> None:
+    """A gate over many random splits of the clean documents: a third to fit detectors, one for shares and threshold,
+    and one that comes. The first fit is on the third that `fitted` takes, which is the gate that an attacker knows.
+
+    The change of clean nDCG@10 is that of the third that comes, times three: what set the gate is refused less.
     """
     names = given.detector or ["excerpts", "questions"]
     documents = Passages(test.data.corpus.texts, test.documents)
-    fitting, second, third = _thirds(len(documents))
-    rest = np.array(second + third)
-    scores: dict[str, Scores] = {}
-    seen: dict[str, Scores] = {}
-    rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json"))
+    rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json")[:TARGETED])
     sets = {place.name: AdversarialSet.load(place).texts for place in given.attack} | {"S + I": rag.texts}
-    crafted = {attack: Passages.of(texts, context.encoder) for attack, texts in sets.items()}
-    found_of: dict[str, dict[str, Scores]] = {attack: {} for attack in crafted}
-    for name in names:
-        detector = make_detector(name, context)
-        detector.fit(documents.part(fitting))
-        found = detector.score(documents)
-        scores[name], seen[name] = found[rest], np.sort(found[fitting])
-        for attack, passages in crafted.items():
-            found_of[attack][name] = detector.score(passages)
-    generator = np.random.default_rng(given.seed)
-    refused: dict[tuple[str, float], list[float]] = {}
-    caught: dict[tuple[str, float, str], list[float]] = {}
-    for _ in range(SPLITS):
-        order = generator.permutation(len(rest))
-        known, come = np.split(order, [len(order) // 2])
-        scales = {"seen": seen, "unseen": {name: np.sort(values[known]) for name, values in scores.items()}}
-        for how, clean in scales.items():
-            shares = np.array([_share_below(clean[name], scores[name]) for name in names])
-            theirs = {
-                attack: np.max([_share_below(clean[name], own[name]) for name in names], 0)
-                for attack, own in found_of.items()
-            }
+    crafted = {name: Passages.of(texts, context.encoder) for name, texts in sets.items()}
+    similar = {name: passage_scores(test.queries(), each.vectors) for name, each in crafted.items()}
+    hits = test.hits(140)  # refused clean documents move others up
+    ids, qrels = test.data.queries.ids, test.data.qrels
+    before = clean_ndcg(hits, ids, qrels)
+    found: dict[tuple[int, str, float, str], list[float]] = {}
+    for fit in range(given.fits):
+        order, third = np.random.default_rng(fit).permutation(len(documents)), len(documents) // 3
+        fitting, rest = order[:third], order[third:]
+        gate = AdmissionGate(context.encoder, {name: make_detector(name, context) for name in names})
+        for detector in gate.detectors.values():
+            detector.fit(documents.part(fitting.tolist()))
+        clean = gate.scores(documents)
+        theirs = {name: gate.scores(each) for name, each in crafted.items()}
+        for split in range(given.splits):
+            parted = np.random.default_rng([fit, split]).permutation(rest)
+            known, come = parted[:third], parted[third:]
             for rate in RATES:
-                bound = Threshold.at(shares[:, known].max(0), rate).value
-                refused.setdefault((how, rate), []).append(float((shares[:, come].max(0) > bound).mean()))
-                for name, own in zip(names, shares[:, come], strict=True):
-                    caught.setdefault((how, rate, f"clean, by {name}"), []).append(float((own > bound).mean()))
-                for attack, own in theirs.items():
-                    caught.setdefault((how, rate, attack), []).append(float((own > bound).mean()))
-    for (how, rate), shares in refused.items():
-        low, high = np.quantile(shares, (0.025, 0.975))
-        tell(
-            part="calibration",
-            detectors=names,
-            scale=how,
-            asked=rate,
-            refused=round(float(np.mean(shares)), 5),
-            interval=[round(float(low), 5), round(float(high), 5)],
-            caught={
-                what: round(float(np.mean(values)), 4)
-                for (scale, at, what), values in caught.items()
-                if (scale, at) == (how, rate)
-            },
-        )
+                gate.calibrate({name: values[known] for name, values in clean.items()}, rate)
+                refused = gate.suspicion_of(clean) > gate.threshold.value
+                coming = come[refused[come]]
+                change = clean_ndcg(without(hits, coming), ids, qrels) - before
+                left = without(hits, np.flatnonzero(refused))
+                row = {("", "refused"): len(coming) / len(come), ("", "ndcg"): change * len(documents) / len(come)}
+                for name, scores in theirs.items():
+                    kept = gate.suspicion_of(scores) <= gate.threshold.value
+                    row[name, "caught"] = 1 - float(kept.mean())
+                    row[name, "asr20"] = float(success(similar[name][:, kept], left, 20).mean())
+                for (name, what), value in row.items():
+                    found.setdefault((fit, name, rate, what), []).append(100 * value if what != "ndcg" else value)
+    for among, fits in (("all fits", range(given.fits)), ("the fit that an attacker knows", range(1))):
+        for rate in RATES:
+
+            def values(name: str, what: str, rate: float = rate, fits: range = fits) -> np.ndarray:
+                return np.concatenate([found[fit, name, rate, what] for fit in fits])
+
+            cheap = values("", "ndcg") >= -DEAREST
+            about = {"part": "splits", "detectors": names, "fits": among, "rate": rate, "splits": len(cheap)}
+            tell(**about, refused=spread(values("", "refused")), ndcg_change=spread(values("", "ndcg")))
+            for name in crafted:
+                asr = values(name, "asr20")
+                tell(
+                    **about,
+                    attack=name,
+                    undefended=round(100 * float(success(similar[name], hits, 20).mean()), 2),
+                    caught=spread(values(name, "caught")),
+                    asr20=spread(asr),
+                    reaches_goal=round(float(((asr <= MOST_LEFT) & cheap).mean()), 3),
+                )
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Mean, and range."""
+    return {
+        "mean": round(float(values.mean()), 4),
+        "min": round(float(values.min()), 4),
+        "max": round(float(values.max()), 4),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["each", "gate", "calibration"])
+    parser.add_argument("part", choices=["each", "gate", "splits"])
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--encoder", default="minilm")
@@ -188,6 +200,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.005, help="of the gate")
     parser.add_argument("--sample", type=int, default=308, help="clean documents that costly detectors score")
+    parser.add_argument("--fits", type=int, default=5, help="random thirds that detectors are fitted on")
+    parser.add_argument("--splits", type=int, default=20, help="random splits of the others, for each fit")
     parser.add_argument("--measure-only", action="store_true", help="craft nothing against the gate")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,8 +213,8 @@ def main() -> None:
             each(train, test, context, given)
         case "gate":
             stack(train, test, context, given)
-        case "calibration":
-            calibration(test, context, given)
+        case "splits":
+            splits(test, context, given)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ def test_the_search_nears_its_target_keeps_to_length_and_budget_and_tells_the_su
     assert strict.surprise < found.surprise + 1e-9 and strict.value <= found.value + 1e-9
 
 
+def test_the_first_word_begins_the_text_unless_a_payload_stands_before_it(target, writer, monkeypatch):
+    search = fluent_search(writer, target.retriever.encoder, 9.0)
+    objective, begun, first = MeanSimilarity.of(torch.from_numpy(target.queries()[:6])), [], search._liking_first
+    monkeypatch.setattr(search, "_liking_first", lambda liking_V: begun.append(True) or first(liking_V))
+    frames = {"{}": True, "{} sea ship": True, "sea ship {}": False, "a sea ship {}": False, "bay {}": False}
+    for frame, begins in frames.items():
+        begun.clear()
+        found = search.run(objective, frame.format, 8, Budget(60))
+        assert begun == [True] * begins and found.text.startswith(frame.partition("{}")[0])
+
+
 def test_passages_of_a_language_model_have_their_payload_and_are_the_same_each_time(target, writer, tmp_path):
     config = CraftConfig(
         k=2, length=12, evaluations=120, optimizer="decode", language_model=writer, payload_position="suffix",

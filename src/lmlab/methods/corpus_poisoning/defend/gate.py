@@ -87,12 +87,20 @@ class AdmissionGate:
         gate = cls(context.encoder, {name: make_detector(name, context) for name in dict.fromkeys(names)})
         for detector in gate.detectors.values():
             detector.fit(fitting)
-        scores = gate.scores(calibration)
-        gate._clean = {name: np.sort(values) for name, values in scores.items()}
-        gate.threshold = Threshold(Threshold.at(gate._join(scores)[0], rate).value + _ROUNDING, rate)
-        gate.rate = rate
+        gate.calibrate(gate.scores(calibration), rate)
         gate.fitted = np.unique(_digests(fitting.texts))
         return gate
+
+    def calibrate(self, scores: dict[str, Scores], rate: float) -> None:
+        """Take shares and the threshold from each detector's scores of clean passages that it was not fitted on.
+
+        Raises:
+            UserError: they are too few to tell the rate.
+        """
+        require_clean(len(next(iter(scores.values()))), rate)
+        self._clean = {name: np.sort(values) for name, values in scores.items()}
+        self.threshold = Threshold(Threshold.at(self.suspicion_of(scores), rate).value + _ROUNDING, rate)
+        self.rate = rate
 
     def unseen(self, passages: Passages) -> list[int]:
         """The numbers of passages that its detectors were not fitted on: those alone tell how well it parts.
@@ -132,16 +140,19 @@ class AdmissionGate:
 
     def suspicion(self, passages: Passages) -> Scores:
         """How suspicious each passage is, [N]."""
-        return self._join(self.scores(passages))[0]
+        return self.suspicion_of(self.scores(passages))
 
-    def _join(self, scores: dict[str, Scores]) -> tuple[Scores, dict[str, Scores]]:
-        each = {name: _share_below(self._clean[name], values) for name, values in scores.items()}
-        return np.max(np.stack(list(each.values())), 0), each
+    def suspicion_of(self, scores: dict[str, Scores]) -> Scores:
+        """The same of what its detectors have scored, [N]."""
+        return np.max(np.stack(list(self._shares(scores).values())), 0)
+
+    def _shares(self, scores: dict[str, Scores]) -> dict[str, Scores]:
+        return {name: _share_below(self._clean[name], values) for name, values in scores.items()}
 
     def check_all(self, passages: Passages) -> list[Verdict]:
         """The verdict on each of many."""
         scores = self.scores(passages)
-        worst, each = self._join(scores)
+        worst, each = self.suspicion_of(scores), self._shares(scores)
         return [
             Verdict(
                 bool(worst[row] <= self.threshold.value),

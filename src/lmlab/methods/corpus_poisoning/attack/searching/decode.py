@@ -104,7 +104,7 @@ class FluentSearch:
         """
         liking_V = self._liking(objective)
         beams, best = [_Beam()], (-np.inf, "", 0.0)
-        leads = frame("a").startswith("a") and bool(self._first)  # no payload stands before it
+        leads = bool(self._first) and all(frame(first).startswith(first) for first in "ab")  # no payload stands before
         count = _BEAMS if budget.limit >= _MANY_EVALUATIONS else _FEW
         each = max(4, budget.limit // (count * length))
         with evaluating(self.model), torch.inference_mode():
