@@ -15,6 +15,7 @@ from lmlab.methods.corpus_poisoning import AdversarialSet
 from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
 from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag, read_reference, write_reference
+from lmlab.methods.corpus_poisoning.setup import Target
 
 SETTINGS = ReferenceSettings(length=6, candidates=8, batch=5, iterations=40, init_gold=False)
 
@@ -108,6 +109,11 @@ def test_the_reference_starts_from_the_gold_passage_where_it_beats_nothing(targe
 
 def test_the_references_files_are_written_read_and_refused(target, small, tmp_path):
     retriever = target.retriever
+    asked = Target.load(retriever, str(small), "train")
+    judged = [row for row, id in enumerate(asked.data.queries.ids) if id in asked.data.qrels]
+    distinct = len(np.unique(asked.queries()[judged], axis=0))
+    with pytest.raises(UserError, match=f"1,000 clusters of {distinct} distinct queries cannot be made"):
+        craft_by_reference(retriever, str(small), "train", SETTINGS, tmp_path, k=1000)
     about = craft_by_reference(retriever, str(small), "train", SETTINGS, tmp_path, k=2)
     files = sorted(path.name for path in tmp_path.glob("small-*.json"))
     assert about["found"] == 2 and files == ["small-encoder-k2-s0.json", "small-encoder-k2-s1.json"]

@@ -30,7 +30,7 @@ def craft_by_reference(
     """Run the reference for every cluster (or one), write its files and, when all are there, the overlay.
 
     Raises:
-        UserError: a cluster has too few pairs, or there are fewer pairs than clusters.
+        UserError: a cluster has too few pairs, or there are fewer distinct queries than clusters.
     """
     target = Target.load(retriever, data, split)
     corpus = target.data.corpus
@@ -40,8 +40,10 @@ def craft_by_reference(
     pairs = pairs_of(target.data.qrels, target.data.queries.ids)
     pairs = [pairs[row] for row in generator.permutation(len(pairs))]
     queries = target.queries()[[numbers[query] for query, _ in pairs]]
-    if k > len(np.unique(queries, axis=0)):
-        raise UserError(f"{counted(k, 'clusters')} of {counted(len(pairs), 'pairs')} cannot be made.", "Lower k.")
+    if k > (distinct := len(np.unique(queries, axis=0))):
+        raise UserError(
+            f"{counted(k, 'clusters')} of {counted(distinct, 'distinct queries')} cannot be made.", "Lower k."
+        )
     labels = np.zeros(len(pairs), np.int64)
     if k > 1:
         from sklearn.cluster import KMeans
