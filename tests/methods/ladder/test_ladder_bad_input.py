@@ -116,11 +116,11 @@ def test_too_few_runs_or_one_size_or_one_length_are_refused_for_the_law_of_both(
         TwoStep(FAST, 0).fit(RunTable(table.runs[:4]), tasks)
     assert "--law flops" in str(error.value)
     one_size, _ = synthetic(sizes=(1e8,), multiples=(1, 2, 5, 10, 20))
-    with pytest.raises(UserError, match="same one of the sizes N, so that alpha"):
+    with pytest.raises(UserError, match="the same size N, so that alpha"):
         TwoStep(FAST, 0).fit(one_size, tasks)
     runs, _ = synthetic(sizes=(1e8, 2e8, 3e8, 4e8, 5e8), multiples=(1,))
     one_length = RunTable(tuple(replace(run, tokens=np.linspace(1, 2, len(run)) * 1e9) for run in runs))
-    with pytest.raises(UserError, match="same one of the lengths D, so that beta"):
+    with pytest.raises(UserError, match="the same length D, so that beta"):
         TwoStep(FAST, 0).fit(one_length, tasks)
     TwoStep(TwoStepSettings(law="flops", delta=1e-2), 0).fit(RunTable(table.runs[:4]), tasks, calibrated=False)
 

@@ -26,7 +26,7 @@ from lmlab.methods.ladder.presenting.parameters import PARAMETER_COLUMNS, parame
 from lmlab.methods.ladder.presenting.predictions import (
     distance_sentence,
     error_of,
-    line_sentence,
+    line_sentences,
     measured_accuracy,
     measured_loss,
     prediction_columns,
@@ -102,7 +102,7 @@ def _forecast_section(
         _forecast_table(outcome_of(forecaster.ensemble.settings.members[0]), rows, level, measured is not None)
     )
     blocks[:0] = [Note(each, "warning") for each in untold_sentences(forecaster, predictions)]
-    blocks.append(Paragraph(line_sentence(forecaster, predictions, measured)))
+    blocks += [Paragraph(each) for each in line_sentences(forecaster, predictions, measured)]
     shares = [
         [title, *(f"{each.parts.get(part, 0):.0%}" for part in ("fit", "run", "curve", "form"))]
         for title, each in zip(titles, predictions, strict=True)

@@ -29,7 +29,6 @@ from lmlab.progress import short
 
 _FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
 _CHEAPEST = (1 / 2, 2 / 3)  # of the runs that a split by compute is fitted to
-_ROUNDING = 1.001  # costs that differ by less are one
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,22 @@ def splits(table: RunTable) -> list[Split]:
     return found
 
 
+def _cost(run: Run) -> float:
+    """A run's compute, rounded to three digits: costs that differ by less are one."""
+    return float(f"{run.flops:.3g}")
+
+
 def _by_compute(table: RunTable, runs: Sequence[Run]) -> list[Split]:
     """Fit the cheaper runs, of two sizes and two lengths at least; predict all that have more compute."""
     found = []
-    costs = sorted({float(f"{run.flops:.3g}") for run in runs})
+    costs = sorted({_cost(run) for run in runs})
     parts = sorted({round(share * len(costs)) for share in _CHEAPEST})
     for cost in (costs[part - 1] for part in parts if 0 < part < len(costs)):
-        fitted = [run for run in table.ladder if run.flops <= cost * _ROUNDING]
+        fitted = [run for run in table.ladder if _cost(run) <= cost]
         if min(len({run.n for run in fitted}), len({run.final_tokens for run in fitted})) < 2:
             continue
-        names = tuple(run.name for run in runs if run.flops > cost * _ROUNDING)
-        found.append(Split(f"C <= {cost:.2g} to more", tuple(run.name for run in fitted), names))
+        names = tuple(run.name for run in runs if _cost(run) > cost)
+        found.append(Split(f"C <= {cost:.3g} to more", tuple(run.name for run in fitted), names))
     return found
 
 

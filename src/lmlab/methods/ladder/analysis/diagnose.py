@@ -48,10 +48,10 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
         )
     if settings.law in ("flops", "line"):
         return  # one size will do, though it tells nothing of others: intervals are wide then
-    for row, name, what in ((0, "sizes N", "alpha"), (1, "lengths D", "beta")):
+    for row, name, what in ((0, "size N", "alpha"), (1, "length D", "beta")):
         if levels(points.x_3R[row]) < 2:
             raise UserError(
-                f"All runs have the same one of the {name}, so that {what} cannot be determined.",
+                f"All runs have the same {name}, so that {what} cannot be determined.",
                 "Take --law flops, or add runs.",
             )
 

@@ -82,7 +82,7 @@ def predict(
     from lmlab.methods.ladder.fitting.prepare import fitted
     from lmlab.methods.ladder.presenting.predictions import (
         distance_sentence,
-        line_sentence,
+        line_sentences,
         prediction_columns,
         prediction_details,
         prediction_rows,
@@ -105,8 +105,8 @@ def predict(
         f"N = {size:.4g}, D = {tokens:.4g}, {estimator.settings().name}",
         prediction_details(forecaster, predictions, measured),
     )
-    say(*untold_sentences(forecaster, predictions))
-    say(line_sentence(forecaster, predictions, measured), distance_sentence(predictions[0]), runs_sentence(forecaster))
+    say(*untold_sentences(forecaster, predictions), *line_sentences(forecaster, predictions, measured))
+    say(distance_sentence(predictions[0]), runs_sentence(forecaster))
 
 
 @app.command(

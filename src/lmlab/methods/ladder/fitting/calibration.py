@@ -126,9 +126,8 @@ def calibrate(
                 outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
                 # A quantity that all tasks share, as the C4 loss, is one outcome and not one for each of them.
                 _, own = np.unique(outcome, axis=0, return_index=True)
-                sd = sd * ensemble.few_runs(
-                    number, _LEVEL
-                )  # parts of a ladder have few runs, and their noise is a guess
+                # Parts of a ladder have few runs, and their noise is a guess.
+                sd = sd * ensemble.few_runs(number, _LEVEL)
                 found = (np.abs(outcome - point) / sd)[own]
                 into = losses.setdefault(number, ([], [], []))
                 into[0].append(found.ravel())

@@ -302,7 +302,7 @@ class Forecaster:
         losses = [self._loss(number, x_3Q, level, beyond) for number in range(len(members))]
         first = next((number for number, each in enumerate(members) if each.chained), None)
         own = [chain.accuracy(x_3Q)[0, :, 0] for chain in self.ensemble.chains]
-        line = fit_chain(self.table, self.tasks, line_of(members[0])).accuracy(x_3Q)[0, :, 0]
+        line = self._line(x_3Q)
         reports = self.step_reports(x_3Q)
         flags = union(reports, members)
         found = []
@@ -339,12 +339,21 @@ class Forecaster:
                         "reach": math.exp(self.calibration.reach) if self.calibration else None,
                         "beyond": beyond,
                         "untold": bool(untold[place]),
-                        "line": float(line[place]),
+                        "line": None if line is None else float(line[place]),
                         "chains": chains,
                     },
                 )
             )
         return found
+
+    def _line(self, x_3Q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """Accuracies by the line in log compute, [T]; None where another figure is predicted than the runs have, as
+        answers by letter from a large run's curve.
+        """
+        first = self.ensemble.chains[0]
+        if first.points.separate and first.settings.variant != "rc":
+            return None
+        return fit_chain(self.table, self.tasks, line_of(first.settings)).accuracy(x_3Q)[0, :, 0]
 
     def beyond(self, x_3: np.ndarray[Any, Any]) -> float:
         """How many times farther than any backtest a target is, at least 1 (`times_beyond`)."""

@@ -192,8 +192,7 @@ class Ensemble:
 
     def freedom_of(self, member: int) -> int:
         """Configurations less the parameters of one chain's first step."""
-        chain = self.chains[member]
-        return chain.points.y_TR.shape[1] - chain.first.parameters_BP.shape[1]
+        return _freedom(self.chains[member])
 
     def reaching(self, factor: float, level: float, beyond: float) -> float:
         """A calibrated factor at a target that lies `beyond` times farther than any backtest: what backtests have
@@ -275,21 +274,35 @@ def _plausibility(form: Chain, others: Sequence[Chain]) -> Floats:
     the best law of the same quantity leaves over its own.
 
     Noise can hide which of two forms is right only if both fit about as well; a form that misses the runs by ten times
-    their noise is no alternative at the target either.
+    their noise is no alternative at the target either. A law with as many parameters as there are runs goes through all
+    of them, which tells nothing: it rules out no other, and is not ruled out.
     """
 
     def residual(chain: Chain) -> Floats:
-        points = chain.points
-        r = np.log(points.target(chain.settings.chained)) - np.log(np.maximum(chain.loss(points.x_3R)[0], 1e-6))
-        freedom = max(1, r.shape[1] - chain.first.parameters_BP.shape[1])
-        return np.maximum((r**2).sum(1) / freedom, 1e-12)
+        return np.maximum((_residuals(chain) ** 2).sum(1) / max(1, _freedom(chain)), 1e-12)
 
-    same = [form, *(each for each in others if each.settings.x == form.settings.x and each.settings.chained)]
-    return np.asarray(np.min([residual(each) for each in same], axis=0) / residual(form))
+    if _freedom(form) < 1:
+        return np.ones(len(form.tasks))
+    same = [each for each in others if each.settings.x == form.settings.x and each.settings.chained]
+    known = [form, *(each for each in same if _freedom(each) >= 1)]
+    return np.asarray(np.min([residual(each) for each in known], axis=0) / residual(form))
+
+
+def _freedom(chain: Chain) -> int:
+    """Configurations less the parameters of the first step."""
+    return int(chain.points.y_TR.shape[1] - chain.first.parameters_BP.shape[1])
+
+
+def _residuals(chain: Chain) -> Floats:
+    """Of the first step, as logarithms; [T, R]."""
+    y_TR = chain.points.target(chain.settings.chained)
+    return np.asarray(np.log(y_TR) - np.log(np.maximum(chain.loss(chain.points.x_3R)[0], 1e-6)))
 
 
 def _other_laws(chain: Chain) -> tuple[Chain, ...]:
-    """The chain's quantity by compute alone, and by N and D with another loss function; without a second step."""
+    """The chain's quantity by compute alone, and by N and D with other exponents or another loss function; without a
+    second step.
+    """
     points, settings = chain.points, chain.settings
     if not settings.chained:
         return ()
@@ -330,14 +343,14 @@ def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
 def _run_noise(chain: Chain, table: RunTable) -> Floats:
     """Standard deviation between runs of one configuration, of the logarithm of the first step's quantity; [T].
 
-    Residuals of the first step and differences between repeated runs are pooled by their degrees of freedom.
+    Residuals of the first step and differences between repeated runs are pooled by their degrees of freedom. A law with
+    as many parameters as there are runs leaves no residuals; without repeats those of a line take their place.
     """
-    points = chain.points
-    y_TR = points.target(chain.settings.chained)
-    residuals = np.log(y_TR) - np.log(np.maximum(chain.loss(points.x_3R)[0], 1e-6))
-    freedom = max(1.0, float(points.share_R.sum()) - chain.first.parameters_BP.shape[1])
-    total = (points.weight_R * residuals**2).sum(1)
-    pairs = repeated_runs(table)
+    points, pairs = chain.points, repeated_runs(table)
+    freedom = float(points.share_R.sum()) - chain.first.parameters_BP.shape[1]
+    if freedom < 1 and not pairs:
+        return _spread_about_a_line(points.x_3R[2], points.target(chain.settings.chained))
+    total = (points.weight_R * _residuals(chain) ** 2).sum(1) if freedom >= 1 else np.zeros(len(chain.tasks))
     for one, two in pairs:
         for place, task in enumerate(chain.tasks):
             first, second = (
@@ -348,7 +361,18 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
                 for run in (table[one], table[two])
             )
             total[place] += np.log(max(first, LEAST_ACCURACY) / max(second, LEAST_ACCURACY)) ** 2 / 2
-    return np.asarray(np.sqrt(total / (freedom + len(pairs))))
+    return np.asarray(np.sqrt(total / ((freedom if freedom >= 1 else 0.0) + len(pairs))))
+
+
+def _spread_about_a_line(log_c_R: Floats, y_TR: Floats) -> Floats:
+    """Standard deviation of ln y about a line in the logarithm of compute, [T]: rather too much, as it holds what the
+    line misses too.
+    """
+    degree = 1 if len(log_c_R) > 2 and levels(log_c_R) > 1 else 0
+    powers_RK = np.vander(log_c_R - log_c_R.mean(), degree + 1)
+    fitted_KT = np.linalg.lstsq(powers_RK, np.log(y_TR).T, rcond=None)[0]
+    away_RT = np.log(y_TR).T - powers_RK @ fitted_KT
+    return np.asarray(np.sqrt((away_RT**2).sum(0) / max(1, len(log_c_R) - degree - 1)))
 
 
 def repeated_runs(table: RunTable) -> list[tuple[str, str]]:

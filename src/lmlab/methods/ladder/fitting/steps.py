@@ -74,7 +74,9 @@ class LossLaw:
 
 @dataclass(frozen=True)
 class AccuracyLaw:
-    """Accuracy as a function of a loss: `sigmoid`, `log_sigmoid` or `mc`; attributes as those of `LossLaw`."""
+    """Accuracy as a function of a loss: `sigmoid`, `logistic` (from chance to 1), `log_sigmoid` or `mc`; attributes as
+    those of `LossLaw`.
+    """
 
     form: AccuracyForm = "sigmoid"
     parameters: dict[str, float] | None = None

@@ -129,16 +129,20 @@ def distance_sentence(prediction: Prediction) -> str:
     )
 
 
-def line_sentence(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> str:
-    """What the simplest law says, and how far off it is where the target was measured."""
+def line_sentences(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> list[str]:
+    """What the simplest law says, and how far off it is where the target was measured; nothing where it says nothing of
+    this figure.
+    """
     said, errors = [], []
     for task, each in zip(forecaster.tasks, predictions, strict=True):
         value = each.diagnostics["line"]
+        if value is None:
+            return []
         said.append(f"{task.title} {100 * value:.1f}")
         actual = measured_accuracy(forecaster, task, measured)
         errors += [] if actual is None else [100 * abs(value - actual)]
     text = "A line in logit accuracy on log compute, for comparison, %: " + ", ".join(said)
-    return text + (f"; mean error {np.mean(errors):.2f} points." if errors else ".")
+    return [text + (f"; mean error {np.mean(errors):.2f} points." if errors else ".")]
 
 
 def unfitted_runs(forecaster: Forecaster) -> dict[str, str]:
