@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from known_laws import SIZES
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
@@ -225,6 +226,18 @@ def test_a_comparison_is_as_wide_at_chance_as_its_forecasts(synthetic):
     assert each.diagnostics["flags"]  # at chance
     row = compare(one, two, 6.9e9, 3.9e12)[0]
     assert row.hi - row.lo > 0.9 * (each.hi - each.lo)
+
+
+def test_no_difference_is_larger_than_accuracies_allow(synthetic):
+    """Of two ladders of four runs it was said to lie between -290 and 280 points."""
+    fitted = []
+    for seed in (1, 2):
+        table, tasks = synthetic(2, 0.003, seed=seed, checkpoints=10, sizes=SIZES[:2], multiples=(1, 2))
+        fitted.append(TwoStep("recommended", 40).fit(table, tasks, calibrated=False))
+    rows = compare(*fitted, 7e9, 4e12)
+    assert all(-1 <= row.lo < 0 < row.hi <= 1 and 0.3 < row.b_better < 0.7 for row in rows)
+    for row, other in zip(rows, compare(*fitted[::-1], 7e9, 4e12), strict=True):
+        assert (row.lo, row.hi, row.b_better) == pytest.approx((-other.hi, -other.lo, 1 - other.b_better))
 
 
 def _at_chance(synthetic, sizes):

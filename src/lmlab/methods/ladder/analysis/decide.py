@@ -234,16 +234,52 @@ def rank(
     if len(set(tasks)) > 1:
         raise UserError("The ladders were fitted to different tasks.")
     require_different({name: each.table for name, each in forecasters.items()})
+    point_AT, value_AST = drawn_together(list(forecasters.values()), n, d, level, seed)
+    names = list(forecasters)
+    share_T = shares(weights, len(tasks[0]))
+    mean_AS = value_AST @ share_T
+    order_SA = (-mean_AS.T).argsort(axis=1, kind="stable")
+    place_SA = order_SA.argsort(axis=1)
+    best_TA = np.array([np.bincount(column, minlength=len(names)) for column in value_AST.argmax(0).T]) / DRAWS
+    low, high = percentiles(mean_AS.T, level)
+    largest = [_largest_mean(each, share_T) for each in forecasters.values()]
+    rows = [
+        Rank(
+            name,
+            float(point_AT[a] @ share_T),
+            float(low[a]),
+            float(high[a]),
+            float((order_SA[:, 0] == a).mean()),
+            float(place_SA[:, a].mean() + 1),
+            {task: float(best_TA[t, a]) for t, task in enumerate(tasks[0])},
+            1 + sum(value > largest[a] for value in largest),
+        )
+        for a, name in enumerate(names)
+    ]
+    counted = Counter(map(tuple, order_SA.tolist()))
+    orders = tuple(
+        (tuple(names[a] for a in order), count / DRAWS)
+        for order, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return Ranking(tuple(sorted(rows, key=lambda row: row.rank)), orders)
+
+
+def drawn_together(
+    forecasters: Sequence[Forecaster], n: float, d: float, level: float, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Accuracies of several recipes at one target, [A, T], and draws of them, [A, S, T], as wide as the printed
+    intervals: each with the noise of its own runs, and moved together by what they suppose of the law.
+    """
     rng = np.random.default_rng(seed)
-    targets = [each.target(n, d, level) for each in forecasters.values()]
+    targets = [each.target(n, d, level) for each in forecasters]
     shifts = [
         each.ensemble.form_shifts(x_3[:, None], each.beyond(x_3))
-        for each, x_3 in zip(forecasters.values(), targets, strict=True)
+        for each, x_3 in zip(forecasters, targets, strict=True)
     ]
     # Who supposes the same of the law is moved by the same draw.
     shared = {name: rng.standard_normal(DRAWS) for name in sorted({name for each in shifts for name in each})}
-    names, points, values = list(forecasters), [], []
-    for each, x_3, moved in zip(forecasters.values(), targets, shifts, strict=True):
+    points, values = [], []
+    for each, x_3, moved in zip(forecasters, targets, shifts, strict=True):
         x_3Q = x_3[:, None]
         point_T = logit(each.ensemble.accuracy(x_3Q)[0, :, 0])
         spread = each.ensemble.spread(x_3Q).parts
@@ -260,33 +296,7 @@ def rank(
             drawn = drawn + shared[name][:, None] * scale * shift[:, 0]
         points.append(inverse_logit(point_T))
         values.append(inverse_logit(drawn))
-    value_AST = np.array(values)
-    share_T = shares(weights, len(tasks[0]))
-    mean_AS = value_AST @ share_T
-    order_SA = (-mean_AS.T).argsort(axis=1, kind="stable")
-    place_SA = order_SA.argsort(axis=1)
-    best_TA = np.array([np.bincount(column, minlength=len(names)) for column in value_AST.argmax(0).T]) / DRAWS
-    low, high = percentiles(mean_AS.T, level)
-    largest = [_largest_mean(each, share_T) for each in forecasters.values()]
-    rows = [
-        Rank(
-            name,
-            float(points[a] @ share_T),
-            float(low[a]),
-            float(high[a]),
-            float((order_SA[:, 0] == a).mean()),
-            float(place_SA[:, a].mean() + 1),
-            {task: float(best_TA[t, a]) for t, task in enumerate(tasks[0])},
-            1 + sum(value > largest[a] for value in largest),
-        )
-        for a, name in enumerate(names)
-    ]
-    counted = Counter(map(tuple, order_SA.tolist()))
-    orders = tuple(
-        (tuple(names[a] for a in order), count / DRAWS)
-        for order, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    )
-    return Ranking(tuple(sorted(rows, key=lambda row: row.rank)), orders)
+    return np.array(points), np.array(values)
 
 
 def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floats:
