@@ -345,6 +345,10 @@ def test_what_a_judge_says_is_written_as_helmets_own_judge_writes_it(tmp_path, d
     assert {"gpt-4-recall", "gpt-4-precision", "gpt-4-fluency", "gpt-4-f1"} <= set(summed)
     assert summed["gpt-4-f1"] * 100 == pytest.approx(means["helmet_infbench_sum_eng__512"])
     assert read_helmet_results(out).tasks == pytest.approx(means)
+    # a judgment that is taken back leaves no file behind that still tells it
+    (out / "infbench_sum_eng_300-512" / "judged.json").unlink()
+    assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
+    assert not summaries.exists() and read_helmet_results(out).tasks["helmet_infbench_sum_eng__512"] is None
     # what HELMET's own judge has written stays, and counts where ours has not spoken
     theirs = {"args": {"datasets": "narrativeqa_300", "input_max_length": 512, "model_name_or_path": "m"}}
     theirs |= {"data": [], "averaged_metrics": {"gpt-4-score": 1.5}}
@@ -354,3 +358,7 @@ def test_what_a_judge_says_is_written_as_helmets_own_judge_writes_it(tmp_path, d
     (out / "narrativeqa_300-512" / "judged.json").unlink()
     assert lmlab("long", "helmet", tmp_path / "model", *how).code == 0
     assert json.loads((out / "helmet.json").read_text())["tasks"]["helmet_narrativeqa__512"] == 50
+    for hostile in ({"args": []}, {"args": None}, {"args": theirs["args"]}, {**theirs, "averaged_metrics": [1]}):
+        answers.write_text(json.dumps(hostile))
+        refused = lmlab("long", "helmet", tmp_path / "model", *how)
+        assert refused.code == 2 and "is no result of HELMET" in refused.err, refused.err

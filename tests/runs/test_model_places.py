@@ -345,7 +345,8 @@ COMMANDS: dict[str, Command] = EVERY_FORM | {
     ],
     "tutor dialogue-eval --tutor": lambda model, at, out: [
         "tutor", "dialogue-eval", "--tutor", f"local:{model}", "--student", f"local:{model}", "--judge",
-        f"local:{model}", "--data", at / "tutoring.jsonl", "--turns", 1, *SHORT, "--max-new-tokens", 3, "--out", out,
+        f"local:{model}", "--data", at / "tutoring.jsonl", "--turns", 1, *SHORT, "--max-new-tokens", 3,
+        "--max-ungraded", 1, "--out", out,
     ],
     "tutor chat-generate --teacher": lambda model, at, out: [
         "tutor", "chat-generate", at / "chapters", "--scheme", "two_llm", "--teacher", f"local:{model}", "--student",

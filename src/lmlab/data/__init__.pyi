@@ -4,6 +4,7 @@ from .chat.preferences import KTORows, PreferenceRows, example_row
 from .chat.template import TULU_TEMPLATE, ChatTemplate
 from .collecting.collect import DROPPED_BY, KEEP_ALL, CollectConfig, collect
 from .collecting.decontamination import Contamination, Decontamination
+from .collecting.words import is_unspaced
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
 from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share, check_shares
@@ -26,6 +27,7 @@ from .sources import (
     JsonlSource,
     MDSSource,
     ParquetSource,
+    PlacedSource,
     PythonLibrarySource,
     RecordSource,
     SourceConfig,
@@ -83,6 +85,7 @@ __all__ = [
     "ParquetSource",
     "Peeked",
     "Phase",
+    "PlacedSource",
     "PreferencePair",
     "PreferenceRows",
     "PythonLibrarySource",
@@ -118,6 +121,7 @@ __all__ = [
     "example_row",
     "find_source",
     "is_packs",
+    "is_unspaced",
     "largest_remainder",
     "pack",
     "parse_stream",

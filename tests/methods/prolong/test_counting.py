@@ -58,3 +58,18 @@ def test_a_recipe_names_the_source_within_and_what_is_wrong_with_it(texts, tmp_p
     for settings, says in (({"kind": "jsonlines"}, "jsonlines"), ({"kind": "jsonl", "paths": "x"}, "paths")):
         with pytest.raises(UserError, match=says):
             validate(SourceConfig, {"kind": "counted_words", "source": settings}, "here")
+
+
+def test_words_are_whole_in_any_writing(tmp_path):
+    path = tmp_path / "hindi.jsonl"
+    words = ["हिन्दी", "किताब", "नमस्ते", "विद्यालय", "漢字漢字", "これはなに"]
+    path.write_text(json.dumps({"text": " ".join(words * 40)}))
+    source = CountedWordsSource(source={"kind": "jsonl", "path": str(path)}, min_words=10, words=6)
+    (found,) = source.read()
+    told = dict(re.findall(r"^(\S+): (\d+)$", found.text.partition(ASKED)[2], re.MULTILINE))
+    assert told == dict.fromkeys(words[:4], "40")  # no pieces between vowel signs, and no runs of characters
+
+
+def test_a_source_within_needs_its_kind():
+    with pytest.raises(UserError, match="source: the key 'kind' is required"):
+        CountedWordsSource(source={"path": "x"})

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from lmlab.data import Tokenizer
+from lmlab.errors import UserError
 from lmlab.evals.long.texts import passages
 from lmlab.evals.tasks import olmes
 from lmlab.files import read_json
-from lmlab.methods.prolong.short import short_cost, verdict_of
+from lmlab.methods.prolong.short import require_kept, short_cost, verdict_of
 from lmlab.models import ModelConfig, Transformer, from_pretrained, save_pretrained
 
 pytestmark = pytest.mark.skipif(olmes.version() is None, reason=f"the package {olmes.PACKAGE} is not installed")
@@ -86,6 +87,28 @@ def test_a_longer_window_is_gated_by_its_short_tasks(directory, task, tmp_path, 
     assert "lost short tasks against" in page and "with 60 questions" in page
 
 
+def test_runs_without_a_short_task_in_common_are_shown_and_not_gated(directory, task, tmp_path, lmlab):
+    other = task.with_name("other.yaml")
+    other.write_text(task.read_text().replace("name: mine", "name: other"))
+    how = ("--task", "niah", "--length", "256", "--contexts", "1", "--mode", "forced")
+    base, longer = tmp_path / "base", tmp_path / "longer"
+    assert lmlab("long", "eval", directory, *how, "--short-task", task, "--out", base).code == 0
+    run = ("long", "eval", directory, *how, "--short-task", other, "--against", base, "--out", longer)
+    refused = lmlab(*run, "--gate")
+    assert refused.code == 2 and "both models (other)" in refused.err and not longer.exists()
+    done = lmlab(*run)
+    assert done.code == 0, done.err
+    page = (longer / "report.html").read_text()
+    assert "short tasks against" not in page and ">other<" in page
+    assert short_cost(base, longer) is None
+    for damaged in (3, {"kind": "ranked"}, {"kind": "none"}):
+        (longer / "short.json").write_text(json.dumps({"mine": damaged}))
+        refused = lmlab("long", "report", base, longer, "--out", tmp_path / "page.html")
+        assert refused.code == 2 and str(longer) in refused.err, refused.err
+    with pytest.raises(UserError, match="have no short task in common"):
+        require_kept(None, "b", "a")
+
+
 def test_a_recipe_compares_an_extended_model_with_its_base(directory, task, tmp_path, lmlab):
     measured = {"kind": "long_evaluate", "model": str(directory), "base": str(directory), "mode": "forced"}
     measured |= {"tasks": ["niah"], "lengths": [256], "contexts": 1, "short_tasks": [str(task)], "gate": True}
@@ -118,6 +141,9 @@ def test_a_rule_for_positions_is_written_as_a_model_without_training(directory, 
         assert (config.rope_scaling.type if config.rope_scaling else None) == scaling
     again = lmlab("long", "rope", directory, "--to", "2048", "--out", tmp_path / "auto")
     assert again.code == 2 and "is there already" in again.err
+    for options in ((), ("--yarn",)):
+        shorter = lmlab("long", "rope", directory, "--to", "256", *options, "--out", tmp_path / "x")
+        assert shorter.code == 2 and "is no longer than the model's 512" in shorter.err
     for options, says in (
         (("--rope-theta", "auto"), "Name its directory with --out"),
         (("--rope-theta", "most", "--out", tmp_path / "x"), "the options"),

@@ -23,7 +23,7 @@ from lmlab.data.collecting.dedup import NUM_PERMUTATIONS, NearDuplicates, signat
 from lmlab.data.collecting.spool import Spool, read_range
 from lmlab.data.documents import Reject, Source
 from lmlab.data.rejects import Rejects
-from lmlab.data.sources.reading.files import FileSource
+from lmlab.data.sources.reading.placed import PlacedSource
 from lmlab.distributed import fan_out
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, json_value, write_json
@@ -180,8 +180,8 @@ def _told_apart(sources: Sequence[Source]) -> Iterator[Source]:
     """The sources, so that documents that are called by their places have ids of their own in each."""
     number = 0
     for source in sources:
-        number += isinstance(source, FileSource)
-        yield source.apart(number) if isinstance(source, FileSource) else source
+        number += isinstance(source, PlacedSource)
+        yield source.apart(number) if isinstance(source, PlacedSource) else source
 
 
 def _fits(spool: Spool, config: CollectConfig) -> NDArray[np.bool_]:

@@ -26,6 +26,11 @@ def units(text: str) -> list[str]:
     return _UNIT.findall(text) if _CHARACTER.search(text) else text.split()
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether a text has characters of writing without spaces, whose runs are no words."""
+    return _CHARACTER.search(text) is not None
+
+
 def run_factor(found: list[str]) -> int:
     """How much longer runs are: 2 where more than half of the units are characters of writing without spaces."""
     unspaced = sum(len(unit) == 1 and _CHARACTER.match(unit) is not None for unit in found)

@@ -92,7 +92,7 @@ class TokenSource:
             case "corpus":
                 yield from self._of_corpus()
             case "jsonl":
-                for number, row in enumerate(read_jsonl(Path(self.place)), 1):
+                for number, row in enumerate(read_jsonl(self.place), 1):
                     yield _document(row, f"'{self.place}', line {number}")
             case _:
                 for folder, entry in self.entries:

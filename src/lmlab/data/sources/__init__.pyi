@@ -8,6 +8,7 @@ from .jsonl import JsonlSource
 from .mds_source import MDSSource
 from .python_library import PythonLibrarySource
 from .reading.files import FileSource
+from .reading.placed import PlacedSource
 from .reading.records import RecordSource
 from .text import TextSource
 from .tokenized import TokenizedSource
@@ -21,6 +22,7 @@ __all__ = [
     "JsonlSource",
     "MDSSource",
     "ParquetSource",
+    "PlacedSource",
     "PythonLibrarySource",
     "RecordSource",
     "SourceConfig",

@@ -69,4 +69,4 @@ class FolderSource(FileSource, RecordFields):
             for path in paths:
                 part: Any = made(**{**named, **few, "path": path})
                 part._prefix = self._prefix
-                yield part.apart(1, self._within or self.path)
+                yield part.part_of(self._within or self.path)

@@ -4,29 +4,32 @@ or JSON lines with the ids of any tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
 from lmlab.data.packs.read import TokenSource
 from lmlab.data.shards import TokenizedCorpus
+from lmlab.data.sources.reading.placed import PlacedSource
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.files import describe, find_files, sha256_file
+from lmlab.files import describe, find_files, is_folder, names_within, sha256_file
 from lmlab.redaction import redact
 
 _FILES = (".json", ".jsonl", ".mds", ".zstd")
+_INDEX = "index.json"
 _CUT = "\ufffd"  # what is left of a character of which a sequence ends in the middle
 
 
-class TokenizedSource(Config):
+class TokenizedSource(PlacedSource):
     """Token ids, as text again. What a tokenizer did not keep exactly is a reject where that can be seen, as in shards
     that lmlab wrote. Of packed sequences every document, or part of one, is a document of its own.
 
     Attributes:
-        path: shards that lmlab wrote, a folder of MDS with a column `input_ids`, or JSON lines with that key.
+        path: shards that lmlab wrote, a folder of MDS with a column `input_ids`, or JSON lines with that key: files, a
+            glob or a folder.
         tokenizer: directory of the tokenizer that made the ids, where it does not stand with them.
     """
 
@@ -45,10 +48,16 @@ class TokenizedSource(Config):
             corpus = TokenizedCorpus(Path(self.path), verify=True)
             if self.tokenizer is not None:
                 corpus.check_tokenizer(Tokenizer.load(self.tokenizer))
-            yield from corpus.documents()
+            for item in corpus.documents():
+                yield replace(item, id=self._prefix + item.id) if isinstance(item, Document) else item
             return
-        words, default = self._words(), Path(self.path).name.partition(".")[0] or "text"
-        for where, found in TokenSource(self.path).documents():
+        called = names_within(self.path)
+        for place in self._places():
+            yield from self._of(place, called)
+
+    def _of(self, place: str, called: Callable[[str], str]) -> Iterator[Document | Reject]:
+        words, default = self._words(place), Path(place).name.partition(".")[0] or "text"
+        for where, found in TokenSource(place).documents():
             shown = redact(where)
             if found.mask is not None and not found.mask.all():
                 raise UserError(
@@ -62,8 +71,8 @@ class TokenizedSource(Config):
                 )
             text = words.decode(found.tokens.tolist()).strip(_CUT)
             if text:
-                name = shown.removeprefix(f"{redact(self.path).rstrip('/')}/")  # which stays when all of it moves
-                yield Document(name, text, found.domain or default, name)
+                name = called(shown)
+                yield Document(self._prefix + name, text, found.domain or default, name)
             else:
                 yield Reject(shown, "its tokens stand for no text")
 
@@ -79,19 +88,29 @@ class TokenizedSource(Config):
         if self._is_corpus():
             TokenizedCorpus(Path(self.path))
             return {**settings, "manifest": sha256_file(Path(self.path) / "manifest.json")}
-        files = [[redact(path), *describe(path)] for path in find_files(self.path, _FILES)]
-        return {**settings, "path": redact(self.path), "files": files, "tokenizer": self._words().fingerprint}
+        places = self._places()
+        files = [[redact(path), *describe(path)] for place in places for path in find_files(place, _FILES)]
+        made_by = list(dict.fromkeys(self._words(place).fingerprint for place in places))
+        return {**settings, "path": redact(self.path), "files": files, "tokenizer": made_by}
 
     def _is_corpus(self) -> bool:
         return Path(self.path, "manifest.json").is_file()
 
-    def _words(self) -> Tokenizer:
+    def _places(self) -> list[str]:
+        """The data sets that the path means: files of JSON lines, or folders with an index of MDS."""
+        found = find_files(self.path, (".jsonl", _INDEX))
+        indexes = [path for path in found if path.endswith(f"/{_INDEX}")]
+        if indexes and is_folder(self.path):
+            return [self.path]  # read as a whole, whatever stands below
+        return [path.removesuffix(f"/{_INDEX}") for path in indexes or found]
+
+    def _words(self, place: str) -> Tokenizer:
         if self.tokenizer is not None:
             return Tokenizer.load(self.tokenizer)
-        stored = TokenSource(self.path).tokenizer
+        stored = TokenSource(place).tokenizer
         if stored is None:
             raise UserError(
-                f"'{redact(self.path)}' does not hold the tokenizer that made its ids.",
+                f"'{redact(place)}' does not hold the tokenizer that made its ids.",
                 "Name its directory: --ids-of, or the key tokenizer of the source.",
             )
         return stored

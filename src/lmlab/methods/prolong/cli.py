@@ -96,15 +96,22 @@ def evaluate(
 ) -> None:
     """Measure a model on long contexts. The same command after a kill goes on with the contexts that are missing."""
     from lmlab.distributed import joined, world
+    from lmlab.evals import find_tasks
     from lmlab.evals.long import read_instances
+    from lmlab.files import read_mapping
     from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, evaluate_endpoint, instances_for
     from lmlab.methods.prolong.short import SHORT, require_kept, short_cost
 
-    if how.gate and (against is None or not how.short_tasks or not (against / SHORT).is_file()):
-        raise UserError(
-            "--gate compares short tasks, which were not measured on both models.",
-            "Name some with --short-task, and with --against results that have them too.",
-        )
+    if how.gate:
+        known = against is not None and (against / SHORT).is_file()
+        measured = read_mapping(against / SHORT) if against is not None and known else {}
+        missing = [each.name for each in find_tasks(how.short_tasks) if each.name not in measured]
+        if missing or not how.short_tasks:
+            which = f" ({', '.join(missing)})" if missing and known else ""
+            raise UserError(
+                f"--gate compares short tasks, which were not measured on both models{which}.",
+                "Name some with --short-task, and with --against results that have them too.",
+            )
     with joined():
         if model.startswith("openai:"):
             if instances is None:
@@ -140,9 +147,10 @@ def evaluate(
         if world().is_main:
             _show(results)
             print(f"Results: {out}\nPage: {_page([out] if against is None else [against, out], out / 'report.html')}")
-            if against is not None and (cost := short_cost(against, out)) is not None:
-                if how.gate:
-                    require_kept(cost, str(out), str(against))
+            cost = None if against is None else short_cost(against, out)
+            if how.gate:
+                require_kept(cost, str(out), str(against))
+            if cost is not None:
                 print(cost.sentence(str(out), str(against)))
 
 

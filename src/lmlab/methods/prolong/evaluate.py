@@ -39,7 +39,7 @@ from lmlab.evals.long import (
     write_instances,
 )
 from lmlab.evals.long.helmet.families import FAMILIES, family_of
-from lmlab.evals.long.helmet.results import SUMMARY, judged_by_helmet, write_judged
+from lmlab.evals.long.helmet.results import SUMMARY, judged_by_helmet, withdraw_judged, write_judged
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.methods.prolong.short import SHORT
 from lmlab.models import weights_fingerprint
@@ -197,11 +197,13 @@ def _tell_judgment(path: Path, found: HelmetSet, place: Path, cell: Mapping[str,
     """Write what a judge said of all answers of a set in HELMET's own layout, where it says what HELMET's judge says: a
     judge that is not asked in words tells no fluency.
     """
-    if FAMILIES[family_of(found.name)].judge is None or cell is None or cell.get("fluency") is None:
+    if FAMILIES[family_of(found.name)].judge is None:
         return
-    if cell["graded"] == cell["n"]:
+    if cell is not None and cell.get("fluency") is not None and cell["graded"] == cell["n"]:
         judged = read_mapping(place / JUDGED)
         write_judged(path, judged["judged"]["fluency"]["judge"], judged["rows"], cell["score"])
+    else:  # a judgment that was made anew, in part or by a judge that tells no fluency
+        withdraw_judged(path)
 
 
 def read_judged(place: Path) -> dict[str, Any] | None:

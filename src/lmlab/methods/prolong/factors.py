@@ -143,10 +143,11 @@ def extend_untrained(place: Model, window: WindowConfig, directory: Path) -> Mod
 
     Raises:
         UserError: the model is none of lmlab's, has no rotary positions, or scales them already; or something stands in
-            the directory.
+            the directory; or the window is no longer.
     """
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"'{directory}' is there already.", "Name another directory with --out.")
+    _check_longer(place.config, window.max_seq_len)  # YaRN by a factor below 1 is none
     config = with_window(place.config, window)  # which refuses what cannot be, before anything is loaded
     evaluator = Evaluator.load(place, "cpu", "fp32")
     if evaluator.model is None:
@@ -199,6 +200,10 @@ def _check(config: ModelConfig, window: int) -> None:
             f"The model's positions are scaled already (rope_scaling {config.rope_scaling.type}).",
             "Search from the model that it was made of.",
         )
+    _check_longer(config, window)
+
+
+def _check_longer(config: ModelConfig, window: int) -> None:
     if window <= config.max_seq_len:
         raise UserError(
             f"The window of {window:,} tokens is no longer than the model's {config.max_seq_len:,}.", "Raise it."

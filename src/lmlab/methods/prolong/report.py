@@ -344,7 +344,7 @@ def _short(results: Sequence[dict[str, Any]]) -> list[Block]:
     for (name, _), each in zip(list(shown), results, strict=True):
         if base := each.get("short_base"):
             shown.append((f"{base['model']}, before", base["short"]))
-            costs.append((name, base["cost"], str(base["model"])))
+            costs += [(name, base["cost"], str(base["model"]))] if base["cost"] else []
     if not any(found for _, found in shown):
         return []
     tasks = list(dict.fromkeys(task for _, found in shown for task in found))

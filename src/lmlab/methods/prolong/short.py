@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmlab import stats
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import LmlabError, UserError, reads
 from lmlab.evals import Row, find_kind, make_task, metric_of, pair_rows, read_rows
 from lmlab.files import read_mapping
 from lmlab.words import counted
@@ -69,28 +69,23 @@ class ShortCost:
 
 
 def short_cost(before: Path, after: Path) -> ShortCost | None:
-    """Compare the short tasks of two directories of `eval`; None where one has none.
+    """Compare the short tasks of two directories of `eval`; None where they have none in common.
 
     Tasks whose figures are better the lower they are, such as bits per byte, are in no mean.
 
     Raises:
-        UserError: they have no task in common, or one that was asked in two ways.
+        UserError: a task was asked in two ways.
     """
     said = [read_mapping(place / SHORT) if (place / SHORT).is_file() else {} for place in (before, after)]
-    if not all(said):
-        return None
     gaps: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
     means: list[tuple[float, float]] = []
     for name in (each for each in said[0] if each in said[1]):
-        values = _values(name, said[0][name], said[1][name], before, after)
+        values = _values(after, before, name, said[0][name], said[1][name])
         if values is not None:
             gaps[name] = values[1] - values[0]
             means.append((float(values[0].mean()), float(values[1].mean())))
     if not gaps:
-        raise UserError(
-            f"'{before}' and '{after}' have no short task in common that has a share of right answers.",
-            "Measure both with the same --short-task.",
-        )
+        return None
     first, second = (float(np.mean(each)) for each in zip(*means, strict=True))
     draws = np.mean(
         [stats.resampled_means(gap, _RESAMPLES, number) for number, gap in enumerate(gaps.values())], axis=0
@@ -118,20 +113,27 @@ def verdict_of(before: float, after: float, high: float) -> Literal["kept", "los
     return "lost" if high < 0 else "unclear"
 
 
-def require_kept(cost: ShortCost, name: str, base: str) -> None:
+def require_kept(cost: ShortCost | None, name: str, base: str) -> None:
     """The gate of a run.
 
     Raises:
         ShortTasksLostError: short tasks were lost.
+        UserError: there is nothing to compare.
     """
+    if cost is None:
+        raise UserError(
+            f"{name} and {base} have no short task in common that has a share of right answers.",
+            "Measure both with the same short tasks, or leave the gate out.",
+        )
     if cost.verdict == "lost":
         raise ShortTasksLostError(
             cost.sentence(name, base), "Raise the share of short data, lower the learning rate, or leave the gate out."
         )
 
 
-def _values(name: str, first: Mapping[str, Any], second: Mapping[str, Any], before: Path, after: Path) -> Any:
-    """The main figure of each question that both were asked; None where lower is better."""
+@reads("short tasks that were measured")
+def _values(after: Path, before: Path, name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Any:
+    """The main figure of each question that both were asked, before and after; None where lower is better."""
     tasks = []
     for said, place in ((first, before), (second, after)):
         kind = find_kind(said["kind"], f"'{place}'")

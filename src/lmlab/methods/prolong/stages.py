@@ -82,16 +82,15 @@ class LongEvaluate(Stage[LongEvaluateConfig, LongResults]):
         short = measure_short(before, config.short_tasks, config.short_limit, place)
         wait_for_all()
         cost = short_cost(place, context.directory)
-        assert cost is not None
         if config.gate:
             require_kept(cost, str(config.model), str(config.base))
-        return {"model": str(config.base), "short": short, "cost": cost.row()}
+        return {"model": str(config.base), "short": short, "cost": None if cost is None else cost.row()}
 
     def summary(self, results: LongResults) -> str:
         """The average at each length, and what the extension has cost."""
         found = results.model_dump()
         base = found.get("short_base")
-        told = f" {ShortCost(**base['cost']).sentence('The model', base['model'])}" if base else ""
+        told = f" {ShortCost(**base['cost']).sentence('The model', base['model'])}" if base and base["cost"] else ""
         return headline(found) + told
 
     def report(self, config: LongEvaluateConfig, results: LongResults, directory: Path) -> list[Section]:

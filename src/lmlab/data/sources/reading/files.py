@@ -14,6 +14,7 @@ from lmlab.data.sources.reading.dataset_card import MAX_BYTES, Card, read_card
 from lmlab.data.sources.reading.dataset_card import NAME as CARD
 from lmlab.data.sources.reading.fields import SplitOption
 from lmlab.data.sources.reading.parts import missing_parts
+from lmlab.data.sources.reading.placed import PlacedSource
 from lmlab.data.sources.reading.splits import ALL, Choice, canonical, choose_files
 from lmlab.errors import LmlabError
 from lmlab.files import (
@@ -74,7 +75,7 @@ _NO_TEXT = {
 _LONGEST_MAGIC = max(map(len, _NO_TEXT))
 
 
-class FileSource(SplitOption):
+class FileSource(SplitOption, PlacedSource):
     """Files by path, glob, folder or URL; .gz, .bz2, .xz, .zst and .lz4 are decompressed.
 
     Attributes:
@@ -94,21 +95,11 @@ class FileSource(SplitOption):
     suffixes: ClassVar[tuple[str, ...]] = ()
     is_text: ClassVar[bool] = False
     _within: str | None = PrivateAttr(default=None)
-    _prefix: str = PrivateAttr(default="")
 
-    def apart(self, number: int, within: str | None = None) -> Self:
-        """A copy whose documents without an id of their own are told from those of other sources.
-
-        Such a document is called by its place within the source, which stays when all of it moves. Of several sources
-        the second and later ones put their number before it; no place begins like that.
-
-        Arguments:
-            number: of the source, from 1.
-            within: the location of which this source reads a part, below which its files are called.
-        """
+    def part_of(self, within: str) -> Self:
+        """A copy that reads a part of a location, below which its files are called."""
         copy = self.model_copy()
-        copy._prefix = self._prefix if number == 1 else f"{number}//"
-        copy._within = within if within is not None else self._within
+        copy._within = within
         return copy
 
     def _called(self) -> Callable[[str], str]:

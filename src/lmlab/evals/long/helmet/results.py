@@ -86,6 +86,13 @@ def write_judged(path: Path, judge: str, grades: Mapping[str, Mapping[str, float
     return place
 
 
+def withdraw_judged(path: Path) -> None:
+    """Remove what `write_judged` wrote of `NAME.json` before, as it holds no longer; HELMET's own stays."""
+    place = judged_path(path)
+    if place.exists() and _is_ours(read_mapping(place)):
+        place.unlink()
+
+
 def _grades_of_helmet(grade: Mapping[str, float | None], summary: bool) -> dict[str, float]:
     fluency = grade["fluency"] or 0.0
     if not summary:  # an answer that is not fluent is worth 0, however right
@@ -96,7 +103,8 @@ def _grades_of_helmet(grade: Mapping[str, float | None], summary: bool) -> dict[
 
 
 def _is_ours(data: Mapping[str, Any]) -> bool:
-    return "judge" in data.get("args", {})
+    args = data.get("args")
+    return isinstance(args, dict) and "judge" in args
 
 
 def holds_helmet_results(place: str | Path) -> bool:
@@ -150,7 +158,7 @@ def _read(path: Path, data: Mapping[str, Any]) -> tuple[tuple[str, int], str, di
     except (KeyError, TypeError, ValueError) as error:
         raise _no_result(path, error) from None
     family_of(name)
-    return (name, size), model, _figures(path, data["averaged_metrics"])
+    return (name, size), model, _figures(path, data.get("averaged_metrics"))
 
 
 def _figures(path: Path, data: Any) -> dict[str, float]:

@@ -180,6 +180,7 @@ def compare(
 @options(StudentConfig)
 @options(AnswerConfig, into="answers", exclude=("format", "share", "batch_tokens", "window", "rope_theta", "overflow"))
 @options(EndpointConfig, into="endpoint")
+@options(ScoreConfig, into="scores", only=("max_ungraded",))
 def dialogue_eval(
     tutor: Annotated[str, typer.Option(help="Who teaches: local:DIRECTORY, openai:MODEL.")],
     student: Annotated[str, typer.Option(help="Who plays the student.")],
@@ -188,6 +189,7 @@ def dialogue_eval(
     settings: StudentConfig,
     answers: AnswerConfig,
     endpoint: EndpointConfig,
+    scores: ScoreConfig,
     judge: Annotated[str, typer.Option(help="Who grades the conversations: openai:MODEL, local:DIRECTORY.")],
     new_run: NewRun = False,
 ) -> None:
@@ -205,7 +207,6 @@ def dialogue_eval(
     from lmlab.methods.tutor.simulating.converse import ROWS, converse, grade_conversations, rubric
     from lmlab.progress import console
 
-    scores = ScoreConfig()
     items = load_items(data, answers.book)[: answers.limit]
     if new_run:
         move_aside(out, ROWS)
