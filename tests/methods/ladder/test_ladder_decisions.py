@@ -14,7 +14,7 @@ from lmlab.methods.ladder.analysis.decide import draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
 from lmlab.methods.ladder.analysis.variance import signal_between, signal_to_noise
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.presenting.decisions import decision_sentence
+from lmlab.methods.ladder.presenting.decisions import decision_sentence, difference_rows
 from lmlab.methods.ladder.presenting.predictions import prediction_rows, untold_sentences
 from lmlab.methods.ladder.rungs.plan import parse_length
 
@@ -248,6 +248,19 @@ def _at_chance(synthetic, sizes):
         replace(run, metrics=run.metrics | {"acc0": rng.choice([0.225, 0.25, 0.275, 0.3, 0.325], 5)}) for run in table
     ]
     return RunTable(tuple(runs)), [tasks[0].model_copy(update={"n_instances": 40, "title": "Next line"})]
+
+
+def test_of_recipes_at_chance_no_accuracy_is_compared(synthetic):
+    table, tasks = _at_chance(synthetic, (25e3, 40e3, 66e3))
+    good, _ = synthetic(noise=0.003, checkpoints=5, seed=1)
+    chance, other = (TwoStep(_CHAIN, 40).fit(each, tasks, calibrated=False) for each in (table, good))
+    assert chance.ensemble.untold(chance.target(7e9, 4e12)[:, None]).all()
+    one, mean = compare(chance, other, 7e9, 4e12)
+    assert one.a is None and one.difference is None and one.b == pytest.approx(mean.b) and one.b > 0.5
+    assert difference_rows([one])[0][1] is None
+    ranking = rank({"chance": chance, "other": other}, 7e9, 4e12)
+    assert {each.name: each.accuracy is None for each in ranking.recipes} == {"chance": True, "other": False}
+    assert min(each.lo for each in ranking.recipes) >= 0.25
 
 
 @pytest.mark.parametrize("sizes", [(25e3, 66e3), (25e3, 40e3, 66e3)])

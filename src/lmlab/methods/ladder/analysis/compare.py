@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.analysis.decide import drawn_together, shares
+from lmlab.methods.ladder.analysis.decide import drawn_together, shares, told
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.stats import percentiles
@@ -15,13 +15,13 @@ from lmlab.stats import percentiles
 @dataclass(frozen=True)
 class Difference:
     """One task, or the mean of all: accuracies in 0 to 1, the difference B - A with its interval, and the probability
-    that B is better.
+    that B is better. Where all runs of one are at chance, neither its accuracy is told nor the difference.
     """
 
     task: str
-    a: float
-    b: float
-    difference: float
+    a: float | None
+    b: float | None
+    difference: float | None
     lo: float
     hi: float
     b_better: float
@@ -60,9 +60,9 @@ def _row(name: str, point_A: Floats, value_AS: Floats, level: float) -> Differen
     lo, hi = percentiles(between_S, level)
     return Difference(
         name,
-        float(point_A[0]),
-        float(point_A[1]),
-        float(point_A[1] - point_A[0]),
+        told(float(point_A[0])),
+        told(float(point_A[1])),
+        told(float(point_A[1] - point_A[0])),
         float(lo),
         float(hi),
         float((between_S > 0).mean() + (between_S == 0).mean() / 2),

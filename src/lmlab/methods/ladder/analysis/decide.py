@@ -9,6 +9,7 @@ Legend: S draws, T tasks, Q targets, A recipes, K other forms of the law.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Rank:
     """One of several recipes at a target.
 
     Attributes:
-        accuracy, lo, hi: mean over the tasks, 0 to 1.
+        accuracy, lo, hi: mean over the tasks, 0 to 1; no accuracy where its runs are at chance on a task.
         best: the probability that its mean is the highest.
         rank: the expected rank, 1 for the best.
         best_at: for each task the probability that it is the best at it.
@@ -76,7 +77,7 @@ class Rank:
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     lo: float
     hi: float
     best: float
@@ -246,7 +247,7 @@ def rank(
     rows = [
         Rank(
             name,
-            float(point_AT[a] @ share_T),
+            told(float(point_AT[a] @ share_T)),
             float(low[a]),
             float(high[a]),
             float((order_SA[:, 0] == a).mean()),
@@ -268,7 +269,8 @@ def drawn_together(
     forecasters: Sequence[Forecaster], n: float, d: float, level: float, seed: int = 0
 ) -> tuple[Floats, Floats]:
     """Accuracies of several recipes at one target, [A, T], and draws of them, [A, S, T], as wide as the printed
-    intervals: each with the noise of its own runs, and moved together by what they suppose of the law.
+    intervals: each with the noise of its own runs, and moved together by what they suppose of the law. An accuracy that
+    no run tells is not a number, and its draws are a guess at least.
     """
     rng = np.random.default_rng(seed)
     targets = [each.target(n, d, level) for each in forecasters]
@@ -294,8 +296,8 @@ def drawn_together(
         drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
         for name, shift in moved.items():
             drawn = drawn + shared[name][:, None] * scale * shift[:, 0]
-        points.append(inverse_logit(point_T))
-        values.append(inverse_logit(drawn))
+        points.append(np.where(each.ensemble.untold(x_3Q)[:, 0], np.nan, inverse_logit(point_T)))
+        values.append(_a_guess_at_least(each, x_3Q, inverse_logit(drawn)[:, :, None])[:, :, 0])
     return np.array(points), np.array(values)
 
 
@@ -318,8 +320,18 @@ def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floa
     z_STQ = z_SB.reshape(-1, tasks, places)
     scale_TQ = np.stack(scales, axis=1)
     value_STQ = inverse_logit(point_TQ + scale_TQ * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
+    return _a_guess_at_least(forecaster, x_3Q, value_STQ)
+
+
+def _a_guess_at_least(forecaster: Forecaster, x_3Q: Floats, value_STQ: Floats) -> Floats:
+    """Draws of accuracies that no run tells reach from a guess upwards, as their intervals do."""
     chance = np.array([task.chance for task in forecaster.tasks])[:, None]
     return np.where(forecaster.ensemble.untold(x_3Q), np.maximum(value_STQ, chance), value_STQ)
+
+
+def told(value: float) -> float | None:
+    """A figure, or none where it is not a number."""
+    return None if math.isnan(value) else value
 
 
 def _root(correlation: Floats) -> Floats:

@@ -16,7 +16,7 @@ from lmlab.methods.ladder.analysis.variance import (
 )
 from lmlab.methods.ladder.config import DecideOptions, MeanOptions
 from lmlab.methods.ladder.fitting.forecast import Forecaster
-from lmlab.methods.ladder.presenting.digits import four_digits, level_text
+from lmlab.methods.ladder.presenting.digits import four_digits, level_text, percent, share
 
 DIFFERENCE_COLUMNS = [
     "task",
@@ -33,9 +33,9 @@ def difference_rows(differences: Sequence[Difference]) -> list[list[Any]]:
     return [
         [
             each.task,
-            100 * each.a,
-            100 * each.b,
-            100 * each.difference,
+            share(each.a),
+            share(each.b),
+            share(each.difference),
             f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
             each.b_better,
         ]
@@ -111,7 +111,7 @@ def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any
     rows: list[list[Any]] = [
         [
             each.name,
-            round(100 * each.accuracy, 1),
+            percent(each.accuracy),
             f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
             round(each.best, 3),
             round(each.rank, 2),

@@ -328,7 +328,8 @@ class RunTable:
         told = {run.name: str(run.metadata.get("family") or "") for run in self.runs}
         known = sorted({told[run.name] for run in self.ladder} - {""})
         if name not in known:
-            raise UserError(f"There is no run of the family '{name}'. {did_you_mean(name, known)}")
+            remedy = did_you_mean(name, known) or "The column meta/family of a table names the families of its runs."
+            raise UserError(f"There is no run of the family '{name}'.", remedy)
         own = [run for run in self.runs if told[run.name] == name or (run.mode == "eval" and not told[run.name])]
         others = (RunTable(tuple(run for run in self.ladder if told[run.name] == each)) for each in known)
         lenders = [each for each in others if len(each) >= _FEWEST_TO_LEND and told[each.runs[0].name] != name]
