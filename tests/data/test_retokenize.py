@@ -16,6 +16,7 @@ from lmlab.data import (
     TokenizedCorpus,
     TokenizedSource,
     Tokenizer,
+    TokenSource,
     write_packs,
 )
 from lmlab.errors import UserError
@@ -114,6 +115,11 @@ def test_masks_and_wrong_borders_are_refused_by_name(theirs, tmp_path):
         _write(tmp_path / name, [sample | {"indices": np.array(borders, np.uint32)}])
         with pytest.raises(DamagedError, match="indices"):
             list(TokenizedSource(path=str(tmp_path / name), tokenizer=str(place)).read())
+        with pytest.raises(DamagedError, match="indices"):  # which says nothing of the tokens, and read lengths alone
+            list(TokenSource(str(tmp_path / name)).lengths())
+    _write(tmp_path / "ragged", [sample | {"indices": [[0, 3], [3]]}], COLUMNS | {"indices": "json"})
+    with pytest.raises(DamagedError, match="indices is no list of pairs"):
+        list(TokenSource(str(tmp_path / "ragged")).lengths())
 
 
 def test_own_packs_and_json_lines_are_read_too(theirs, tmp_path):

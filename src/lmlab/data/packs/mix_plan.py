@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lmlab.data.mixture import SHARES_TOLERANCE
 from lmlab.data.packs.read import TokenSource
 from lmlab.errors import UserError
 
-TOLERANCE = 1e-6
-"""How far shares may be from adding up to 1."""
 _REPEATS = 4.0  # beyond, repeated text is worth much less than new (Muennighoff et al. 2023)
 
 
@@ -93,7 +92,7 @@ def plan_mix(streams: Sequence[Stream], lengths: Iterable[int], tokens: int | No
     shared = [stream.share is not None for stream in streams]
     if any(shared) and not all(shared):
         raise UserError("Some streams have a share (@) and others none.", "Give all of them one, or none.")
-    if all(shared) and abs((total := math.fsum(stream.share or 0 for stream in streams)) - 1) > TOLERANCE:
+    if all(shared) and abs((total := math.fsum(stream.share or 0 for stream in streams)) - 1) > SHARES_TOLERANCE:
         raise UserError(f"The shares of the streams add up to {total:g}, not to 1.", "Change them so that they do.")
     if all(shared) and tokens is None:
         raise UserError("Shares need the length of the training.", "Give --tokens.")

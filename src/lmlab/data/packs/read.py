@@ -74,10 +74,11 @@ class TokenSource:
         if self.kind == "mds":
             for folder, entry in self.entries:
                 samples = MDSShard(entry, folder)
-                for row in (samples[number] for number in range(len(samples))):
-                    domain, tokens = str(row.get("domain") or ""), row["input_ids"]
-                    borders = np.asarray(row.get("indices", [[0, np.size(tokens)]])).reshape(-1, 2)
-                    yield from ((domain, int(stop) - int(start)) for start, stop in borders)
+                for number in range(len(samples)):
+                    row = samples[number]
+                    domain = str(row.get("domain") or "")
+                    borders = _borders(row, np.size(row["input_ids"]), f"{samples.path}:{number}")
+                    yield from ((domain, stop - start) for start, stop in borders)
             return
         for document in self:
             yield document.domain, len(document.tokens)
@@ -131,7 +132,10 @@ class TokenSource:
 
 
 def _borders(row: dict[str, Any], size: int, where: str) -> list[tuple[int, int]]:
-    borders = np.asarray(row.get("indices", [[0, size]]))
+    try:
+        borders = np.asarray(row.get("indices", [[0, size]]))
+    except ValueError:  # lists of several lengths
+        borders = np.empty(0)
     if borders.ndim != 2 or borders.shape[1] != 2 or borders.dtype.kind not in "iu":
         raise DamagedError(where, "indices is no list of pairs")
     steps = borders.astype(np.int64).ravel()
