@@ -381,7 +381,7 @@ def _beside_the_curve(
         ]
     )
     spread_T = np.sqrt(np.square(change_RT).mean(0)) * math.sqrt(1 + 1 / len(ladder))
-    prior_T = ensemble.curve_T
+    prior_T = ensemble.beside_curve_T
     weight_T = prior_T**2 / (prior_T**2 + np.maximum(spread_T, 1e-6) ** 2)
     return weight_T * now_T, np.sqrt(1 - weight_T)
 

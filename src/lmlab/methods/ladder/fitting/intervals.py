@@ -117,7 +117,7 @@ class Ensemble:
             parts["fit"] = (middle - low, high - middle)
         up, down = (np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))
         parts["run"] = up, down
-        parts["curve"] = (self.curve_T[:, None] * self._up_the_curve(point),) * 2
+        parts["curve"] = (self.beside_curve_T[:, None] * self._up_the_curve(point),) * 2
         shifts = self.form_shifts(x_3Q, beyond)
         if shifts:
             parts["form"] = (np.sqrt(np.sum(np.square(list(shifts.values())), axis=0)),) * 2
@@ -177,6 +177,16 @@ class Ensemble:
         covariance = values.T @ values
         scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
         return np.asarray(covariance / np.outer(scale, scale))
+
+    @property
+    def beside_curve_T(self) -> Floats:
+        """How far a run may lie from the curve, in logits: as far as the runs do, and where they are all at chance half
+        a logit at least, since they do not tell where it rises. That is ignorance, which no run is measured with.
+        """
+        chain = self.chains[0]
+        if chain.points.separate:
+            return self.curve_T
+        return np.where(at_chance(chain), np.maximum(self.curve_T, _NO_SIGNAL), self.curve_T)
 
     @property
     def freedom(self) -> int:
@@ -403,7 +413,6 @@ def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Cha
     if curves:
         away = logit(actual) - logit(mean_logit(curves) if len(curves) > 1 else curves[0])
         residual = np.sqrt((away**2).sum(1) / max(1, actual.shape[1] - 3))
-    residual = np.where(at_chance(chain), np.maximum(residual, _NO_SIGNAL), residual)
     return _at_least_binomial(chain, residual, actual[:, actual.shape[1] // 2])
 
 
