@@ -16,12 +16,14 @@ import httpx
 import openai
 import pytest
 
+from lmlab.data import Tokenizer
 from lmlab.endpoints import ChatRequest
 from lmlab.endpoints.engine.guides import _LlGuide
 from lmlab.endpoints.engine.local import LocalBackend
 from lmlab.endpoints.engine.tools import MOST_CALLS, read_calls
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.endpoints.server.connections import BoundedProtocol
+from lmlab.endpoints.server.forms import ChatForm
 from lmlab.models import Continuation, DecodingConfig
 
 pytest.importorskip("llguidance")
@@ -192,9 +194,24 @@ def test_calls_are_read_in_both_forms_and_only_of_tools_that_there_are():
         "[1]",
         "",
         nan,
+        '{"name": "add", "arguments": {"a": 1e999}}',
         deep,
     ):
         assert read_calls(text, ["add"]) == []
+    (call,) = read_calls('{"name": "add", "arguments": {"a": "\\ud800", "b": "\u00e9"}}', ["add"])
+    assert json.loads(call["function"]["arguments"].encode()) == {"a": "\ud800", "b": "\u00e9"}  # can be sent
+
+
+def test_no_more_calls_are_told_than_were_allowed_however_they_are_written(model_directory: Path):
+    tokenizer = Tokenizer.load(model_directory)
+    bare = '{"name": "add", "arguments": {"a": 1}}'
+    tagged = f"<tool_call>{bare}</tool_call>\n" * 20
+    for text in (tagged, f"[{bare}, {bare}]"):
+        alone = ChatForm(tokenizer, False, ["add"], 1)
+        assert len(alone.choice(0, text, [], "stop")["message"]["tool_calls"]) == 1
+        (called, _) = alone.piece(0, text, [], "stop")
+        assert len(called["delta"]["tool_calls"]) == 1
+    assert len(ChatForm(tokenizer, False, ["add"]).choice(0, tagged, [], "stop")["message"]["tool_calls"]) == MOST_CALLS
 
 
 def test_a_model_in_this_process_keeps_to_a_schema_too(model_directory: Path):

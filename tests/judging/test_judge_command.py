@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,14 @@ def test_what_a_cache_holds_is_told_and_not_changed(
     for place, words in ((tmp_path / "none", "There is no file"), (tmp_path / "text", "is no cache of replies")):
         refused = lmlab("judge", "cache-stats", place)
         assert refused.code == 2 and words in refused.err
+    for column, value in (("at", "'soon'"), ("at", "1e30"), ("cost_usd", "'much'"), ("reply", "'[]'")):
+        other = tmp_path / "other.cache"
+        other.write_bytes(before)
+        with contextlib.closing(sqlite3.connect(other)) as database:
+            database.execute(f"update replies set {column} = {value}")
+            database.commit()
+        refused = lmlab("judge", "cache-stats", other)
+        assert refused.code == 2 and "is no cache of replies" in refused.err
     (tmp_path / "empty").mkdir()
     assert "holds no file of replies" in lmlab("judge", "cache-stats", tmp_path / "empty").err
 

@@ -32,6 +32,7 @@ from lmlab.judging import (
     soft_labels,
     summarize,
 )
+from lmlab.judging.votes import parse_reasons
 
 
 @pytest.mark.parametrize(
@@ -315,3 +316,12 @@ def test_a_judging_without_any_verdict_is_an_error_with_its_reasons() -> None:
                 require_verdicts(found)
         else:
             require_verdicts(found)
+
+
+def test_reasons_that_are_no_text_are_void_and_half_characters_can_be_written() -> None:
+    assert parse_reasons('{"reasons": "\\ud83d is half", "choice": "B"}') == (1, "? is half")
+    assert parse_reasons('{"reasons": "\\ud83e\\udd9c is whole", "choice": "A"}') == (0, "\U0001f99c is whole")
+    assert parse_reasons('{"reasons": ["short.", "plain."], "choice": "A"}') == (0, "short. plain.")
+    assert parse_reasons('{"reasons": "both", "choice": "C"}') == (None, "both")
+    for value in ("null", "3", '{"a": 1}', "[1]"):
+        assert parse_reasons(f'{{"reasons": {value}, "choice": "A"}}') == (None, "")

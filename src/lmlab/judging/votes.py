@@ -53,13 +53,19 @@ def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
 def parse_reasons(text: str, labels: Sequence[str] = ("A", "B")) -> tuple[int | None, str]:
     """The number of the label that an answer with reasons chooses, None for a void one, and the reasons.
 
-    The last object of JSON that has `reasons` and `choice` counts, whatever stands around it.
+    The last object of JSON that has `reasons` and `choice` counts, whatever stands around it. Both are texts; a list of
+    texts is read as reasons too, as models like to write it.
     """
     answer = without_thoughts(text)
     found = None if answer is None else last_object(answer, ("reasons", "choice"))
-    if found is None or not isinstance(found.values["choice"], str):
+    if found is None:
         return None, ""
-    return parse_vote(found.values["choice"], labels), str(found.values["reasons"] or "")
+    choice, reasons = found.values["choice"], found.values["reasons"]
+    if isinstance(reasons, list) and all(isinstance(each, str) for each in reasons):
+        reasons = " ".join(reasons)
+    if not isinstance(choice, str) or not isinstance(reasons, str):
+        return None, ""
+    return parse_vote(choice, labels), reasons
 
 
 def label_masses(choice: Choice, labels: Sequence[str] = ("A", "B")) -> tuple[float, float] | None:

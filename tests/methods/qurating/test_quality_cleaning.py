@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -175,3 +176,54 @@ def test_what_cannot_be_cleaned_is_refused(tmp_path: Path) -> None:
     nested.write_text(json.dumps({"id": "a", "meta": {"text": PROSE}}) + "\n")
     with pytest.raises(UserError, match="cannot be replaced"):
         clean_rows(str(nested), tmp_path / "n", ["c4"], text="meta.text")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.null(), pa.dictionary(pa.int32(), pa.string())])
+def test_texts_of_all_types_of_columns_are_cleaned_and_null_stays_null(tmp_path: Path, kind: pa.DataType) -> None:
+    pytest.importorskip("datatrove")
+    texts = [None, None] if pa.types.is_null(kind) else [None, "", "Write to jo@river-town.org."]
+    column = pa.array(texts).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(texts, kind)
+    notes = pa.array([["a"]] * len(texts), pa.list_(pa.string_view()))
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": column, "notes": notes}), tmp_path / "in" / "a.parquet")
+    clean_rows(str(tmp_path / "in"), tmp_path / "out", redact=True)
+    found = pq.read_table(tmp_path / "out" / "0-of-1.parquet")
+    assert found["text"].to_pylist()[:2] == texts[:2] and "jo@" not in str(found["text"].to_pylist())
+    assert found["notes"].to_pylist() == [["a"]] * len(texts)
+
+
+def test_labels_of_fasttext_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fasttext")
+    whole = model_file(tmp_path / "m.bin", {"the": 1.0}, labels=("xx", "de")).read_bytes()
+    (tmp_path / "bytes.bin").write_bytes(whole.replace(b"__label__xx", b"__label__\xff\xfe"))
+    with pytest.raises(UserError, match=r"no UTF-8: '__label__\\xff\\xfe'"):
+        FastTextScorer(tmp_path / "bytes.bin")
+    spaced = model_file(tmp_path / "spaced.bin", {"the": 1.0}, labels=("old English", "de"))
+    assert FastTextScorer(spaced, "old English").score(["the"])[0] > 0.5
+
+
+def test_parts_of_a_file_of_fasttext_that_do_not_fit_are_refused_before_the_library_reads_beyond_them(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("fasttext")
+    whole = model_file(tmp_path / "m.bin", {"the": 1.0}).read_bytes()
+    settings = 8
+    wrong = {
+        "dimension": (settings, struct.pack("<i", 2)),
+        "word n-grams without buckets": (settings + 4 * 5, struct.pack("<i", 2)),
+        "parts of words without buckets": (settings + 4 * 10, struct.pack("<i", -9)),
+        "a label among the words": (whole.index(b"the\0") + 12, b"\1"),
+        "a negative count of a label": (whole.index(b"__label__en\0") + 12, struct.pack("<q", -1)),
+        "columns of the output": (len(whole) - 24, struct.pack("<qq", 1, 2)),
+    }
+    for what, (place, written) in wrong.items():
+        file = tmp_path / "wrong.bin"
+        file.write_bytes(whole[:place] + written + whole[place + len(written) :])
+        with pytest.raises(UserError) as refused:
+            FastTextScorer(file)
+        assert "do not fit together" in str(refused.value), what
+    file.write_bytes(whole[:-8] + struct.pack("<ff", math.nan, 1.0))
+    with pytest.raises(UserError, match="cannot tell labels"):
+        FastTextScorer(file).score(["the"])
+    empty = model_file(tmp_path / "empty.bin", {})
+    assert FastTextScorer(empty, "en").score(["the"]) == pytest.approx([0.5], abs=2e-3)  # the end of the line alone

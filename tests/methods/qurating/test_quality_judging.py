@@ -10,8 +10,10 @@ import pytest
 from lmlab.data import Document, Tokenizer
 from lmlab.endpoints import Endpoint, MockBackend, Reply
 from lmlab.errors import UserError
-from lmlab.judging import EndpointJudge, JudgePairs, components, grade
+from lmlab.judging import EndpointJudge, Judged, JudgePairs, components, grade, summarize
 from lmlab.methods.qurating import ExcerptConfig, PairConfig, criterion, excerpt, excerpts, make_groups
+from lmlab.methods.qurating.report import judgment_sections
+from lmlab.reports import Table
 
 CONFIG = ExcerptConfig(tokens=(32, 64), seed=5)
 
@@ -118,3 +120,19 @@ def test_designs_pair_what_they_say(design: Any, documents: list[Document]) -> N
             )
             == 1
         )
+
+
+def test_the_page_says_of_a_void_answer_that_neither_text_was_chosen() -> None:
+    rows = [
+        {"criterion": "c", "first": "a", "second": "b", "votes": votes, "reasons": "so " * 5000}
+        for votes in ([0.0, 0.0], [0.0, 1.0])
+    ]
+    figures = summarize(Judged([]), 1) | {"judge": "j", "connected_sets": 0}
+    (table,) = [
+        block
+        for section in judgment_sections(figures, rows)
+        for block in section.blocks
+        if isinstance(block, Table) and "chosen" in block.columns
+    ]
+    assert [row[3] for row in table.rows] == ["neither", "second"]
+    assert max(len(row[4]) for row in table.rows) < 2100

@@ -99,6 +99,8 @@ def test_the_page_of_a_choice_says_what_it_cost_and_brought(tmp_path: Path, lmla
     assert "The choice helped: -0.050 [-0.075, -0.025] bits a byte, mean over domains and 3 seeds" in page
     one = lmlab("quality", "report", *source, *options, "--compared", folders[0])
     assert one.code == 0 and "-0.050 ± 0.010 bits a byte" in (tmp_path / "q.html").read_text("utf-8")
+    twice = lmlab("quality", "report", *source, *options, "--compared", folders[0], "--compared", f"{folders[0]}/.")
+    assert twice.code == 2 and "given twice" in twice.err  # else two equal seeds would show an effect for sure
     wrong = lmlab("quality", "report", *source, *options, "--compared", tmp_path)
     assert wrong.code == 2 and "has no comparison.json" in wrong.err
     wrong = lmlab("quality", "report", *source, "--selection", tmp_path / "chosen", "--judged", tmp_path)

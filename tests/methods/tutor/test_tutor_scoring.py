@@ -15,6 +15,7 @@ from lmlab.methods.tutor.items.item import TutorItem, read_item
 from lmlab.methods.tutor.report import headline, sections
 from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known
 from lmlab.methods.tutor.scoring.grade import keep_items, kept_items
+from lmlab.methods.tutor.scoring.judges import is_same_model
 from lmlab.methods.tutor.scoring.reference import import_answers
 from lmlab.methods.tutor.scoring.score import breakdowns, mean_figure, score, too_many_ungraded
 from lmlab.reports import Page
@@ -216,3 +217,12 @@ def test_what_questions_do_not_say_is_unknown_and_not_no():
 
 def test_one_answer_about_one_chapter_is_told_in_the_singular():
     assert "over 1 answer about 1 chapter;" in headline(score([row(0, 3.0)]))
+
+
+def test_a_judge_is_the_tutor_however_its_folder_is_spelled(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for tutor in ("model", "./model", "local:model", f"local:{tmp_path}/model"):
+        assert is_same_model("local:model/", tutor) and is_same_model(f"local:{tmp_path}/model", tutor)
+        assert not is_same_model("local:other", tutor) and not is_same_model("coverage", tutor)
+    assert is_same_model("openai:m", "openai:m") and not is_same_model("openai:m", "openai:n")

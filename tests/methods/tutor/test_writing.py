@@ -320,3 +320,8 @@ def test_what_is_written_and_held_out_does_not_depend_on_where_the_books_lie(boo
     for part in ("train", "heldout"):
         one, two, three = (rows_of(tmp_path / each / f"{part}.jsonl") for each in ("one", "two", "three"))
         assert one and one == two == three
+
+
+def test_a_term_has_letters() -> None:
+    for term in ("**", "``", "`*`"):
+        assert definitions(f"{term} is the product of two numbers, which is written between them here.") == []

@@ -16,6 +16,7 @@ from lmlab.endpoints.protocol import Reply
 from lmlab.errors import UserError
 from lmlab.files import ParseError
 
+_YEAR_9999 = 2.5e11  # in seconds since 1970: later times have no date
 _SCHEMA = """
 create table if not exists replies (
     key text primary key, model text not null, reply text not null, cost_usd real, at real not null
@@ -150,6 +151,7 @@ def kept_in(path: str | Path) -> list[Kept]:
         database = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=60)
         try:
             for model, text, cost, at in database.execute("select model, reply, cost_usd, at from replies"):
+                _check_row(model, cost, at)
                 reply, own = Reply.from_json(text), found.setdefault(model, _nothing_kept())
                 own["replies"][reply.status] += 1
                 for name in ("prompt", "cached", "completion"):
@@ -161,6 +163,7 @@ def kept_in(path: str | Path) -> list[Kept]:
             tables = {name for (name,) in database.execute("select name from sqlite_master")}
             query = "select model, status, cost_usd, at from unusable" if "unusable" in tables else "select 1 where 0"
             for model, status, cost, at in database.execute(query):
+                _check_row(model, cost, at)
                 own = found.setdefault(model, _nothing_kept())
                 own["unusable"][status] += 1
                 own["unusable_usd"] += cost or 0.0
@@ -170,6 +173,17 @@ def kept_in(path: str | Path) -> list[Kept]:
     except (sqlite3.Error, ParseError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is no cache of replies ({error}).", remedy) from None
     return [_kept(model, own) for model, own in sorted(found.items())]
+
+
+def _check_row(model: Any, cost: Any, at: Any) -> None:
+    """SQLite keeps any value in any column.
+
+    Raises:
+        TypeError: a name, a cost or a time is none.
+    """
+    is_cost = cost is None or (isinstance(cost, int | float) and math.isfinite(cost))
+    if not isinstance(model, str) or not is_cost or not isinstance(at, int | float) or not 0 <= at < _YEAR_9999:
+        raise TypeError(f"a row holds {model!r}, {cost!r}, {at!r}")
 
 
 def _nothing_kept() -> dict[str, Any]:

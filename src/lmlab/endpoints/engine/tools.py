@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Sequence
@@ -16,7 +17,12 @@ def _no_number(spelled: str) -> Any:
     raise ValueError(f"{spelled} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_number)
+def _finite(spelled: str) -> float:
+    value = float(spelled)
+    return value if math.isfinite(value) else _no_number(spelled)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
 
 
 def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
@@ -73,9 +79,12 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return {"role": message["role"], "content": message["content"] + spelled}
 
 
-def read_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def read_calls(text: str, names: Sequence[str], most: int = MOST_CALLS) -> list[dict[str, Any]]:
     """The calls that an answer is made of, in the form of the protocol; none where it is anything else than calls of
     functions of these names, one after the other or as one list.
+
+    Arguments:
+        most: the first so many are taken: a model that answers in tags, or by a list, is held to no number.
     """
     found = list[Any]()
     place = _after_tags(text, 0)
@@ -87,7 +96,7 @@ def read_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         return []
     calls = [_call(each, names) for each in found]
-    return [] if None in calls else [call for call in calls if call is not None]
+    return [] if None in calls else [call for call in calls if call is not None][:most]
 
 
 def _after_tags(text: str, place: int) -> int:
@@ -101,5 +110,8 @@ def _call(value: Any, names: Sequence[str]) -> dict[str, Any] | None:
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, dict):
         return None
-    function = {"name": value["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    spelled = json.dumps(arguments, ensure_ascii=False)
+    if not spelled.isascii() and spelled != spelled.encode("utf-8", "replace").decode():
+        spelled = json.dumps(arguments)  # half a character can only be sent escaped
+    function = {"name": value["name"], "arguments": spelled}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -223,7 +223,7 @@ class _Server(Service):
         )
         config = config.model_copy(update={"guide": guide})
         names = [tool["function"]["name"] for tool in tools]
-        form = ChatForm(self.model.tokenizer, bool(body.logprobs), names)
+        form = ChatForm(self.model.tokenizer, bool(body.logprobs), names, MOST_CALLS if body.several_calls else 1)
         return await self._answer(request, body, [ids], config, form)
 
     def _guide(self, body: ChatBody, tools: Sequence[dict[str, Any]]) -> MakeGuide | None:

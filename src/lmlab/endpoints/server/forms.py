@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from lmlab.data import Tokenizer
 from lmlab.endpoints.client.token_log import TextOffsets, Token
-from lmlab.endpoints.engine.tools import read_calls
+from lmlab.endpoints.engine.tools import MOST_CALLS, read_calls
 from lmlab.endpoints.server.answers import chat_log_probs, completion_log_probs, prompt_tokens
 from lmlab.models import PromptScores
 
@@ -45,13 +45,16 @@ class ChatForm:
 
     Arguments:
         tools: names of the functions that the model may call. An answer that may be a call is told when it is whole.
+        most_calls: of one answer.
     """
 
     whole, chunk = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, log_probs: bool, tools: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, log_probs: bool, tools: Sequence[str] = (), most_calls: int = MOST_CALLS
+    ) -> None:
         self.id, self.tokenizer, self.log_probs = f"chatcmpl-{uuid.uuid4().hex}", tokenizer, log_probs
-        self._tools = list(tools)
+        self._tools, self._most_calls = list(tools), most_calls
         self._held: dict[int, tuple[str, list[Token]]] = {}
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -62,7 +65,7 @@ class ChatForm:
 
     def choice(self, index: int, text: str, tokens: Sequence[Token], finish_reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._tools and (calls := read_calls(text, self._tools)):
+        if self._tools and (calls := read_calls(text, self._tools, self._most_calls)):
             message |= {"content": None, "tool_calls": calls}
             finish_reason = "tool_calls"
         return {"index": index, "message": message, "logprobs": self._reported(tokens), "finish_reason": finish_reason}
@@ -74,7 +77,7 @@ class ChatForm:
             if finish_reason is None:
                 self._held[index] = text, tokens
                 return []
-            if calls := read_calls(text, self._tools):
+            if calls := read_calls(text, self._tools, self._most_calls):
                 numbered = [{"index": number, **call} for number, call in enumerate(calls)]
                 called = self._part(index, {"tool_calls": numbered}, tokens, None)
                 return [called, self._part(index, {}, (), "tool_calls")]

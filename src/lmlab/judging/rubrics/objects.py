@@ -13,6 +13,7 @@ from lmlab.judging.rubrics.numbers import ALONE, Written, written
 
 _DECODER = json.JSONDecoder(strict=False, parse_int=float)  # line ends within strings are a common slip
 _OPENS = re.compile(r'\{(?=\s{0,200}")')
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _WORK = 12  # characters that may be decoded in all, in lengths of the reply: nested braces stay linear
 _DEEP = 20_000  # the cost of an object that nests too deep
 
@@ -50,7 +51,18 @@ def last_object(text: str, keys: Sequence[str]) -> Found | None:
             folded = {str(key).strip().casefold(): each for key, each in value.items()}
             if all(key.casefold() in folded for key in keys):
                 best = Found(folded, place, end)
-    return best
+    if best is None or not _HALF.search(text, best.start, best.end):
+        return best
+    return Found(_of_characters(best.values), best.start, best.end)
+
+
+def _of_characters(value: Any) -> Any:
+    """A value with a question mark for each half of a character, which escapes can spell and no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_of_characters(key): _of_characters(each) for key, each in value.items()}
+    return [_of_characters(each) for each in value] if isinstance(value, list) else value
 
 
 def _decoded(text: str, place: int) -> tuple[Any, int, int]:

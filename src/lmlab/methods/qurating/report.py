@@ -45,6 +45,14 @@ CONFIDENCE = (
 _BIASED = 0.1  # a judge that prefers one place by that much; asking in both orders takes it out of the mean
 
 
+_PLACES = ("first", "second")
+_MOST_REASONS = 2000  # characters of one answer on the page, of which an endpoint may send any number
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_REASONS else f"{text[:_MOST_REASONS]} \u2026"
+
+
 def judgment_sections(figures: dict[str, Any], reasons: Sequence[dict[str, Any]] = ()) -> list[Section]:
     """Effects of order, confidence of labels, missing labels by domain, and what a judge says of its choices.
 
@@ -98,8 +106,8 @@ def judgment_sections(figures: dict[str, Any], reasons: Sequence[dict[str, Any]]
                 each["criterion"],
                 each["first"],
                 each["second"],
-                "first" if each["votes"][0] else "second",
-                each["reasons"],
+                next((place for place, votes in zip(_PLACES, each["votes"], strict=True) if votes > 0), "neither"),
+                _shortened(each["reasons"]),
             ]
             for each in reasons
         ]

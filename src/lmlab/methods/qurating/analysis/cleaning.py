@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,9 @@ def clean_rows(
 
 class _CleanedFiles(Maker):
     def __init__(self, cleaner: Cleaner, text: str, kind: str) -> None:
-        import datatrove
-
         self._cleaner, self._text, self._kind = cleaner, text, kind
-        version = getattr(datatrove, "__version__", "")
-        self.settings = [cleaner.rules, cleaner.redact, cleaner.language, text, kind, version]
+        # the files of a call that was killed are not finished by a version with other rules
+        self.settings = [cleaner.rules, cleaner.redact, cleaner.language, text, kind, version("datatrove")]
 
     def name(self, number: int, count: int) -> str:
         """Of a file."""
@@ -158,5 +157,6 @@ class _CleanedFiles(Maker):
         counts["changed"] += sum(cleaned[place][0] != texts[place] for place in kept)
         rows = chunk.whole().slice(start, _AT_ONCE).take(pa.array(kept, pa.int64()))
         column = rows.column_names.index(self._text)
-        new = pa.array([cleaned[place][0] for place in kept], rows.schema.field(column).type)
-        return rows.set_column(column, self._text, new)
+        absent = rows.column(column).is_null().to_pylist()  # rules read null as no text; it stays null
+        new = [None if is_null else cleaned[place][0] for place, is_null in zip(kept, absent, strict=True)]
+        return rows.set_column(column, self._text, pa.array(new, rows.schema.field(column).type))

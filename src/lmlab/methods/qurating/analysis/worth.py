@@ -29,7 +29,7 @@ def worth_sections(selection: Path, judged: Path | None, compared: Sequence[Path
         compared: folders that the stage `quality_compare` wrote, one for each seed.
 
     Raises:
-        UserError: a folder is none of these.
+        UserError: a folder is none of these, or one is given twice.
     """
     tokens = int(read_mapping(selection / "selection.json")["tokens"])
     sections = [] if judged is None else [Section("What it cost", _cost(judged, tokens))]
@@ -66,6 +66,9 @@ def _cost(judged: Path, tokens: int) -> list[Block]:
 
 
 def _effect(compared: Sequence[Path]) -> list[Block]:
+    for number, each in enumerate(compared):
+        if each.resolve() in [other.resolve() for other in compared[:number]]:
+            raise UserError(f"'{each}' is given twice with --compared.", "Name one folder for each seed.")
     found = [_comparison(each) for each in compared]
     differences = [float(each["mean_difference"]) for each in found]
     if len(found) == 1:

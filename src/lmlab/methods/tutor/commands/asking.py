@@ -203,6 +203,7 @@ def dialogue_eval(
     from lmlab.methods.tutor.endpoints import endpoint_of
     from lmlab.methods.tutor.items.item import load_items
     from lmlab.methods.tutor.report import headline
+    from lmlab.methods.tutor.scoring.judges import is_same_model
     from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, score, too_many_ungraded
     from lmlab.methods.tutor.simulating.converse import ROWS, converse, grade_conversations, rubric
     from lmlab.progress import console
@@ -213,7 +214,8 @@ def dialogue_eval(
     speakers = [endpoint_of(name, endpoint) for name in (tutor, student)]
     rows = converse(items, speakers[0], speakers[1], settings, answers, out, redact=endpoint.redact)
     made = RubricJudge(rubric(), endpoint_of(judge, endpoint), Asking(redact=endpoint.redact), out / "replies.sqlite")
-    graded = grade_conversations(rows, items, made, answers.book, ("self_judging",) if judge == tutor else ())
+    flags = ("self_judging",) if is_same_model(judge, tutor) else ()
+    graded = grade_conversations(rows, items, made, answers.book, flags)
     write_jsonl(out / "graded.jsonl", graded)
     found = score(graded, scores)
     found["leaks"] = {

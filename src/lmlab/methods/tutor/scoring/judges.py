@@ -28,13 +28,15 @@ def names_the_tutor(config: AnswerJudgeConfig, directory: Path) -> bool:
     """Whether a judge is the model whose answers it is to grade."""
     run = read_mapping(directory / RUN) if (directory / RUN).exists() else {}
     tutor = str(run.get("model", ""))
-    return any(_is_same(name, tutor) for name in config.judge)
+    return any(is_same_model(name, tutor) for name in config.judge)
 
 
-def _is_same(judge: str, tutor: str) -> bool:
+def is_same_model(judge: str, tutor: str) -> bool:
+    """Whether a judge, as BACKEND:MODEL, is a tutor, as BACKEND:MODEL or by its folder."""
     backend, _, model = judge.partition(":")
     if backend not in ("openai", "local", "replay", "mock") or not model or not tutor:
         return False
-    if Path(model).exists() and Path(tutor).exists():
-        return Path(model).resolve() == Path(tutor).resolve()
-    return tutor.partition(":")[2] == model
+    own = tutor if Path(tutor).exists() else tutor.partition(":")[2]
+    if own and Path(model).exists() and Path(own).exists():
+        return Path(model).resolve() == Path(own).resolve()
+    return own == model

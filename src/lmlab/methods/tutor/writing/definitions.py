@@ -43,7 +43,9 @@ def term_of(sentence: str) -> str | None:
     match = _DEFINES.match(sentence)
     if match is None or _VAGUE.match(sentence) or not _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
         return None
-    return match["term"] if sentence[-1:] in ".!" and len(match["term"].split()) <= 6 else None
+    term = match["term"]
+    is_one = sentence[-1:] in ".!" and len(term.split()) <= 6 and any(map(str.isalnum, term))
+    return term if is_one else None
 
 
 def as_asked(term: str) -> str:

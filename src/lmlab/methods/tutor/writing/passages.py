@@ -110,7 +110,7 @@ def _from(prose: Sequence[list[str] | None], place: int, number: int) -> str | N
     nothing follows. None where there are too few words, or a first sentence of too many.
     """
     own = prose[place] or []
-    taken = _fit(own[number:], MOST_WORDS)
+    taken = _fit(own[number : number + MOST_WORDS], MOST_WORDS)
     after = place + 1
     while _count(taken) < FEWEST_WORDS and len(taken) == len(own) - number and after < len(prose) and prose[after]:
         more = _fit(prose[after] or [], MOST_WORDS - _count(taken))

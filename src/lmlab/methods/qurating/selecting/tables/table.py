@@ -194,7 +194,21 @@ def relative_names(files: Sequence[str]) -> list[str]:
 def _whole(table: Any, path: str) -> Any:
     names = table.schema.names
     found = table.column(path if path in names else path.split(".")[0])
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    plain = _without_views(found.type)
+    return found if plain == found.type else found.cast(plain)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with texts and bytes in place of views of them, of which Arrow can take no rows."""
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_field.with_type(_without_views(kind.value_type))
+        return pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)
+    return kind
 
 
 def _descend(array: Any, path: str) -> pa.Array:
