@@ -19,6 +19,7 @@ from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, Rejection, statement_of, version_in
 from lmlab.methods.swebench.building.collect import collect_archives, collect_git
 from lmlab.methods.swebench.building.declared import declared_requirements, required_environment
+from lmlab.methods.swebench.building.many import validate_all
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
 from lmlab.methods.swebench.building.validate import validate
 from lmlab.methods.swebench.config import RequiredConfig
@@ -347,6 +348,30 @@ pytest-asyncio = "0.23"
             },
             ("good~=1.4.2",),
         ),
+        # Odd and hostile ones: other kinds, a number of thousands of digits, white space that can be read in many ways,
+        # options in a marker, a mark of Windows, lists that name themselves many times, and a chain without an end
+        ({"pyproject.toml": '[project]\noptional-dependencies = ["x"]\ndependencies = ["a"]\n'}, ("a",)),
+        ({"pyproject.toml": 'dependency-groups = "x"\n[tool.poetry]\ngroup = ["x"]\n'}, ()),
+        ({"pyproject.toml": f"x = {'9' * 5000}\n", "setup.cfg": "[options]\ninstall_requires = a\n"}, ("a",)),
+        (
+            {"pyproject.toml": f'[project]\ndependencies = ["a {">=1     " * 14}@", "b{" " * 9999}@", "c  >=1 , <2"]'},
+            ("c>=1,<2",),
+        ),
+        ({"pyproject.toml": '[project]\ndependencies = ["a; x\\n--index-url http://evil"]'}, ()),
+        ({"pyproject.toml": '\ufeff[project]\ndependencies = ["a"]\n'}, ("a",)),
+        ({"test-requirements.txt": "-r test-requirements.txt\n" * 50 + "-r ./test-requirements.txt\na\n"}, ("a",)),
+        ({"pyproject.toml": "[dependency-groups]\ntest = [" + "{include-group = 'test'}, " * 50 + "'a']\n"}, ("a",)),
+        (
+            {
+                "pyproject.toml": '[project]\nname = "own"\n[project.optional-dependencies]\n'
+                f'test = ["own[{"test," * 50}test]", "a"]\n'
+            },
+            ("a",),
+        ),
+        (
+            {"requirements/test.txt": "-r ../0.txt\na\n"} | {f"{n}.txt": f"-r {n + 1}.txt\n" for n in range(1500)},
+            ("a",),
+        ),
         ({"pyproject.toml": "[project\n", "setup.cfg": "x\n", "setup.py": "def (", "tox.ini": "["}, ()),
         ({}, ()),
     ],
@@ -356,6 +381,24 @@ def test_what_a_repository_declares_for_its_tests_is_read_and_not_run(
 ) -> None:
     write_tree(tmp_path, files)
     assert declared_requirements(tmp_path) == expected
+
+
+def test_outcomes_are_kept_by_the_limits_too_and_one_bad_candidate_ends_nothing(
+    repository: Path, judge: Judge, environment: EnvironmentSpec, tmp_path: Path
+) -> None:
+    candidate = next(each.instance for each in collect_git(repository, judge.workspaces.trees, "owner/calc"))
+    short = replace(judge, limits=judge.limits.model_copy(update={"timeout_s": 0.01}))
+    valid, rejected = validate_all([candidate], short, environment, _ONCE, tmp_path)
+    assert valid == [] and [each.reason for each in rejected] == ["timeout"]
+    gone = replace(candidate, instance_id="gone", extra={**candidate.extra, "base_tree": "0" * 64})
+
+    def declared(each: Instance) -> EnvironmentSpec:
+        judge.workspaces.pristine(each)
+        return environment
+
+    valid, rejected = validate_all([gone, candidate], judge, declared, _ONCE, tmp_path)
+    told = {each.instance_id: each.reason for each in rejected} | {each.instance_id: "valid" for each in valid}
+    assert told["gone"] == "environment_failed" and told[candidate.instance_id] in ("valid", "no_f2p")
 
 
 def test_environments_hold_what_is_asked_for_and_what_is_declared(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_all_tests_of_a_published_instance_are_its_command_without_its_own_tests
         assert len(narrow.splitlines()) == len(whole.splitlines())
     with pytest.raises(UserError, match="does not name its tests as the test patch does"):
         script_of_tests(instance.eval_script, ["tests/elsewhere.py"])
+    with pytest.raises(UserError, match="names no tests"):
+        command_of(replace(instance, test_patch="", extra={}), whole=True)
 
 
 def test_a_written_script_restores_its_tests_and_nothing_else(built: Instance, tmp_path: Path) -> None:

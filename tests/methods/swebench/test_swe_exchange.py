@@ -145,13 +145,49 @@ def test_what_an_import_cannot_bring_along_is_said(
     blind = lmlab(*asked, "-o", tmp_path / "one")
     assert "1 tree is not at hand. Name a folder with clones: --repositories" in blind.out, blind.err
     assert "1 tree is left in images" in blind.out
-    seeing = lmlab(*asked, "-o", tmp_path / "two", "--repositories", tmp_path / "clones")
+    # Another folder was filled with the same cache before
+    clones = ("--repositories", tmp_path / "clones")
+    assert lmlab(*asked, "-o", tmp_path / "first", *clones).code == 0
+    seeing = lmlab(*asked, "-o", tmp_path / "two", *clones)
     assert seeing.code == 0 and "not at hand" not in seeing.out, seeing.err
     rows = {each.instance_id: each for each in load_instances(tmp_path / "two" / "instances.jsonl")}
     assert (
         rows["by-commit"].extra["base_tree"] == built.extra["base_tree"] and "base_tree" not in rows["in-image"].extra
     )
     assert (tmp_path / "two" / "trees" / f"{built.extra['base_tree']}.tar.gz").is_file()
+    write_instances(tmp_path / "fresh" / "rows.jsonl", [by_commit])
+    common = ("-i", tmp_path / "fresh" / "rows.jsonl", "--cache", tmp_path / "cache")
+    assert lmlab("swe", "export", "swebench", *common, "-o", tmp_path / "tasks", *clones).code == 0
+    back = lmlab("swe", "import", "swebench", tmp_path / "tasks", "-o", tmp_path / "three")
+    assert "not at hand" not in back.out, back.err
+    assert (tmp_path / "three" / "trees" / f"{built.extra['base_tree']}.tar.gz").is_file()
+
+
+def test_trees_of_somebody_else_are_what_their_names_say(
+    lmlab: Callable[..., Any], judge: Judge, built: Instance, tmp_path: Path
+) -> None:
+    digest = built.extra["base_tree"]
+    other = tmp_path / "other"
+    write_tree(other, {"evil.py": "x = 1\n"})
+    store = TreeStore(tmp_path / "own" / "trees")
+    (tmp_path / "own" / "trees" / f"{store.add(other)}.tar.gz").rename(store.folder / f"{digest}.tar.gz")
+    write_instances(tmp_path / "own" / "instances.jsonl", [built])
+    out = lmlab("swe", "export", "swebench", "-i", tmp_path / "own" / "instances.jsonl", "-o", tmp_path / "tasks")
+    assert out.code != 0 and "does not hold the tree that its name says" in out.err
+    assert not (tmp_path / "tasks" / "sweb.yaml").exists()
+    back = lmlab("swe", "import", "swebench", tmp_path / "own" / "instances.jsonl", "-o", tmp_path / "back")
+    assert "1 tree is not at hand" in back.out, back.err
+    # A digest becomes a part of paths, and may lead to any folder
+    for odd in (str(other), f"../../../{other}", "..", 7, digest.upper()):
+        instance = replace(built, extra={**built.extra, "base_tree": odd})
+        with pytest.raises(UserError, match="base_tree is the SHA-256 of a tree in 64 digits"):
+            judge.workspaces.pristine(instance)
+
+
+@pytest.mark.parametrize("name", ["../../out", "a/b", "..", "a\x1b[2Jb"])
+def test_ids_that_cannot_name_a_folder_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is no id: it cannot name a folder"):
+        Instance.from_row({"instance_id": name})
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -78,10 +78,19 @@ def evaluation_page(
         f"{next(iter(predictions.values())).model}, {_patches(len(predictions))}",
         [
             Section("Result", [*first, *notes, verdicts], rank=0),
-            Section("Patches and logs", details, "What each patch is, and what the tests said of it."),
+            Section("Patches and logs", [*_left_out(len(verdicts.rows)), *details], _ABOUT_DETAILS),
             Section("Surroundings", [Paragraph(f"Limits were held: {held}."), Code(_lines(summary["provenance"]))]),
         ],
     )
+
+
+_ABOUT_DETAILS = "What each patch is, and what the tests said of it."
+
+
+def _left_out(count: int) -> list[Block]:
+    if count <= _MOST_SHOWN:
+        return []
+    return [Note(f"The first {_MOST_SHOWN} of {counted(count, 'instances')}; the folders of logs have all of them.")]
 
 
 def model_sections(results: Mapping[str, Any]) -> list[Section]:
@@ -124,7 +133,9 @@ def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder:
 
 
 def _patch(caption: str, text: str) -> Block:
-    text = text[:_MOST_OF_A_PATCH]
+    if len(text) > _MOST_OF_A_PATCH:
+        caption += f", its first {_MOST_OF_A_PATCH:,} characters of {len(text):,}"
+        text = text[:_MOST_OF_A_PATCH]
     return Code(text, caption, _tones(text, _TONES_OF_PATCHES))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import posixpath
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,11 +28,14 @@ _FILES = tuple(
     for name in ("test", "tests", "testing", "dev", "develop", "development")
     for form in ("requirements-{}.txt", "requirements_{}.txt", "{}-requirements.txt", "requirements/{}.txt")
 )
-_BOUND = r"(?:===|[<>=!~]=|[<>])\s*[\w.*+!-]+"
+_BOUND = r"(?:===|[<>=!~]=|[<>]) ?[\w.*+!-]+"
+# Of lines whose white space is single blanks, so that no run of it can be read in many ways
 _REQUIREMENT = re.compile(
-    rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[\w\s,.-]*\])?\s*\(?\s*((?:{_BOUND}\s*,?\s*)*)\)?\s*(;[^#]*)?(?:#.*)?"
+    rf"([A-Za-z0-9][A-Za-z0-9._-]*) ?(\[[\w ,.-]*\])? ?\(? ?((?:{_BOUND} ?(?:, ?)?)*)\)? ?"
+    r"(;[\w .,<>=!~'\"()+*-]*)?(?:#.*)?"
 )
-_MOST_NESTED = 8  # files and groups that name others
+_MOST_NAMED = 100  # files, groups and extras that others name, as they may in a circle or without an end
+_LONGEST = 500  # characters of a requirement; what is longer is something else
 # What checks, documents and builds, which groups of development hold too; it makes environments heavy, and tests run
 # without
 _NO_TESTS = re.compile(
@@ -48,11 +52,16 @@ def declared_requirements(tree: str | Path) -> tuple[str, ...]:
     Arguments:
         tree: a source tree, which nobody has to trust.
     """
-    read = reader_of(Path(tree))
+    reader = reader_of(Path(tree))
+
+    def read(path: str) -> str | None:
+        text = reader(path)
+        return None if text is None else text.removeprefix("\ufeff")  # that some editors of Windows write
+
     own = _own_name(read)
     found: dict[str, str] = {}
     for line in (*_needed(read), *_for_tests(read, own)):
-        match = _REQUIREMENT.fullmatch(line.strip())
+        match = _requirement(line)
         if match is None:
             continue
         name = _plain(match[1])
@@ -69,6 +78,10 @@ def required_environment(required: RequiredConfig, tree: Path | None) -> Environ
     return EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *required.requirements, *declared])))
 
 
+def _requirement(line: str) -> re.Match[str] | None:
+    return _REQUIREMENT.fullmatch(" ".join(line.split())) if len(line) <= _LONGEST else None
+
+
 def _mark(match: re.Match[str]) -> str:
     return f" {match[4].strip()}" if match[4] else ""
 
@@ -80,7 +93,7 @@ def _plain(name: str) -> str:
 def _toml(read: Read) -> dict[str, Any]:
     try:
         return tomllib.loads(read("pyproject.toml") or "")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of numbers with thousands of digits
         return {}
 
 
@@ -98,6 +111,12 @@ def _at(found: Any, *names: str) -> Any:
     for name in names:
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def _table(found: Any, *names: str) -> Mapping[str, Any]:
+    """A table at a place in nested ones; an empty one where something else stands there."""
+    inner = _at(found, *names)
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _texts(found: Any) -> list[str]:
@@ -126,11 +145,11 @@ def _for_tests(read: Read, own: str) -> list[str]:
     """What its tests need, from the first place that says so."""
     toml, setup = _toml(read), _setup(read)
     extras: dict[str, list[str]] = {}
-    for name, found in (_at(toml, "project", "optional-dependencies") or {}).items():
+    for name, found in _table(toml, "project", "optional-dependencies").items():
         extras[_plain(name)] = _texts(found)
-    for name, found in (_at(toml, "dependency-groups") or {}).items():
-        extras.setdefault(_plain(name), _of_group(toml, found))
-    for name, found in (_at(toml, "tool", "poetry", "group") or {}).items():
+    for name, found in _table(toml, "dependency-groups").items():
+        extras.setdefault(_plain(name), _of_group(toml, found, set()))
+    for name, found in _table(toml, "tool", "poetry", "group").items():
         extras.setdefault(_plain(name), _of_poetry(_at(found, "dependencies")))
     if found := _of_poetry(_at(toml, "tool", "poetry", "dev-dependencies")):
         extras.setdefault("dev", found)
@@ -143,11 +162,11 @@ def _for_tests(read: Read, own: str) -> list[str]:
         extras.setdefault(_plain(str(name)), _texts(found))
     listed = _texts(setup.get("tests_require")) or config.get("options", "tests_require", fallback="").splitlines()
     tox = _of_tox(read)
-    files = {path: _of_file(read, path) for path in _FILES}
+    files = {path: _of_file(read, path, set()) for path in _FILES}
     for names in (_FOR_TESTS, _FOR_ALL):
         for name in names:
             if extras.get(name):
-                return [*_with_extras(extras, name, own), *listed]
+                return [*_with_extras(extras, name, own, set()), *listed]
         if names is _FOR_TESTS and (listed or tox):
             return [*listed, *tox]
         for path, lines in files.items():
@@ -156,25 +175,29 @@ def _for_tests(read: Read, own: str) -> list[str]:
     return []
 
 
-def _with_extras(extras: Mapping[str, list[str]], name: str, own: str, depth: int = 0) -> list[str]:
-    """An extra, with those of the same package that it names (`own[other]`)."""
-    found = []
+def _with_extras(extras: Mapping[str, list[str]], name: str, own: str, seen: set[str]) -> list[str]:
+    """An extra, with those of the same package that it names (`own[other]`), each once."""
+    found: list[str] = []
+    if name in seen or len(seen) >= _MOST_NAMED:
+        return found
+    seen.add(name)
     for line in extras.get(name, []):
         found.append(line)
-        match = _REQUIREMENT.fullmatch(line.strip())
-        if match is not None and match[2] and _plain(match[1]) == own and depth < _MOST_NESTED:
+        match = _requirement(line)
+        if match is not None and match[2] and _plain(match[1]) == own:
             for each in match[2].strip("[] ").split(","):
-                found += _with_extras(extras, _plain(each.strip()), own, depth + 1)
+                found += _with_extras(extras, _plain(each.strip()), own, seen)
     return found
 
 
-def _of_group(toml: Mapping[str, Any], found: Any, depth: int = 0) -> list[str]:
-    """A group of dependencies (PEP 735), with those that it includes."""
+def _of_group(toml: Mapping[str, Any], found: Any, seen: set[str]) -> list[str]:
+    """A group of dependencies (PEP 735), with those that it includes, each once."""
     lines = _texts(found)
     for each in found if isinstance(found, list) else []:
         inner = _at(each, "include-group")
-        if isinstance(inner, str) and depth < _MOST_NESTED:
-            lines += _of_group(toml, _at(toml, "dependency-groups", inner), depth + 1)
+        if isinstance(inner, str) and inner not in seen and len(seen) < _MOST_NAMED:
+            seen.add(inner)
+            lines += _of_group(toml, _at(toml, "dependency-groups", inner), seen)
     return lines
 
 
@@ -201,20 +224,22 @@ def _of_tox(read: Read) -> list[str]:
     lines = []
     for line in _ini(read, "tox.ini").get("testenv", "deps", fallback="").splitlines():
         if match := re.fullmatch(r"\s*-r\s*(?:\{toxinidir\}/)?(\S+)\s*", line):
-            lines += _of_file(read, match[1])
+            lines += _of_file(read, match[1], set())
         elif "{" not in line and not re.match(r"\s*[\w!,-]+\s*:", line):  # of some environments only
             lines.append(line)
     return [each for each in lines if each.strip()]
 
 
-def _of_file(read: Read, path: str, depth: int = 0) -> list[str]:
-    lines = []
+def _of_file(read: Read, path: str, seen: set[str]) -> list[str]:
+    """The lines of a list for pip, with those of the lists that it names, each once."""
+    lines: list[str] = []
+    if path in seen or len(seen) >= _MOST_NAMED:
+        return lines
+    seen.add(path)
     for line in (read(path) or "").splitlines():
         text = re.sub(r"(?:^|\s)#.*", "", line).strip()
         if match := re.fullmatch(r"-r\s*(\S+)", text):
-            if depth < _MOST_NESTED:
-                place = path.rpartition("/")[0]
-                lines += _of_file(read, f"{place}/{match[1]}" if place else match[1], depth + 1)
+            lines += _of_file(read, posixpath.normpath(posixpath.join(posixpath.dirname(path), match[1])), seen)
         elif text and not text.startswith("-"):
             lines.append(text.partition(" --hash")[0])
     return lines

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from lmlab.errors import LmlabError
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.methods.swebench.building.candidate import Candidate, Rejection
 from lmlab.methods.swebench.building.settings import ValidateConfig
@@ -34,8 +35,12 @@ def validate_all(
     outcomes: dict[str, Instance | Rejection] = {}
 
     def work(candidate: Instance) -> Instance | Rejection:
-        spec = environment if isinstance(environment, EnvironmentSpec) else environment(candidate)
-        depends = [candidate.digest, spec.id, config.model_dump(mode="json"), HARNESS_VERSION]
+        try:
+            spec = environment if isinstance(environment, EnvironmentSpec) else environment(candidate)
+        except LmlabError as failure:  # of one candidate, which must not end the validation of all
+            return Rejection(candidate.instance_id, "environment_failed", failure.message)
+        settings = [each.model_dump(mode="json") for each in (config, judge.limits)]  # more time: another outcome
+        depends = [candidate.digest, spec.id, *settings, HARNESS_VERSION]
         path = folder / f"{sha256_json(depends)}.json"
         if path.exists():
             row = read_mapping(path)

@@ -158,8 +158,8 @@ def check(
     if out is not None:
         if not kept:
             raise UserError("No instance is left.", "See above why.")
-        write_instances(out, kept)
         copy_trees(kept, TreeStore(trees_beside(chosen.instances)), out.parent / TREES)
+        write_instances(out, kept)
         print(f"{counted(len(kept), 'instances are')} kept: {out}")
     elif rows:
         raise typer.Exit(1)

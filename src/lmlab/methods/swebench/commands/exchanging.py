@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write instances for other harnesses: task folders with images, tests and solution, or an environment."""
     from lmlab.methods.swebench.exchange.harbor import write_harbor, write_readme
-    from lmlab.methods.swebench.exchange.tasks import copy_trees, with_script
+    from lmlab.methods.swebench.exchange.tasks import copy_trees, with_script, with_tree
     from lmlab.methods.swebench.exchange.verifiers import write_verifiers
     from lmlab.methods.swebench.harness.environment import Environments
     from lmlab.methods.swebench.harness.judge import Judge
@@ -43,8 +43,11 @@ def export(
     found = load_chosen(chosen)
     workspaces = open_workspaces(settings, trees_beside(chosen.instances))
     if form == "swebench":
-        write_task_repository(out, [with_script(each) for each in found], name)
+        if settings.repositories is not None:
+            found = [with_tree(each, workspaces) for each in found]
+        scripted = [with_script(each) for each in found]
         copy_trees(found, workspaces.trees, out / TREES)
+        write_task_repository(out, scripted, name)
     elif form == "verifiers":
         write_verifiers(out, found, workspaces, shown, name, settings.timeout_s)
     else:

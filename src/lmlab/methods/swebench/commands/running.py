@@ -10,7 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands.shared import Folder, print_rows
+from lmlab.methods.swebench.commands.shared import Folder, print_rows, say
 from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, WorkspaceConfig
 from lmlab.words import counted
 
@@ -61,7 +61,7 @@ def evaluate(
             write_json(done.path.with_suffix(".repairs.json"), steps)
         counts = done.summary["statuses"]
         print_rows(["status", "patches"], [[name, count] for name, count in counts.items()])
-        print(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
+        say(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
         if (suite := done.summary.get("full_suite")) is not None:
             checked = counted(suite["checked"], "resolved patches")
             print(f"All tests of the repository: {suite['broken']} of {checked} broke some.")
@@ -69,11 +69,11 @@ def evaluate(
             print(f"Impossible issues: {cheats['passed']} of {cheats['total']} were passed, which no honest patch can.")
         logs = log_folder(out, run_id, next(iter(own.values())).model)
         page = evaluation_page(done, found, patches, logs).write(done.path.with_suffix(".html"))
-        print(f"Report: {done.path}\nPage: {page}")
+        say(f"Report: {done.path}\nPage: {page}")
         for name, result in done.results.items():
             if result.status == "infra":
                 failed = True
-                print(f"No verdict on {name}: {result.reason}")
+                say(f"No verdict on {name}: {result.reason}")
     if failed:
         print("Surroundings have failed; the same command tries these again. See: lmlab swe doctor")
         raise typer.Exit(1)
@@ -106,8 +106,10 @@ def compare(
     rows += [[f"only {two['model']}", found.only_second], ["neither", found.neither]]
     print_rows(["resolved by", "instances"], rows)
     low, high = (100 * each for each in found.difference.bounds)
-    print(f"{two['model']} less {one['model']}: {100 * found.difference.value:+.1f} points", end=" ")
-    print(f"(95 % interval {low:+.1f} to {high:+.1f}), p = {found.p:.3g} (McNemar)")
+    say(
+        f"{two['model']} less {one['model']}: {100 * found.difference.value:+.1f} points"
+        f" (95 % interval {low:+.1f} to {high:+.1f}), p = {found.p:.3g} (McNemar)"
+    )
     if found.masked:
         print(f"{found.masked} instances without a verdict in either run are left out.")
 
@@ -130,7 +132,7 @@ def pass_at(
     low, high = (100 * each for each in found.bounds)
     names = ", ".join(sorted({each["model"] for each in summaries}))
     told = f"pass@{k} of {counted(len(runs), 'runs')} of {names}"
-    print(f"{told}: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
+    say(f"{told}: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
 
 
 pass_at_help = example("lmlab swe pass-at evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")

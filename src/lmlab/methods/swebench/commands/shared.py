@@ -11,6 +11,13 @@ import typer
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 
+def say(text: str) -> None:
+    """Print text in which names of others, or what their code has printed, may stand."""
+    from lmlab.terminal import printable
+
+    print(printable(text))
+
+
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; numbers stand right."""
     from rich.table import Table

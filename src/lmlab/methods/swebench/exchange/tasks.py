@@ -44,11 +44,11 @@ def bring_trees(
     for instance in instances:
         named = instance.extra.get("base_tree")
         try:
-            if in_published_image(instance):
-                where = "image"
-            elif named:
+            if named:
                 where = "beside"
-                workspaces.trees.add_packed(beside.folder / f"{named}.tar.gz")
+                workspaces.trees.add_from(beside, named)
+            elif in_published_image(instance):
+                where = "image"
             else:
                 where = "repository"
                 instance = with_tree(instance, workspaces)
@@ -60,10 +60,14 @@ def bring_trees(
 
 
 def copy_trees(instances: Sequence[Instance], trees: TreeStore, into: Path) -> None:
-    """Put the trees of instances that bring theirs along into another folder; the same one is left as it is."""
+    """Put the trees of instances that bring theirs along into another folder; the same one is left as it is.
+
+    Raises:
+        UserError: one is not at hand, or is another tree than its instance names.
+    """
     if into.resolve() != trees.folder.resolve():
         for digest in sorted({each.extra["base_tree"] for each in instances if each.extra.get("base_tree")}):
-            TreeStore(into).add_packed(trees.folder / f"{digest}.tar.gz")
+            TreeStore(into).add_from(trees, digest)
 
 
 def with_script(instance: Instance) -> Instance:

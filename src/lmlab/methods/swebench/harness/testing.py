@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.distributed import scratch_folder
+from lmlab.errors import UserError
 from lmlab.files import ParseError
 from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START, decode
 from lmlab.methods.swebench.grading.parsers import parse
@@ -67,6 +68,11 @@ def command_of(instance: Instance, whole: bool = False) -> list[str]:
         return list(own)
     if in_published_image(instance):
         named = directives(instance.test_patch, instance.repo) if whole else ()
+        if whole and not named:  # nothing to leave out would run the script's own tests again
+            raise UserError(
+                f"The test patch of {instance.instance_id} names no tests, so that it cannot be told how all are run.",
+                "Leave out --full-suite.",
+            )
         return ["bash", "-c", script_of_tests(instance.eval_script, named)]
     return list(PYTEST)
 

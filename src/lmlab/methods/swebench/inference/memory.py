@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,18 +71,25 @@ def edits_of(instance: Instance, workspaces: Workspaces, most: int = 8, seed: in
             return instance.patch, []
         read, files = reader_of(tree), read_diff(instance.patch)
         after = {path: read(path) for file in files for path in file.paths}
-        gold, others = diff_of(base, after), []
+        gold, others = diff_of(base, after), list[tuple[str, str]]()
         for file in files:
             source = None if file.new is None or not file.new.endswith(".py") else after[file.new]
             if file.new is not None and source is not None:
                 generator = random.Random(f"{seed}{file.new}")
-                for mutant in mutants(source, generator, added_lines(file)):
-                    others.append(diff_of(base, {**after, file.new: mutant.source}))
-    near = [each for each in dict.fromkeys(others) if each != gold and abs(len(each) - len(gold)) <= _FAR]
-    random.Random(seed).shuffle(near)
-    return gold, near[:most]
+                for mutant in islice(mutants(source, generator, added_lines(file)), _TRIED * most):
+                    others.append((file.new, mutant.source))
+        random.Random(seed).shuffle(others)
+        near: dict[str, None] = {}
+        for path, text in others:  # a large solution has thousands, and each patch is a comparison of whole files
+            if len(near) == most:
+                break
+            other = diff_of(base, {**after, path: text})
+            if other != gold and abs(len(other) - len(gold)) <= _FAR:
+                near[other] = None
+    return gold, list(near)
 
 
+_TRIED = 16  # for each patch that is asked for, of a file; most are near enough
 _FAR = 24  # characters: a mean over tokens hardly changes with so few
 
 

@@ -76,6 +76,9 @@ class Instance:
                 raise UserError(f"{at}: expected text, got {kind_of(value)}.")
         if not values.get("instance_id"):
             raise UserError(f"{where} has no 'instance_id'.")
+        name = values["instance_id"]  # of folders too, and printed
+        if "/" in name or name in (".", "..") or not name.isprintable():
+            raise UserError(f"{where}: {name[:80]!r} is no id: it cannot name a folder.")
         if not values.get("log_parser"):
             values["log_parser"] = parser_of(values.get("repo", ""))
         values["eval_type"] = values.get("eval_type") or "pass_and_fail"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -21,6 +22,7 @@ from lmlab.files import atomic_file
 from lmlab.methods.swebench.harness.workspaces.git import git, run_git
 
 DOT_GIT = ".git"
+_DIGEST = re.compile("[0-9a-f]{64}")
 MOST_FILES, MOST_BYTES = 200_000, 4 << 30  # of an archive from outside, which may claim any number
 
 
@@ -65,6 +67,17 @@ def changed_paths(before: Path, after: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def checked_digest(digest: object) -> str:
+    """A digest of a tree that stands in a file of somebody else's, and becomes a part of paths.
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+        return digest
+    raise UserError(f"base_tree is the SHA-256 of a tree in 64 digits, not {str(digest)[:80]!r}.")
+
+
 class TreeStore:
     """Trees in a folder, each an archive that is named by the digest of its content."""
 
@@ -101,6 +114,20 @@ class TreeStore:
             unpack(data, scratch)
             return self.add(scratch)
 
+    def add_from(self, other: TreeStore, digest: str) -> None:
+        """Store a tree of another store.
+
+        Raises:
+            UserError: it is not there, cannot be read, or is another tree than its name says.
+        """
+        place = other._place(digest)
+        if not self.has(digest) and self.add_packed(place) != digest:
+            raise UserError(f"'{place}' does not hold the tree that its name says.", "Copy it again.")
+
+    def has(self, digest: str) -> bool:
+        """Whether a tree is stored."""
+        return _DIGEST.fullmatch(digest) is not None and self._place(digest).exists()
+
     def add_commit(self, repository: str | Path, commit: str, scratch: str | Path) -> str:
         """Store the tree of a commit, without history.
 
@@ -135,7 +162,7 @@ class TreeStore:
             raise LmlabError(f"'{place}' does not hold the tree that its name says.", "Build the instances again.")
 
     def _place(self, digest: str) -> Path:
-        return self.folder / f"{digest}.tar.gz"
+        return self.folder / f"{checked_digest(digest)}.tar.gz"
 
 
 def _add(archive: tarfile.TarFile, tree: Path, path: str) -> None:

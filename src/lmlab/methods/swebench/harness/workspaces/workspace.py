@@ -14,9 +14,16 @@ from filelock import FileLock
 
 from lmlab.distributed import remove_tree, scratch_folder
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import sha256_json
+from lmlab.files import sha256_json, write_text
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, MOST_BYTES, TreeStore, file_state, is_commit
+from lmlab.methods.swebench.harness.workspaces.trees import (
+    DOT_GIT,
+    MOST_BYTES,
+    TreeStore,
+    checked_digest,
+    file_state,
+    is_commit,
+)
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.sandbox.box import WORKSPACE, put_file
@@ -115,13 +122,14 @@ class Workspaces:
             UserError: the tree is not at hand.
         """
         digest = instance.extra.get("base_tree")
-        if isinstance(digest, str) and digest:
-            return digest
+        if digest:
+            return checked_digest(digest)
         in_image = self.images and bool(instance.image)
         repository = None if in_image else self._repository(instance)
         name = instance.image if in_image else instance.base_commit
         known = self.cache / "commits" / instance.repo.replace("/", "__") / re.sub(r"[^\w.-]", "_", name)
-        if not known.exists():
+        # What another store has is not in this one, and what a killed run has written may be a part
+        if not (known.is_file() and self.trees.has(known.read_text())):
             with scratch_folder("tree") as scratch:
                 if repository is None:
                     # With all that was built there; history stays behind, as nothing called .git is stored
@@ -129,8 +137,7 @@ class Workspaces:
                     digest = self.trees.add(scratch)
                 else:
                     digest = self.trees.add_commit(repository, instance.base_commit, scratch)
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.write_text(digest)
+            write_text(known, digest)
         return known.read_text()
 
     def _repository(self, instance: Instance) -> Path:
