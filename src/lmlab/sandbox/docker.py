@@ -123,6 +123,13 @@ def _checked(done: subprocess.CompletedProcess[bytes], what: str) -> bytes:
     return done.stdout or b""
 
 
+def _remove(name: str) -> None:
+    """Remove a container and what it has written, be that tens of thousands of folders deep: as long as a copy of it
+    may take.
+    """
+    _docker("rm", "--force", "--volumes", name, timeout=_TRANSFER_S)
+
+
 @lru_cache(maxsize=1)
 def _remove_orphans() -> None:
     """Remove containers of processes of this machine that are dead: they were killed before they could."""
@@ -133,7 +140,7 @@ def _remove_orphans() -> None:
         name, _, owner = line.partition(" ")
         host, _, pid = owner.rpartition(":")
         if host == socket.gethostname() and pid.isdigit() and not Path("/proc", pid).exists():
-            _docker("rm", "--force", "--volumes", name, timeout=60)
+            _remove(name)
 
 
 def has_image(image: str) -> bool:
@@ -182,7 +189,7 @@ def copy_out_of(image: str, path: str, into: Path, most_bytes: int) -> None:
     try:
         _copy_back(name, path, into, most_bytes)
     finally:
-        _docker("rm", "--force", "--volumes", name, timeout=60)
+        _remove(name)
 
 
 def _copy_back(container: str, path: str, into: Path, most_bytes: int) -> None:
@@ -246,7 +253,7 @@ class _Session:
                 raise SandboxFailure(f"'{argv[0]}' cannot be started in the container: {state['Error']}.")
             full = not self._empty(name, every)
         finally:
-            _docker("rm", "--force", "--volumes", name, timeout=60)
+            _remove(name)
         oom, over = bool(state.get("OOMKilled")), ended.stopped is not None
         code = None if over or full else int(state.get("ExitCode", -1))
         return ExecResult(

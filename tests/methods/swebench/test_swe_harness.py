@@ -21,14 +21,16 @@ from swe_parts import BASE, FIXED, write_tree
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
+from lmlab.methods.swebench.commands.shared import say
 from lmlab.methods.swebench.grading.regrading import report_of_logs
 from lmlab.methods.swebench.grading.verdict import grade_log
 from lmlab.methods.swebench.harness.choosing import choose
 from lmlab.methods.swebench.harness.compare import compare, pass_at
 from lmlab.methods.swebench.harness.controls.files import reached
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
-from lmlab.methods.swebench.harness.evaluate import _Job, _on_ray, evaluate, overlap, result_key
+from lmlab.methods.swebench.harness.evaluate import Evaluated, _Job, _on_ray, evaluate, overlap, result_key
 from lmlab.methods.swebench.harness.judge import Judge, Memory
+from lmlab.methods.swebench.harness.result import Result
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
 from lmlab.methods.swebench.harness.workspaces.applying import Applied
@@ -39,6 +41,7 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction
 from lmlab.methods.swebench.patches.answers import diff_of
+from lmlab.methods.swebench.report import evaluation_page
 from lmlab.sandbox import Box, ExecResult, Limits, SandboxFailure, Session
 
 _SOURCE = "calc/__init__.py"
@@ -377,7 +380,7 @@ def test_a_patch_that_is_not_applied_in_time_is_blamed_only_if_another_one_is(
     def apply(session: Session, patch: str) -> Applied:
         return others if patch == built.patch else Applied("", "applying it used up the limits", exhausted=True)
 
-    monkeypatch.setattr("lmlab.methods.swebench.harness.judge.apply_patch", apply)
+    monkeypatch.setattr("lmlab.methods.swebench.harness.trial.apply_patch", apply)
     assert judge.judge(built, _HALF).status == status
 
 
@@ -523,8 +526,29 @@ def test_commands_refuse_what_they_cannot_do(lmlab: Callable[..., Any], built: I
     ):
         done = lmlab(*base, *options)
         assert done.code == 2 and message in done.err, done.err
-    lost = lmlab(*base)
+    # In a cache of its own: a tree that other tests have unpacked is found by what it holds
+    lost = lmlab(*base, "--cache", tmp_path / "cache")
     assert lost.code == 1 and "No verdict" in lost.out and "is not at" in lost.out
+
+
+def test_a_page_says_what_it_leaves_out(tmp_path: Path) -> None:
+    ids = [f"o__r-{number:03}" for number in range(201)]
+    instances = [Instance(name, patch="") for name in ids]
+    large = "+" + "x" * 30_000
+    results = {name: Result(name, "unresolved", "none", {}) for name in ids}
+    rows = {name: {"status": "unresolved", "reason": "none", "test_s": 1.0} for name in ids}
+    summary = {"provenance": {"isolation": "none", "control": True, "enforced": {}}, "seconds": 1.0}
+    report = {"resolved_ids": [], "total_instances": 201, "resolved_instances": 0}
+    done = Evaluated(results, report, tmp_path / "x", {**summary, "statuses": {}, "instances": rows}, 0)
+    patches = {name: Prediction(name, "m", large if name == ids[0] else "+\ud800") for name in ids}
+    page = evaluation_page(done, instances, patches, tmp_path).write(tmp_path / "page.html").read_text()
+    assert "its first 20,000 characters of 30,001" in page and page.count("<details") == 200
+    assert "The first 200 of 201 instances" in page
+
+
+def test_what_others_have_printed_is_no_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("No verdict on a: \x1b[2J\x1b]0;title\x07\ud800")
+    assert capsys.readouterr().out == "No verdict on a: [2J]0;title\\ud800\n"
 
 
 def test_the_example_tells_the_reference_from_a_wrong_patch_and_a_forged_one(
