@@ -1,6 +1,6 @@
 """SWE-bench: grading, sandbox and attacks beside the public package `swebench` 5.0.2, in one run.
 
-python benchmarks/swebench.py --shared ../shared [--parts grading,costs,attacks] [--instances 12]
+python benchmarks/swebench.py --shared ../shared [--parts grading,costs,attacks] [--instances 12] [--controls 5]
 
 Prints: agreement with the published verdicts and the time of a log by both graders; what a sandbox, a workspace and a
 run of tests cost; instances an hour with one and two workers and what the walls add; what controls cost, run each time
@@ -45,6 +45,7 @@ from lmlab.methods.swebench.grading.logs import decode  # noqa: E402
 from lmlab.methods.swebench.harness.judge import Memory  # noqa: E402
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git  # noqa: E402
 from lmlab.sandbox import Box, Limits, choose_executor  # noqa: E402
+from lmlab.stats import t_interval  # noqa: E402
 
 
 def _logs(shared: Path) -> Iterator[tuple[dict[str, object], Instance, bytes]]:
@@ -128,8 +129,8 @@ def _judge(folder: Path) -> tuple[Judge, Instance]:
     return judge, instance
 
 
-def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
-    """What a sandbox, a workspace, and a run of tests cost; instances an hour."""
+def costs(judge: Judge, instance: Instance, count: int, times: int, scratch: Path) -> None:
+    """What a sandbox, a workspace, and a run of tests cost; what controls cost; instances an hour."""
     judge.workspaces.pristine(instance)
 
     def fresh() -> None:
@@ -149,16 +150,23 @@ def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
 
         return run
 
-    for name, work, times in (("sandbox, /bin/true", start, 40), ("fresh workspace", fresh, 40)):
-        found = _timed(work, times)
+    for name, work in (("sandbox, /bin/true", start), ("fresh workspace", fresh)):
+        found = _timed(work, 40)
         print(f"{name}: median {statistics.median(found):.0f} ms, 95th of 100 {found[int(0.95 * len(found))]:.0f} ms")
     walls, none = [], []
-    for _ in range(10):  # in turns, as the machine's load changes
-        walls += _timed(tests(judge), 1)
-        none += _timed(tests(local), 1)
+    for number in range(max(10, count // 4)):  # in turns, each first as often, as the machine's load changes
+        for with_, found in ((judge, walls), (local, none))[:: 1 if number % 2 else -1]:
+            found += _timed(tests(with_), 1)
     one, two = statistics.median(walls), statistics.median(none)
-    print(f"run of tests: {one:.0f} ms in bubblewrap, {two:.0f} ms without walls: {100 * (one / two - 1):+.0f} %")
-    controls(judge, instance, count)
+    ratios = [100 * (wall / bare - 1) for wall, bare in zip(walls, none, strict=True)]
+    mean = t_interval(ratios)
+    print(
+        f"run of tests: {one:.0f} ms in bubblewrap, {two:.0f} ms without walls: {100 * (one / two - 1):+.1f} %;"
+        f" of {len(ratios)} pairs the mean {mean.value:+.1f} % ({mean.low:+.1f} to {mean.high:+.1f}), the"
+        f" median {statistics.median(ratios):+.1f} %",
+        flush=True,
+    )
+    controls(judge, instance, times)
     many = [replace(instance, instance_id=f"owner__calc-{number}") for number in range(count)]
     predictions = {each.instance_id: Prediction(each.instance_id, "gold", each.patch) for each in many}
     for workers in (1, 2):
@@ -169,7 +177,8 @@ def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
         spent = done.summary["control_s"] / sum(each.wall_s for each in done.results.values())
         print(
             f"{workers} worker(s): {3600 * count / seconds:.0f} instances an hour, all {count} resolved;"
-            f" controls are {100 * spent:.0f} % of the time"
+            f" controls are {100 * spent:.0f} % of the time; load {os.getloadavg()[0]:.1f}",
+            flush=True,
         )
 
 
@@ -226,7 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, help="folder that holds data/swebench")
     parser.add_argument("--parts", default="grading,costs", help="of grading, costs, attacks")
-    parser.add_argument("--instances", type=int, default=12)
+    parser.add_argument("--instances", type=int, default=12, help="through one worker and through two")
+    parser.add_argument("--controls", type=int, default=5, help="patches of each kind whose controls are measured")
     options = parser.parse_args()
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(prefix="lmlab-swebench-") as folder:
@@ -237,7 +247,7 @@ def main() -> None:
         work = scratch / "work"
         work.mkdir()
         if "costs" in options.parts:
-            costs(judge, instance, options.instances, work)
+            costs(judge, instance, options.instances, options.controls, work)
         if "attacks" in options.parts:
             attacks(judge, instance, scratch / "attacks")
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")

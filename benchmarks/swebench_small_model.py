@@ -1,14 +1,14 @@
 """SWE-bench: what a model of 135M makes of issues, before and after a short tuning on bugs of another package.
 
 python benchmarks/swebench_small_model.py --model DIRECTORY --mined INSTANCES.jsonl [...] --train ARCHIVE --test ARCHIVE
-    --work FOLDER [--bugs 120] [--tested 24] [--steps 30]
+    --work FOLDER [--bugs 120] [--tested 24] [--steps 30] [--answer-tokens 240]
 
 Bugs are made by small changes of the syntax tree: those that are learned from in one package, without its tests, those
 that are asked in another, by its tests (`lmlab swe synth`). The model is shown the edited regions (oracle-collapsed),
 tuned with adapters of rank 8 on the solutions, and asked before and after, the mined instances of releases too. Prints
-how many answers are well-formed (every hunk has as many lines as it says), apply as they are and after their hunks are
-moved to where their lines stand, and resolve the issue. What is in FOLDER is not made again, so that a stopped run goes
-on.
+how many answers copy the example of the prompt, are well-formed (every hunk has as many lines as it says), apply as
+they are and after their hunks are moved to where their lines stand, and resolve the issue. What is in FOLDER is not
+made again, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from lmlab.methods.swebench.harness.workspaces.trees import tree_files, unpack
 from lmlab.methods.swebench.harness.workspaces.workspace import copied
 from lmlab.methods.swebench.inference.contexts import counter_of
 from lmlab.methods.swebench.inference.infer import infer
+from lmlab.methods.swebench.inference.prompts import EXAMPLE
 from lmlab.methods.swebench.inference.settings import InferConfig
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction
@@ -48,7 +49,8 @@ from lmlab.stats import wilson
 
 _TOKENS_OF_BUGS = 900  # of a context: thirty lines around one edit
 _TOKENS_OF_MINED = 2000
-_LONGEST_ANSWER = 160
+_LONGEST_ROW = 960  # of question and answer
+_COPIED = EXAMPLE.splitlines()[7]  # the line that the example removes
 
 
 def _lmlab(*command: str) -> None:
@@ -109,10 +111,10 @@ def tuned(model: Path, train: Path, test: Path, folder: Path, steps: int) -> Pat
         if not (place := folder / f"{name}.jsonl").exists():
             _lmlab(
                 *("swe", "train-data", "-i", str(source), "--context-mix", "oracle-collapsed=1"),
-                *("--budget", str(_TOKENS_OF_BUGS), "--max-tokens", "1500", "--tokenizer", str(model)),
+                *("--budget", str(_TOKENS_OF_BUGS), "--max-tokens", str(_LONGEST_ROW - 60), "--tokenizer", str(model)),
                 *("--out", str(place)),
             )
-    chat = {"max_len": 1537}
+    chat = {"max_len": _LONGEST_ROW + 1}
     tokens = {"kind": "tokenize_chat", "tokenizer": str(model), "chat": chat, "max_reject_fraction": 1.0}
     recipe = {
         "name": "swebench-small",
@@ -127,7 +129,7 @@ def tuned(model: Path, train: Path, test: Path, folder: Path, steps: int) -> Pat
                 "heldout_tokens": "heldout",
                 "heldout_rows": 8,
                 "packing": "best_fit",
-                "seq_len": 1536,
+                "seq_len": _LONGEST_ROW,
                 "lora": {"rank": 8, "alpha": 16},
                 "trainer": {
                     "steps": steps,
@@ -160,10 +162,10 @@ def tuned(model: Path, train: Path, test: Path, folder: Path, steps: int) -> Pat
 
 
 def asked(
-    instances: Sequence[Instance], trees: Path, model: Path, words: Path, budget: int, out: Path
+    instances: Sequence[Instance], trees: Path, model: Path, words: Path, budget: int, most: int, out: Path
 ) -> dict[str, Prediction]:
     """The answers of a model, in bf16."""
-    config = InferConfig(context="oracle-collapsed", budget=budget, max_tokens=_LONGEST_ANSWER)
+    config = InferConfig(context="oracle-collapsed", budget=budget, max_tokens=most)
     endpoint = Endpoint(backend="local", model=str(model), precision="bf16", concurrency=8)
     workspaces = open_workspaces(SandboxConfig(), trees)
     count = counter_of(Vocabulary.find(words).load())
@@ -185,8 +187,9 @@ def figures(
 ) -> dict[str, int]:
     """How many are well-formed, apply, and resolve."""
     judge = open_judge(SandboxConfig(timeout_s=120), trees)
-    found = {"answers": len(predictions), "patches": 0, "well-formed": 0}
+    found = {"answers": len(predictions), "copies": 0, "patches": 0, "well-formed": 0}
     for each in predictions.values():
+        found["copies"] += _COPIED in str(each.extra.get("full_output"))
         found["patches"] += bool(read_diff(each.patch or ""))
         found["well-formed"] += well_formed(each.patch)
     named = {name: Prediction(name, "model", each.patch, each.extra) for name, each in predictions.items()}
@@ -213,6 +216,7 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=24)
     parser.add_argument("--mined-most", type=int, default=24, help="of the mined instances")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--answer-tokens", type=int, default=240, help="the most of an answer")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
@@ -237,7 +241,7 @@ def main() -> None:
             place = options.work / name / label.replace(" ", "-")
             kept = place / "figures.json"
             if not kept.exists():
-                predictions = asked(own, trees, model, options.model, budget, place)
+                predictions = asked(own, trees, model, options.model, budget, options.answer_tokens, place)
                 write_json(kept, figures(own, trees, predictions, place / "evaluation"))
             group = "releases" if label.startswith("mined") else label
             told = rows.setdefault(group, {}).setdefault(name, {})

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import ndiff
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,44 @@ def test_mutants_are_small_different_and_of_every_kind() -> None:
     only = list(mutants(_FUNCTION, random.Random(0), lines={9}))
     assert only and {each.line for each in only} == {9}
     assert list(mutants("def broken(", random.Random(0))) == []
+
+
+_RETURN = '                 return [each for each in b if each and (a or b) and f"{each!r:>4}"]  # found'
+_COMMENTED = """class C:
+    @one
+    @two  # stays out
+    def f(self, a, b):
+        # why
+        for each in a:  # all é of them
+
+            # about the test
+            if each < (b
+                       and 2):
+                return [each for each in b if each and (a or b) and f"{each!r:>4}"]  # found
+
+            try:
+                pass
+            finally: each.close()
+        return (a
+                + b) * 2  # last
+"""
+
+
+def test_a_bug_changes_what_it_is_and_leaves_comments_and_layout() -> None:
+    before, found = _COMMENTED.splitlines(), []
+    for each in mutants(_COMMENTED, random.Random(0)):
+        after = each.source.splitlines()
+        gone, come = (tuple(line.strip() for line in ndiff(before, after) if line[:2] == sign) for sign in ("- ", "+ "))
+        found.append((each.kind, gone, come))
+        if each.kind not in ("statement", "decorator"):
+            assert all(line in each.source for line in ("# stays", "# why", "# all", "# about", "# found", "# last"))
+    assert ("returned", ("-" + _RETURN,), ("+                 return None  # found",)) in found
+    assert ("constant", ("-                        and 2):",), ("+                        and 3):",)) in found
+    assert ("logic", ("-" + _RETURN,), ("+" + _RETURN.replace("a or b", "a and b"),)) in found
+    assert ("arithmetic", ("-         return (a", "-                 + b) * 2  # last"), (
+        "+         return (a - b) * 2  # last",
+    )) in found  # fmt: skip
+    assert ("decorator", ("-     @two  # stays out",), ()) in found
 
 
 def test_added_lines_are_numbered_as_in_the_new_file(built: Instance) -> None:

@@ -7,7 +7,7 @@ import copy
 import functools
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -46,7 +46,7 @@ class Mutant:
         kind: of the change, such as `comparison`.
         function: dotted name of the function in which it is.
         line: of the change, in the original.
-        source: the file with that function replaced, and all other lines as they were.
+        source: the file with what differs written anew, and all else, comments and blank lines included, as it was.
     """
 
     kind: str
@@ -182,14 +182,10 @@ def mutants(source: str, generator: random.Random, lines: set[int] | None = None
         node = [changed, *_code(changed)][number]
         _, change = list(KINDS[kind](node))[which]
         change(node)
-        text = _replaced(source, function, changed)
-        try:
-            dump = ast.dump(ast.parse(text)) if text is not None else ""
-        except (SyntaxError, ValueError):
-            continue
-        if text is not None and dump not in seen:
-            seen.add(dump)
-            yield Mutant(kind, name, line, text)
+        found = _replaced(source, function, changed)
+        if found is not None and found[1] not in seen:
+            seen.add(found[1])
+            yield Mutant(kind, name, line, found[0])
 
 
 def _functions(module: ast.Module) -> Iterator[tuple[str, _Function]]:
@@ -224,37 +220,95 @@ def lines_of(source: str) -> list[str]:
     return io.StringIO(source, newline="").readlines()
 
 
-def _replaced(source: str, old: _Function, new: _Function) -> str | None:
-    """The file with a function written anew: only the statements that differ, so that a patch is as small as the
-    change.
+def _replaced(source: str, old: _Function, new: _Function) -> tuple[str, str] | None:
+    """The file with a function changed, and its syntax tree's dump.
+
+    The least of the text is written anew that gives the new function: a repair is to hold the change and nothing else.
+    Comments of a statement that was written anew would be part of it, and nobody could guess them.
     """
     lines = lines_of(source)
-    before, after = old.body, new.body
+    try:
+        (written,) = ast.parse(ast.unparse(ast.fix_missing_locations(new))).body
+    except (SyntaxError, ValueError):
+        return None
+    assert isinstance(written, _Function)
+    wanted, widest = ast.dump(written), None
+    for text in (*_texts(lines, old, written), _whole(lines, old, written)):
+        try:
+            module = ast.parse(text)
+        except (SyntaxError, ValueError):
+            continue
+        widest = text, ast.dump(module)
+        here = [each for _, each in _functions(module) if _first_line(each) == _first_line(old)]
+        if any(ast.dump(each) == wanted for each in here):
+            return widest
+    return widest  # texts that no unparsing gives back, such as some of f-strings, differ though nothing else does
+
+
+def _first_line(function: _Function) -> int:
+    return min([function.lineno, *(each.lineno for each in function.decorator_list)])
+
+
+def _texts(lines: Sequence[str], old: ast.AST, new: ast.AST) -> Iterator[str]:
+    """Ways to write one node for another, those that keep most first."""
+    fields = [name for name in old._fields if _told(getattr(old, name, None)) != _told(getattr(new, name, None))]
+    if type(old) is type(new) and len(fields) == 1 and not isinstance(old, ast.JoinedStr):
+        was, now = getattr(old, fields[0]), getattr(new, fields[0])
+        if isinstance(was, ast.AST) and isinstance(now, ast.AST):
+            yield from _texts(lines, was, now)
+        elif isinstance(was, list) and isinstance(now, list):
+            same, end = _alike(was, now)
+            gone, come = was[same : len(was) - end], now[same : len(now) - end]
+            if len(gone) == len(come) == 1:
+                yield from _texts(lines, gone[0], come[0])
+            if fields[0] == "decorator_list":
+                yield _without(lines, gone[0].lineno, gone[-1].end_lineno, "")
+            elif gone and isinstance(gone[0], ast.stmt):
+                indent = lines[gone[0].lineno - 1][: gone[0].col_offset]
+                text = "".join(_unparsed(each, indent) for each in come)
+                yield _without(lines, gone[0].lineno, gone[-1].end_lineno, text)
+    if isinstance(old, ast.expr | ast.stmt):
+        indent = " " * old.col_offset if isinstance(old, ast.stmt) else ""
+        text = _unparsed(new, indent)[:-1].removeprefix(indent)
+        yield _between(lines, old, text)
+        if isinstance(old, ast.expr):
+            yield _between(lines, old, f"({text})")
+
+
+def _told(value: object) -> str:
+    if isinstance(value, list):
+        return str([_told(each) for each in value])
+    return ast.dump(value) if isinstance(value, ast.AST) else repr(value)
+
+
+def _alike(before: Sequence[ast.AST], after: Sequence[ast.AST]) -> tuple[int, int]:
+    """How many nodes are equal at the beginning and at the end."""
+    most = min(len(before), len(after))
     same = 0
-    while same < min(len(before), len(after)) and ast.dump(before[same]) == ast.dump(after[same]):
+    while same < most and _told(before[same]) == _told(after[same]):
         same += 1
     end = 0
-    while end < min(len(before), len(after)) - same and ast.dump(before[-1 - end]) == ast.dump(after[-1 - end]):
+    while end < most - same and _told(before[-1 - end]) == _told(after[-1 - end]):
         end += 1
-    if len(old.decorator_list) != len(new.decorator_list):
-        return _whole(lines, old, new)
-    gone, come = before[same : len(before) - end], after[same : len(after) - end]
-    if not gone:
-        return None
-    first, last = gone[0].lineno, gone[-1].end_lineno or gone[-1].lineno
-    indent = " " * gone[0].col_offset
-    text = "".join(
-        f"{indent}{line}\n" if line else "\n"
-        for each in come
-        for line in ast.unparse(ast.fix_missing_locations(each)).split("\n")
-    )
-    if not come and len(after) == 0:
-        text = f"{indent}pass\n"
-    return "".join(lines[: first - 1]) + text + "".join(lines[last:])
+    return same, end
 
 
-def _whole(lines: list[str], old: _Function, new: _Function) -> str:
-    first = min([old.lineno, *(each.lineno for each in old.decorator_list)])
-    indent = " " * old.col_offset
-    text = "".join(f"{indent}{line}\n" if line else "\n" for line in ast.unparse(new).split("\n"))
-    return "".join(lines[: first - 1]) + text + "".join(lines[old.end_lineno or old.lineno :])
+def _unparsed(node: ast.AST, indent: str) -> str:
+    return "".join(f"{indent}{line}\n" if line else "\n" for line in ast.unparse(node).split("\n"))
+
+
+def _without(lines: Sequence[str], first: int, last: int | None, text: str) -> str:
+    """The file with other text in the place of whole lines."""
+    return "".join(lines[: first - 1]) + text + "".join(lines[last or first :])
+
+
+def _between(lines: Sequence[str], node: ast.expr | ast.stmt, text: str) -> str:
+    """The file with other text in the place of a node; the parser counts columns in bytes."""
+    last = node.end_lineno or node.lineno
+    before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
+    after = lines[last - 1].encode()[node.end_col_offset or 0 :].decode()
+    return "".join(lines[: node.lineno - 1]) + before + text + after + "".join(lines[last:])
+
+
+def _whole(lines: Sequence[str], old: _Function, new: _Function) -> str:
+    return _without(lines, _first_line(old), old.end_lineno, _unparsed(new, " " * old.col_offset))

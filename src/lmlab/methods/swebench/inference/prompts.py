@@ -9,7 +9,7 @@ from lmlab.methods.swebench.inference.contexts import Context
 Style = Literal["style-2", "style-3", "full_file_gen"]
 
 _PREMISE = "Below are part of a code base and an issue that describes a problem to be solved in it."
-_EXAMPLE = "\n".join(
+EXAMPLE = "\n".join(
     (
         "<patch>",
         "--- a/shapes/area.py",
@@ -50,9 +50,9 @@ def make_prompt(statement: str, context: Context, style: Style = "style-2") -> s
     issue = f"<issue>\n{statement.strip()}\n</issue>"
     parts = [_PREMISE, issue, f"<code>\n{code}\n</code>"]
     if style == "style-2":
-        parts += [_ANSWER, _EXAMPLE]
+        parts += [_ANSWER, EXAMPLE]
     elif style == "style-3":
-        parts += [_FORMAT, _EXAMPLE, "Solve the issue by one such patch.", "Write the patch now."]
+        parts += [_FORMAT, EXAMPLE, "Solve the issue by one such patch.", "Write the patch now."]
     else:
         parts += [_WHOLE]
     return "\n".join(parts) + "\n\n"  # checkpoints were trained with exactly two line ends here
