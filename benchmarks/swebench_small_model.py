@@ -150,7 +150,7 @@ def tuned(model: Path, train: Path, test: Path, folder: Path, steps: int) -> Pat
     rows = [row for row in read_jsonl(folder / "run" / "model" / "metrics.jsonl") if "loss" in row]
     few = max(1, len(rows) // 6)
     first, last = (sum(row["loss"] for row in part) / few for part in (rows[:few], rows[-few:]))
-    results = read_mapping(folder / "run" / "model" / "results.json")
+    results = read_mapping(folder / "run" / "results.json")["model"]
     print(
         f"tuning: {results['steps']} steps, {results['tokens']} tokens, {results['seconds']:.0f} s; loss of the first"
         f" {few} steps {first:.3f}, of the last {last:.3f}"

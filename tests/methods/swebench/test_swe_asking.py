@@ -234,6 +234,19 @@ def test_contexts_of_symbols_and_of_others(built: Instance, judge: Judge, tmp_pa
     assert list(dense.files) == ["calc/__init__.py", "calc/other.py"]
 
 
+def test_a_readme_gives_way_where_it_leaves_no_room_for_code(built: Instance, judge: Judge) -> None:
+    tree = judge.workspaces.pristine(built)
+    code = make_context(built, tree, "oracle", 999, readmes=False)
+    (size,) = map(approximate_tokens, code.files.values())
+    assert approximate_tokens(make_context(built, tree, "oracle", 999).readmes["README.md"]) > 1
+    tight = make_context(built, tree, "oracle", size + 1)
+    assert tight.files == code.files and not tight.readmes
+    assert not make_context(built, tree, "oracle", size).files  # nothing has room: the readme stays
+    assert list(make_context(built, tree, "oracle", size).readmes) == ["README.md"]
+    assert list(make_context(built, tree, "none", 999).readmes) == ["README.md"]
+    assert make_context(built, tree, "bm25", 8, granularity="symbol").readmes in ({}, {"README.md": "1 # calc\n2 "})
+
+
 def test_prompts_hold_issue_and_code_and_nothing_of_the_solution(built: Instance, judge: Judge) -> None:
     for style in ("style-2", "style-3", "full_file_gen"):
         config = InferConfig(context="oracle", style=style, budget=5000)  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def make_context(
     """Choose files until a budget is spent.
 
     Files are taken in the order of their rank; one that does not fit is passed over, and the next one is tried. They
-    are shown in the order of their paths.
+    are shown in the order of their paths. Readmes come first, but not in the place of all files.
 
     Arguments:
         budget: tokens of readmes and files.
@@ -116,14 +116,31 @@ def make_context(
     if source in ("bm25", "dense", "hybrid") and granularity == "symbol":
         found = documents(tree)
         chunks = _ranker(source, ranker).chunks(found, instance.problem_statement)
-        return Context(shown, _packed_chunks(chunks, found, left, count))
-    files: dict[str, str] = {}
-    for path, text in _candidates(instance, tree, source, read, ranker, as_reference, seed):
-        size = count(text)
-        if size < left:
-            files[path] = text
-            left -= size
-    return Context(shown, dict(sorted(files.items())))
+        return Context(*_roomy(shown, budget, left, lambda room: _packed_chunks(chunks, found, room, count)))
+    candidates = list(_candidates(instance, tree, source, read, ranker, as_reference, seed))
+
+    def packed(room: int) -> dict[str, str]:
+        files: dict[str, str] = {}
+        for path, text in candidates:
+            size = count(text)
+            if size < room:
+                files[path] = text
+                room -= size
+        return dict(sorted(files.items()))
+
+    return Context(*_roomy(shown, budget, left, packed))
+
+
+def _roomy(
+    readmes: dict[str, str], budget: int, left: int, packed: Callable[[int], dict[str, str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Readmes and files: where the readmes leave no room for any file, and one has room without them, they give way, as
+    nobody can mend code that is not shown.
+    """
+    files = packed(left)
+    if readmes and not files and (alone := packed(budget)):
+        return {}, alone
+    return readmes, files
 
 
 def _ranker(source: Source, given: Ranker | None) -> Ranker:
