@@ -13,7 +13,7 @@ from lmlab.errors import UserError
 from lmlab.judging import EndpointJudge, Judged, JudgePairs, components, grade, summarize
 from lmlab.methods.qurating import ExcerptConfig, PairConfig, criterion, excerpt, excerpts, make_groups
 from lmlab.methods.qurating.report import judgment_sections
-from lmlab.reports import Table
+from lmlab.reports import Note, Table
 
 CONFIG = ExcerptConfig(tokens=(32, 64), seed=5)
 
@@ -136,3 +136,12 @@ def test_the_page_says_of_a_void_answer_that_neither_text_was_chosen() -> None:
     ]
     assert [row[3] for row in table.rows] == ["neither", "second"]
     assert max(len(row[4]) for row in table.rows) < 2100
+
+
+@pytest.mark.parametrize(("bias", "error", "leans"), [(0.5, None, False), (0.3, 0.2, False), (-0.3, 0.1, True)])
+def test_a_judge_is_said_to_lean_to_a_place_only_beyond_chance(bias: float, error: float | None, leans: bool) -> None:
+    each = {"labels": 1, "position_bias": bias, "position_bias_error": error, "swap_consistency": 0.0}
+    figures = summarize(Judged([]), 1) | {"judge": "j", "connected_sets": 0}
+    figures["criteria"] = {"clarity": each | {"confidence": [1, *[0] * 9]}}
+    notes = [block for section in judgment_sections(figures) for block in section.blocks if isinstance(block, Note)]
+    assert any("leans to one place" in note.text for note in notes) == leans

@@ -43,10 +43,14 @@ CONFIDENCE = (
     " |2y - 1|: 0 where votes are even, 1 where all agree."
 )
 _BIASED = 0.1  # a judge that prefers one place by that much; asking in both orders takes it out of the mean
-
-
 _PLACES = ("first", "second")
 _MOST_REASONS = 2000  # characters of one answer on the page, of which an endpoint may send any number
+
+
+def _leans(figures: dict[str, Any]) -> bool:
+    """Whether a judge's preference for one place is large, and more than the chance of few labels."""
+    bias, error = figures["position_bias"], figures.get("position_bias_error")
+    return bias is not None and error is not None and abs(bias) > max(_BIASED, 2 * error)
 
 
 def _shortened(text: str) -> str:
@@ -80,7 +84,7 @@ def judgment_sections(figures: dict[str, Any], reasons: Sequence[dict[str, Any]]
             " error. The two shares are from 0 to 1.",
         ),
     ]
-    if any(abs(each["position_bias"] or 0) > _BIASED for each in figures["criteria"].values()):
+    if any(map(_leans, figures["criteria"].values())):
         blocks.append(
             Note(
                 "The judge leans to one place. Both orders cancel this in the labels to first order, at the price of"
