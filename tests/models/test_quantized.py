@@ -117,7 +117,7 @@ def test_folded_in_the_model_is_the_one_that_was_trained(kind, ids, tmp_path):
     save_lora(model, tmp_path / "adapter")
     remove_lora(model, merge=True)
     assert not adapters(model) and all(each.requires_grad for each in model.parameters())
-    torch.testing.assert_close(model(ids).logits_BTV, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(ids).logits_BTV, expected, atol=5e-5, rtol=1e-5)
     save(model, tmp_path / "model")
     torch.testing.assert_close(from_pretrained(tmp_path / "model")(ids).logits_BTV, expected, atol=1e-5, rtol=1e-5)
     again = random_model("llama")

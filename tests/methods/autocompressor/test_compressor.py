@@ -191,7 +191,8 @@ def test_soft_prompts_that_do_not_fit_are_refused() -> None:
         with pytest.raises(Exception, match="soft prompt"):
             compressor(_IDS.repeat(2, 1), soft_prompt=wrong.double())
     broadcast = compressor(_IDS.repeat(2, 1), soft_prompt=SoftPrompt(torch.zeros(1, 3, 16).double()))
-    assert torch.equal(broadcast.logits_BTV[0], broadcast.logits_BTV[1])
+    # kernels of some processors treat the rows of a product differently, to the last bits
+    torch.testing.assert_close(broadcast.logits_BTV[0], broadcast.logits_BTV[1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_budget_of_positions_is_what_vectors_take_of_the_window() -> None:
