@@ -336,7 +336,8 @@ pytest-asyncio = "0.23"
             {
                 "tox.ini": "[testenv]\ndeps =\n    py39: backport\n    webtest\n    -rrequirements/more.txt\n"
                 "    {[x]deps}\n",
-                "requirements/more.txt": "-r own.txt\n-r more.txt\nblinker==1.9 --hash=sha256:00\n--index-url http://evil\n",
+                "requirements/more.txt": "-r own.txt\n-r more.txt\nblinker==1.9 --hash=sha256:00\n"
+                "--index-url http://evil\n",
                 "requirements/own.txt": "jinja2\n",
             },
             ("webtest", "jinja2", "blinker==1.9"),

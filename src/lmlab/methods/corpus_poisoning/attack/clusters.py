@@ -99,6 +99,19 @@ class Clusters:
         return found
 
 
+def require_distinct(vectors_nH: NDArray[np.float32], k: int) -> None:
+    """Refuse more clusters than there are distinct queries.
+
+    Raises:
+        UserError: k is above their number.
+    """
+    distinct = len(np.unique(vectors_nH, axis=0))
+    if k > distinct:
+        raise UserError(
+            f"{counted(k, 'clusters')} of {counted(distinct, 'distinct queries')} cannot be made.", "Lower k."
+        )
+
+
 def cluster_queries(
     vectors_nH: NDArray[np.float32], k: int, seed: int = 0, spherical: bool = False, about: dict[str, Any] | None = None
 ) -> Clusters:
@@ -110,11 +123,7 @@ def cluster_queries(
     Raises:
         UserError: k is above the number of distinct queries.
     """
-    distinct = len(np.unique(vectors_nH, axis=0))
-    if k > distinct:
-        raise UserError(
-            f"{counted(k, 'clusters')} of {counted(distinct, 'distinct queries')} cannot be made.", "Lower k."
-        )
+    require_distinct(vectors_nH, k)
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 

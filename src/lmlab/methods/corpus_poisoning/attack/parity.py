@@ -11,10 +11,10 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.files import sha256_json, write_text
+from lmlab.methods.corpus_poisoning.attack.clusters import require_distinct
 from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import read_reference, slug
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
-from lmlab.words import counted
 
 
 def craft_by_reference(
@@ -40,10 +40,7 @@ def craft_by_reference(
     pairs = pairs_of(target.data.qrels, target.data.queries.ids)
     pairs = [pairs[row] for row in generator.permutation(len(pairs))]
     queries = target.queries()[[numbers[query] for query, _ in pairs]]
-    if k > (distinct := len(np.unique(queries, axis=0))):
-        raise UserError(
-            f"{counted(k, 'clusters')} of {counted(distinct, 'distinct queries')} cannot be made.", "Lower k."
-        )
+    require_distinct(queries, k)
     labels = np.zeros(len(pairs), np.int64)
     if k > 1:
         from sklearn.cluster import KMeans

@@ -77,6 +77,21 @@ def success(scores_QA: NDArray[np.float32], hits: CleanHits, k: int) -> NDArray[
     return scores_QA.max(1) > hits.tau(k)
 
 
+def require_depth(k: int, documents: int, name: str = "") -> None:
+    """Refuse a depth that a whole corpus does not have.
+
+    Arguments:
+        name: of the collection, where there are several.
+
+    Raises:
+        UserError: k is above the number of documents.
+    """
+    if k > documents:
+        corpus = f"the corpus of {counted(documents, 'documents')} of '{name}'" if name else ""
+        corpus = corpus or f"a corpus of {counted(documents, 'documents')}"
+        raise UserError(f"The success at {k} means nothing in {corpus}.", "Lower --k.")
+
+
 def evaluate_attack(
     scores_QA: NDArray[np.float32],
     hits: CleanHits,
@@ -99,11 +114,7 @@ def evaluate_attack(
     """
     if not len(scores_QA):
         raise UserError("There are 0 queries to evaluate on.")
-    if max(k_values) > documents:
-        raise UserError(
-            f"The success at {max(k_values)} means nothing in a corpus of {counted(documents, 'documents')}.",
-            "Lower --k.",
-        )
+    require_depth(max(k_values), documents)
     count = scores_QA.shape[1]
     asr, interval, share = {}, {}, {}
     places_QA = _places(scores_QA, hits)

@@ -18,6 +18,7 @@ from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from lmlab.methods.corpus_poisoning.measure.evaluate import (
     evaluate_attack,
     passage_scores,
+    require_depth,
     smallest_k,
     success,
     success_by_count,
@@ -60,11 +61,7 @@ def evaluate_on(
     notices = list(target.data.notices)
     documents = len(target.data.corpus)
     k_values = depths.depths(documents) if isinstance(depths, DepthsConfig) else depths
-    if max(k_values) > documents:
-        raise UserError(
-            f"The success at {max(k_values)} means nothing in a corpus of {counted(documents, 'documents')}.",
-            "Lower --k.",
-        )
+    require_depth(max(k_values), documents)
     kept = held_out(asked, attackers(attack_queries, place), allow_overlap, notices)
     if chosen is not None and not chosen.is_all:
         wanted = set(chosen_queries(asked, chosen))

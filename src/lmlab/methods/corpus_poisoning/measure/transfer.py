@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
-from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores
+from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, require_depth
 from lmlab.methods.corpus_poisoning.measure.run import attackers, held_out
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval.config import EncoderConfig
-from lmlab.words import counted
 
 
 def transfer_matrix(
@@ -38,11 +36,7 @@ def transfer_matrix(
         for data in collections:
             target = Target.load(retriever, data, split, ignore_missing)
             documents = len(target.data.corpus)
-            if k > documents:
-                raise UserError(
-                    f"The success at {k} means nothing in the corpus of {counted(documents, 'documents')} of '{data}'.",
-                    "Lower --k.",
-                )
+            require_depth(k, documents, str(data))
             queries, hits = target.queries(), target.hits(max(100, k))
             for place, crafted in sets:
                 notices: list[str] = []

@@ -22,7 +22,8 @@ _FOLLOWS = re.compile(r"^(?:As a result|Therefore|Thus|Hence|Consequently|So), (
 _HOW = re.compile(r"^To (?!be\b|sum\b|summari|conclude|begin|start|see why)(?P<what>[a-z][^,.;:()]{8,90}), ")
 _IF = re.compile(r"^(?:When|If) (?!(?:this|that|it|so|not|nothing|they|these|those|all)\b)(?P<what>[^,.;:()]{10,90}), ")
 _NO_TERM = re.compile(
-    r"\b(?:can|could|should|may|might|must|will|would|also|additionally|finally|provides?|makes?|verify|that|this|your|you|we|its?|not|to)\b",
+    r"\b(?:can|could|should|may|might|must|will|would|also|additionally|finally"
+    r"|provides?|makes?|verify|that|this|your|you|we|its?|not|to)\b",
     re.IGNORECASE,
 )  # a term that begins a sentence with a verb of its own before "is"
 _PROPER = re.compile(r"^(?:[A-Z][a-z]*[A-Z]|[A-Z]{2,}|I\b|`)")
