@@ -26,6 +26,7 @@ from lmlab.methods.ladder import (
     splits,
     target_values,
 )
+from lmlab.methods.ladder.analysis.ablate import ablate
 from lmlab.methods.ladder.analysis.variance import seed_noise
 from lmlab.methods.ladder.fitting.calibration import Calibration
 from lmlab.methods.ladder.fitting.fit import fit_first_step, fit_second_step
@@ -154,6 +155,10 @@ def test_a_ladder_that_is_planned_by_tokens_is_split_by_tokens_and_by_compute(sy
     for each in cheap:
         assert max(whole[name] for name in each.fitted) < min(whole[name] for name in each.predicted)
         assert len(each.fitted) + len(each.predicted) == len(whole)
+    table, tasks = _cut(table, lambda n: (1e9, 2e9, 4e9)), synthetic(1)[1]
+    parts = [each.name for each in ablate(table, tasks, preset("paper"), table.runs[-1])]
+    assert any(name.startswith("D <= 2") for name in parts) and not any("xC" in name for name in parts)
+    table, _ = synthetic(1, multiples=(1.0,))
     # Half of the runs are fitted whatever digit their cost is rounded at, and no two splits have one name.
     for first in np.geomspace(1e9, 2e9, 40):
         cheap = [each for each in splits(_cut(table, lambda n, d=first: (d, 2 * d, 4 * d))) if "C <=" in each.name]

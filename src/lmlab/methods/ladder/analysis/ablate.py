@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import available
+from lmlab.methods.ladder.fitting.points import length_kind, length_name, length_of
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError, score_target
 from lmlab.methods.ladder.tables.tasks import Task
@@ -28,6 +29,9 @@ class Ablation:
 def ablate(table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, target: Run) -> list[Ablation]:
     """Sizes up to one, lengths up to one, and the cheapest runs, by the whole estimator.
 
+    Lengths are multiples of 20 N, or tokens where all sizes were planned by these; where they are no grid, no part is
+    named by them.
+
     Raises:
         UserError: the ladder has fewer than four runs.
     """
@@ -45,9 +49,11 @@ def ablate(table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, 
     for n in sorted({run.n for run in ladder}):
         size = next(run.size or f"{run.n:.3g}" for run in ladder if run.n == n)
         parts.append((f"N <= {size}", ladder.where(max_n=n)))
-    parts += [
-        (f"xC <= {length:g}", ladder.where(max_multiple=length)) for length in sorted({run.multiple for run in ladder})
-    ]
+    by = length_kind(ladder.runs)
+    for length in sorted({length_of(run, by) for run in ladder}) if by != "nothing" else []:
+        names = [run.name for run in ladder if length_of(run, by) <= length]
+        called = f"D <= {length_name(length, by)}" if by == "tokens" else f"xC <= {length:g}"
+        parts.append((called, ladder.where(names=names)))
     cheapest = sorted(ladder, key=lambda run: run.flops)
     for count in range(_FEWEST_RUNS, len(ladder) + 1):
         parts.append((f"{count} cheapest", ladder.where(names=[run.name for run in cheapest[:count]])))

@@ -12,7 +12,6 @@ lengths has only few splits otherwise, and none of them goes far.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +21,9 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
-from lmlab.methods.ladder.fitting.points import LengthsAre, lengths_are, place_of, target_values
+from lmlab.methods.ladder.fitting.points import length_kind, length_name, length_of, place_of, target_values
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
-from lmlab.progress import short
 
 _FEWEST_RUNS = 4  # the simplest law of N and D has four parameters
 _CHEAPEST = (1 / 2, 2 / 3)  # of the runs that a split by compute is fitted to
@@ -40,11 +38,6 @@ class Split:
     predicted: tuple[str, ...]
 
 
-def _length(run: Run, by: LengthsAre) -> float:
-    """A run's length, rounded to two digits."""
-    return float(f"{run.final_tokens:.2g}") if by == "tokens" else run.multiple
-
-
 def splits(table: RunTable) -> list[Split]:
     """All splits of a ladder.
 
@@ -52,15 +45,14 @@ def splits(table: RunTable) -> list[Split]:
         UserError: fewer than three sizes and fewer than three lengths.
     """
     runs = table.paper.ladder.runs
-    by = lengths_are([math.log(run.n) for run in runs], [math.log(run.final_tokens) for run in runs])
+    by = length_kind(runs)
     sizes = sorted({run.n for run in runs})
-    lengths = sorted({_length(run, by) for run in runs}) if by != "nothing" else []
-    called = {length: f"{short(length)} tokens" if by == "tokens" else f"{length:g}xC" for length in lengths}
+    lengths = sorted({length_of(run, by) for run in runs}) if by != "nothing" else []
     named = {run.n: run.size or f"{run.n:.3g}" for run in runs}
 
     def split(label: str, fit: tuple[float, float], predict: tuple[set[float], float]) -> Split:
-        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and _length(run, by) <= fit[1])
-        predicted = tuple(run.name for run in runs if run.n in predict[0] and _length(run, by) > predict[1])
+        fitted = tuple(run.name for run in table.ladder if run.n <= fit[0] and length_of(run, by) <= fit[1])
+        predicted = tuple(run.name for run in runs if run.n in predict[0] and length_of(run, by) > predict[1])
         return Split(label, fitted, predicted)
 
     found = []
@@ -70,11 +62,11 @@ def splits(table: RunTable) -> list[Split]:
             for larger in sizes[i + 1 :]
         ]
     for length in lengths[1:-1]:
-        found.append(split(f"{called[length]} to longer", (np.inf, length), (set(sizes), length)))
+        found.append(split(f"{length_name(length, by)} to longer", (np.inf, length), (set(sizes), length)))
     for length in lengths[1:-1] if len(sizes) > 2 else ():
         found.append(
             split(
-                f"N <= {named[sizes[-2]]}, {called[length]} to longer {named[sizes[-1]]}",
+                f"N <= {named[sizes[-2]]}, {length_name(length, by)} to longer {named[sizes[-1]]}",
                 (sizes[-2], length),
                 ({sizes[-1]}, length),
             )

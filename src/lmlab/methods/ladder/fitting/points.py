@@ -18,6 +18,7 @@ from lmlab.methods.ladder.config import TwoStepSettings, Variant
 from lmlab.methods.ladder.fitting.logits import logit
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable, model_as_run
 from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.progress import short
 
 _PARTS = (
     7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
@@ -118,6 +119,21 @@ def lengths_are(log_n: Sequence[float] | Floats, log_d: Sequence[float] | Floats
     if multiples * sizes <= _GRID * runs or sizes == 1:
         return "multiples"
     return "tokens" if tokens * sizes <= _GRID * runs else "nothing"
+
+
+def length_kind(runs: Sequence[Run]) -> LengthsAre:
+    """What makes a grid of these runs: `lengths_are` of their sizes and last checkpoints."""
+    return lengths_are([math.log(run.n) for run in runs], [math.log(run.final_tokens) for run in runs])
+
+
+def length_of(run: Run, by: LengthsAre) -> float:
+    """A run's length, rounded to two digits: tokens where all sizes were planned by these, else multiples of 20 N."""
+    return float(f"{run.final_tokens:.2g}") if by == "tokens" else run.multiple
+
+
+def length_name(length: float, by: LengthsAre) -> str:
+    """A length as splits and parts of a ladder are named by it."""
+    return f"{short(length)} tokens" if by == "tokens" else f"{length:g}xC"
 
 
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
