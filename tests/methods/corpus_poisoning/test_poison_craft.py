@@ -27,6 +27,7 @@ from lmlab.methods.corpus_poisoning import (
     passage_scores,
     smallest_k,
 )
+from lmlab.methods.corpus_poisoning.attack import craft as craft_module
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cover_queries
 from lmlab.methods.corpus_poisoning.attack.craft import _named
 from lmlab.methods.corpus_poisoning.attack.layout import start_ids
@@ -419,6 +420,19 @@ def test_all_settings_that_decide_on_passages_tell_runs_apart(target, place):
     assert not {"norm_cap", "each_query", "together", "concept", "query_id"} & default.keys()
     for changed in ({"norm_cap": 1.0}, {"norm_cap": 2.0}, {"each_query": True}, {"together": 2}, {"concept": "sea"}):
         assert _named(CraftConfig(**changed)) == {**default, **changed}
+
+
+def test_what_other_code_has_made_is_not_taken_up(target, tmp_path, monkeypatch):
+    """Files of clusters are named by all that decides on them, the version of crafting too."""
+    found = crafted(target, tmp_path / "one")
+    monkeypatch.setattr(craft_module, "_VERSION", craft_module._VERSION + 1)
+    with pytest.raises(UserError, match="belong to something else: version is"):
+        crafted(target, tmp_path / "one")
+    (tmp_path / "one" / "clusters.npz").unlink()
+    made = {path.name for path in (tmp_path / "one" / "clusters").iterdir()}
+    again = crafted(target, tmp_path / "one")
+    assert again.run != found.run and not made & {f"{again.run}-{n:05d}.json" for n in range(len(again.clusters))}
+    assert again.passages.texts == found.passages.texts
 
 
 def test_passages_for_other_thresholds_are_not_taken_from_a_finished_run(target, tmp_path):

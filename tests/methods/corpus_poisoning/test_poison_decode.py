@@ -98,3 +98,13 @@ def test_a_start_that_a_language_model_wrote_is_what_it_writes_after_the_queries
     assert moved.objective_text > still.objective_text
     with pytest.raises(ValidationError, match="start lm needs language_model"):
         CraftConfig(start="lm")
+
+
+def test_a_language_model_that_nothing_asks_is_not_loaded(target, tmp_path, capsys):
+    """Neither is it a part of what decides on passages."""
+    given = (target.retriever.spec, target.data.queries.texts, target.queries())
+    how = {"k": 1, "length": 8, "evaluations": 40, "candidates": 8, "precision": "fp32"}
+    plain = craft(*given, CraftConfig(**how), tmp_path / "plain")
+    named = craft(*given, CraftConfig(**how, language_model=str(tmp_path / "nowhere")), tmp_path / "named")
+    assert named.run == plain.run and named.passages == plain.passages
+    assert "is not asked" in " ".join("".join(capsys.readouterr()).split())

@@ -37,7 +37,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
 from lmlab.methods.corpus_poisoning.report import _defenses
 from lmlab.retrieval import ExactIndex, fuse_rrf, load_encoder
 from lmlab.stats import roc_auc
-from tiny_retriever import TOPICS, wordpiece, write_retriever
+from tiny_retriever import TOPICS, WORDS, wordpiece, write_retriever
 
 
 @pytest.fixture(scope="module")
@@ -297,28 +297,69 @@ def test_masking_the_tokens_that_carry_the_similarity_is_what_it_says(context, c
     assert scores[0] == pytest.approx((similarity - after) / abs(similarity), abs=1e-4)
 
 
+def masked_model(place, vocab_size, seed=0, kind="Bert", **more):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=vocab_size, **sizes, **more)
+    getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(place)
+    return place
+
+
 def test_gmtp_reads_the_least_likely_of_the_tokens_that_matter(context, clean, crafted, tmp_path):
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=wordpiece().get_vocab_size(),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
-    context.masked_model = str(tmp_path)
+    context.masked_model = str(masked_model(tmp_path / "one", wordpiece().get_vocab_size()))
     scores = make_detector("gmtp", context).score(crafted)
     assert (scores > 1).all() and np.isfinite(scores).all()
     gate = AdmissionGate.fit(["gmtp"], context, clean.part(range(60)), clean.part(range(60, 120)), 0.05)
     gate.save(tmp_path / "gate")
     again = AdmissionGate.load(tmp_path / "gate", DetectorContext(context.encoder))  # a pipeline names no model
     assert np.allclose(again.suspicion(crafted), gate.suspicion(crafted))
-    config.vocab_size = 20
-    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "small")
-    context.masked_model = str(tmp_path / "small")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = DetectorContext(context.encoder, masked_model=str(tmp_path / "moved"))
+    assert np.allclose(AdmissionGate.load(tmp_path / "gate", moved).suspicion(crafted), gate.suspicion(crafted))
+    other = masked_model(tmp_path / "other", wordpiece().get_vocab_size(), seed=1)
+    with pytest.raises(UserError, match="masked language model at .*other' is not the one that the detector gmtp was"):
+        AdmissionGate.load(tmp_path / "gate", DetectorContext(context.encoder, masked_model=str(other)))
+    context.masked_model = str(masked_model(tmp_path / "small", 20))
     with pytest.raises(UserError, match="has 20 ids, the retriever .*: their vocabularies differ"):
         make_detector("gmtp", context)
+
+
+def test_gmtp_asks_a_model_of_another_vocabulary_about_what_stands_there(context, crafted, tmp_path):
+    """RoBERTa's tokens are bytes with spaces, and its positions begin late; the retriever's tokens are words."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([" ".join(WORDS[:40])] * 2, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer = transformers.RobertaTokenizerFast(tokenizer_object=bpe._tokenizer)
+    place = masked_model(tmp_path, 300, kind="Roberta", max_position_embeddings=40, pad_token_id=1)
+    tokenizer.save_pretrained(place)
+    context.masked_model = str(place)
+    found = make_detector("gmtp", context).score(crafted)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(place).eval()
+    encoder, expected = context.encoder, []
+    for text, vector in zip(crafted.texts, crafted.vectors, strict=True):
+        query = torch.from_numpy(context.sentinel_vectors[int((context.sentinel_vectors @ vector).argmax())])
+        ids = encoder.tokenize([text])[0]
+        _, lengths = token_gradients(encoder, ids, query)
+        mean = float(lengths[1:-1].mean())
+        places = sorted((n for n in range(1, len(ids) - 1) if lengths[n] >= mean), key=lambda n: -lengths[n])[:10]
+        words, losses = text.split(), []
+        assert [piece.removeprefix("##") for piece in encoder.tokenizer.pieces(ids[1:-1])] == words  # a word a token
+        for n in places:
+            before = len(" ".join(words[: n - 1])) + (n > 1)
+            span = range(before, before + len(words[n - 1]))
+            read = tokenizer(text, return_offsets_mapping=True)
+            own = [t for t, (a, b) in enumerate(read["offset_mapping"]) if a < b and (a in span or b - 1 in span)]
+            rows = torch.tensor([read["input_ids"]])[:, :38]
+            own = [t for t in own if t < 38 and rows[0, t] != tokenizer.eos_token_id]
+            if not own:
+                continue
+            wanted, rows[0, own] = rows[0, own].clone(), tokenizer.mask_token_id
+            with torch.no_grad():
+                chances = model(rows).logits[0, own].log_softmax(-1)
+            losses.append(-float(chances[range(len(own)), wanted].mean()))
+        expected.append(np.mean(sorted(losses)[-5:]))
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_perplexity_is_the_language_models_and_a_window_shows_a_hidden_tail(context, tmp_path):
@@ -340,6 +381,39 @@ def test_perplexity_is_the_language_models_and_a_window_shows_a_hidden_tail(cont
     passages = Passages(["the sea " * 5, "the ship " * 4], np.zeros((2, 32), np.float32))
     detector.fit(passages)
     assert np.isfinite(detector.score(passages)).all()
+
+
+def test_a_language_model_may_lie_elsewhere_but_is_the_one_that_was_fitted_with(target, context, clean, tmp_path):
+    from lmlab.data import Tokenizer
+    from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+    tokenizer = Tokenizer.train(["the sea and the ship"] * 3, 270)
+    config = ModelConfig(vocab_size=270, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, d_ff=16, max_seq_len=64)
+    for seed, name in enumerate(("here", "other")):
+        save_pretrained(Transformer(config).initialize(seed), tmp_path / name)
+        tokenizer.save(tmp_path / name)
+    context.language_model = str(tmp_path / "here")
+    gate = AdmissionGate.fit(["perplexity"], context, clean.part(range(20)), clean.part(range(20, 60)), 0.05)
+    gate.save(tmp_path / "gate")
+    (tmp_path / "here").rename(tmp_path / "there")
+
+    def opened(name):
+        return AdmissionGate.load(tmp_path / "gate", DetectorContext(context.encoder, language_model=str(name)))
+
+    some = clean.part(range(60, 70))
+    assert np.allclose(opened(tmp_path / "there").suspicion(some), gate.suspicion(some))
+    with pytest.raises(UserError, match="other' is not the one that the detector perplexity was fitted with"):
+        opened(tmp_path / "other").suspicion(some)
+    how = CraftConfig(
+        k=1,
+        length=8,
+        evaluations=40,
+        candidates=8,
+        known_gate=tmp_path / "gate",
+        language_model=str(tmp_path / "there"),
+    )
+    found = craft(target.retriever.spec, target.data.queries.texts, target.queries(), how, tmp_path / "attack")
+    assert len(found.passages) == 1
 
 
 def test_a_gate_refuses_its_share_of_clean_passages_and_is_stored(context, clean, crafted, tmp_path, target):

@@ -56,7 +56,7 @@ class CraftConfig(ChosenConfig):
         clusters: for means each passage has the queries of a k-means cluster, for coverage those of one of k vectors
             that were found to cover most queries together.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).
-        language_model: a causal language model, for decode and the start lm.
+        language_model: a causal language model, for decode, the start lm, and a known gate that asks one elsewhere.
         surprise: of decode: nats a token of the language model above which a passage pays.
         known_gate: folder of a gate that the attacker knows, or has fitted with questions of their own: passages pay
             for what its detectors see.
@@ -109,6 +109,11 @@ class CraftConfig(ChosenConfig):
         return self
 
     @property
+    def writes(self) -> bool:
+        """Whether the language model writes something, or starts of it: else none is loaded."""
+        return self.optimizer == "decode" or self.start == "lm"
+
+    @property
     def budget(self) -> int:
         """Passage forwards for each passage."""
         # one alone may cost what five of several do
@@ -142,7 +147,7 @@ class DetectorsConfig(Config):
         sentinels: questions of one's own, not the attacker's: JSON lines with _id and text, or a folder in BEIR's form.
         sentinel_count: how many of them are encoded.
         language_model: a causal language model, for perplexity.
-        masked_model: a masked language model with the encoder's vocabulary, for gmtp.
+        masked_model: a masked language model of transformers, for gmtp.
     """
 
     detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = ("excerpts", "questions")

@@ -74,6 +74,10 @@ class TwoTowerEncoder:
         """The table of words of documents."""
         return self.documents.embedding_matrix_VD
 
+    def prompt(self, kind: str) -> str:
+        """What stands before a text of its kind."""
+        return (self.queries if kind == "query" else self.documents).prompt(kind)
+
     def encode_text(self, texts: Sequence[str], kind: Kind = "document", precision: Precision = "fp32") -> Vectors:
         """Vectors of texts by the encoder of their kind."""
         return (self.queries if kind == "query" else self.documents).encode_text(texts, kind, precision)

@@ -111,6 +111,18 @@ class EncoderTokenizer:
         given = [text.lower() for text in texts] if self.lower else list(texts)
         return [each.ids for each in self.backend.encode_batch_fast(given, add_special_tokens=False)]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each id of a text alone stands in it, in characters; in the lower-cased text where `lower` is set."""
+        given = text.lower() if self.lower else text
+        found: list[tuple[int, int]] = self.backend.encode(given, add_special_tokens=False).offsets
+        return found
+
+    def read(self, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+        """The ids of a text with the tokenizer's special tokens, and where each stands in it; None for those."""
+        found = self.backend.encode(text.lower() if self.lower else text)
+        marks = zip(found.offsets, found.special_tokens_mask, strict=True)
+        return list(found.ids), [None if special else span for span, special in marks]
+
     def encode(self, texts: Sequence[str], max_length: int | None, prompt: str = "") -> list[list[int]]:
         """The ids of texts with all that stands around them, cut to `max_length` ids; what stands around is kept."""
         before, after = self.around

@@ -56,15 +56,18 @@ class GateKnown:
         return found
 
 
-def open_known_gate(place: Path, encoder: AnyEncoder) -> AdmissionGate:
+def open_known_gate(place: Path, encoder: AnyEncoder, language_model: str | None = None) -> AdmissionGate:
     """The gate that an attacker knows.
+
+    Arguments:
+        language_model: where that of `perplexity` is, if it is not where the gate was fitted.
 
     Raises:
         UserError: there is none, or it compares new passages with one another, which one at a time cannot be known.
     """
     if not (place / "gate.json").exists():
         raise UserError(f"'{place}' holds no gate.", "Run: lmlab poison detect fit")
-    gate = AdmissionGate.load(place, DetectorContext(encoder))
+    gate = AdmissionGate.load(place, DetectorContext(encoder, language_model=language_model))
     if "near_duplicate" in gate.detectors:
         raise UserError(
             f"The gate '{place}' has the detector near_duplicate, which one passage at a time says nothing of.",

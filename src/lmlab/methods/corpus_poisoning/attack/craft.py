@@ -44,6 +44,7 @@ from lmlab.retrieval.encoders.directory import is_late
 from lmlab.words import counted
 
 _CONTINUED = 4  # of a cluster's queries, for the start lm: one continuation may end early
+_VERSION = 2  # of crafting: raise it when the same settings give other clusters or passages, so that none is taken up
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,17 @@ def craft(
     loaded = encoder.attacked()
     if config.norm_cap is not None and loaded.similarity != "dot":
         raise UserError("All vectors of this retriever have length 1: norm_cap means nothing.", "Leave it out.")
-    about = {"encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
+    about = {"version": _VERSION, "encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
     passed = [] if tau_n is None or config.objective == "mean" else [hashlib.sha256(tau_n.tobytes()).hexdigest()]
     if config.known_gate is not None:
-        open_known_gate(config.known_gate, loaded)
+        open_known_gate(config.known_gate, loaded, config.language_model)
         passed = [*passed, *gate_digest(config.known_gate)]
     if config.start == "gold" and golds is not None:
         passed = [*passed, sha256_json(list(golds))]
-    if config.language_model is not None:
-        passed = [*passed, language_model(config.language_model, loaded.device)[2]]
+    if config.language_model is not None and not config.writes and config.known_gate is None:
+        console.print("The language model is not asked: it is for --optimizer decode and --start lm.", markup=False)
+    if config.writes:
+        passed = [*passed, language_model(str(config.language_model), loaded.device)[2]]
     run = sha256_json([about, {**_named(config), "k": config.k}, *passed])[:8]
     payload = payload_of(config, run)
     check_length(loaded, config.length)
@@ -228,7 +231,7 @@ def _named(config: CraftConfig) -> dict[str, Any]:
         found.pop("clusters")
     if config.known_gate is not None:
         found |= {"known_gate": Path(gate).name, "gate_weight": weight}
-    return found if model is None else {**found, "language_model": Path(model).name, "surprise": bound}
+    return {**found, "language_model": Path(str(model)).name, "surprise": bound} if config.writes else found
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
@@ -382,7 +385,7 @@ def _objective(job: _Job, encoder: AnyEncoder) -> Objective:
 def _penalty(config: CraftConfig, encoder: AnyEncoder) -> GateKnown | None:
     if config.known_gate is None:
         return None
-    gate = open_known_gate(config.known_gate, encoder)
+    gate = open_known_gate(config.known_gate, encoder, config.language_model)
     return GateKnown(gate, lambda ids: spell(encoder.tokenizer, ids), config.gate_weight)
 
 

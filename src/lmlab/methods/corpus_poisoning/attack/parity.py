@@ -16,6 +16,8 @@ from lmlab.methods.corpus_poisoning.attack.searching.reference import ReferenceS
 from lmlab.methods.corpus_poisoning.formats import read_reference, slug
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 
+_VERSION = 2  # raise it when the same settings give other passages, so that a folder of before is refused
+
 
 def craft_by_reference(
     retriever: Retriever,
@@ -47,15 +49,17 @@ def craft_by_reference(
 
         labels = KMeans(k, n_init=1, random_state=0).fit_predict(queries)
     texts = corpus.texts
-    about_run = [asdict(settings), seed, retriever.encoder.fingerprint, corpus.ids, pairs]
+    about_run = [_VERSION, asdict(settings), seed, retriever.encoder.fingerprint, corpus.ids, corpus.texts, pairs]
     how = sha256_json(about_run)[:16]
     for number in range(k) if only is None else [only]:
         path = out / f"{slug(target.data.name)}-{slug(Path(retriever.spec.place).name)}-k{k}-s{number}.json"
         told = path.with_suffix(".settings")  # the reference's file has no place for it
         rows = np.flatnonzero(labels == number)
         if path.exists():
-            if told.exists() and told.read_text("utf-8") != how:
-                raise UserError(f"'{path}' was made by other settings.", "Choose another folder.")
+            if not told.exists() or told.read_text("utf-8") != how:
+                raise UserError(
+                    f"'{path}' was made by other settings or another version of this program.", "Choose another folder."
+                )
             continue
         golds = [place[pairs[row][1]] for row in rows]
         found = reference_attack(

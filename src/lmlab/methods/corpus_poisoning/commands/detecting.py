@@ -47,7 +47,7 @@ def detect_fit(
     print(f"A gate of {', '.join(gate.detectors)} that refuses {100 * strictness.rate:g} % of clean passages: {out}")
 
 
-@options(DetectorsConfig, exclude=("detectors", "sentinels", "sentinel_count", "masked_model"))
+@options(DetectorsConfig, exclude=("detectors", "sentinels", "sentinel_count"))
 @collection_options(data=None)
 @encoder_options()
 def detect_score(
@@ -67,7 +67,7 @@ def detect_score(
     if collection.data:
         target = target_of(which, collection)
         clean = Texts(target.data.corpus.texts, target.documents)
-    opened = open_gate(retriever(which), gate, settings.language_model)
+    opened = open_gate(retriever(which), gate, settings.language_model, settings.masked_model)
     print(dump(score_passages(opened, read_texts(passages), clean)))
 
 
@@ -84,7 +84,7 @@ def detect_sweep(
     print(dump(sweep_passages(target, context_of(target, settings), settings.detectors, passages)))
 
 
-@options(DetectorsConfig, exclude=("detectors", "sentinels", "sentinel_count", "masked_model"))
+@options(DetectorsConfig, exclude=("detectors", "sentinels", "sentinel_count"))
 @encoder_options(exclude=("cache", "precision"))
 def gate(
     source: Annotated[str, typer.Argument(help="Records of JSON lines with text; - for standard input.")],
@@ -102,7 +102,7 @@ def gate(
     from lmlab.files import atomic_file
     from lmlab.methods.corpus_poisoning.defend.run import open_gate, run_gate, standard_streams
 
-    found = open_gate(retriever(which), gate, settings.language_model)
+    found = open_gate(retriever(which), gate, settings.language_model, settings.masked_model)
     stream, target = standard_streams(source, out)
     at_once = 1 if source == "-" else _AT_ONCE
     name = "standard input" if source == "-" else f"'{source}'"

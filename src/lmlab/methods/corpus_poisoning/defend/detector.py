@@ -33,7 +33,7 @@ class DetectorContext:
         sentinels: questions of one's own, disjoint from the attacker's.
         sentinel_vectors: vectors of some of them.
         language_model: where a causal language model is; for `perplexity`.
-        masked_model: where a masked language model with the retriever's vocabulary is; for `gmtp`.
+        masked_model: where a masked language model of `transformers` is; for `gmtp`.
     """
 
     encoder: AnyEncoder

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
+from lmlab.models import known_fingerprint
 from lmlab.retrieval import AnyEncoder
 
 _WINDOW, _STRIDE = 16, 8  # tokens: the mean of a whole passage hides a short stretch that nothing explains
@@ -46,6 +47,7 @@ class Perplexity:
             raise UserError("The detector perplexity needs a language model.", "Give --language-model.")
         self._place, self._lower = context.language_model, is_uncased(context.encoder)
         self._model: Any = None
+        self._fitted_with = ""
         self._scale = np.array([0.0, 1.0, 0.0, 1.0])
 
     def fit(self, clean: Passages) -> None:
@@ -84,16 +86,36 @@ class Perplexity:
             from lmlab.runs import Model
 
             found = Model.find(self._place)
-            self._model = (found.load(), found.tokenizer())
+            model = found.load()
+            require_same_model(model, self._fitted_with, "language model", "perplexity", self._place)
+            self._model = (model, found.tokenizer())
         return self._model
 
     def state(self) -> dict[str, Any]:
-        """Where the model is, and the scale."""
-        return {"language_model": self._place, "scale": self._scale, "lower": self._lower}
+        """Where the model is, which it is, and the scale."""
+        which = known_fingerprint(self._load()[0])
+        return {"language_model": self._place, "weights": which, "scale": self._scale, "lower": self._lower}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take it up."""
-        self._place, self._scale, self._lower = str(state["language_model"]), state["scale"], bool(state["lower"])
+        """Take it up; the model from where the context has it, which may be elsewhere than it was."""
+        self._scale, self._lower = state["scale"], bool(state["lower"])
+        self._fitted_with = str(state.get("weights", ""))
+
+
+def require_same_model(model: Any, fitted_with: str, kind: str, detector: str, place: str) -> None:
+    """Refuse a model that a detector's figures are not of.
+
+    Arguments:
+        fitted_with: fingerprint of the weights that it was fitted with; empty where none is known.
+
+    Raises:
+        UserError: the weights are others.
+    """
+    if fitted_with and known_fingerprint(model) != fitted_with:
+        raise UserError(
+            f"The {kind} at '{place}' is not the one that the detector {detector} was fitted with.",
+            "Name that one, or fit the gate again: lmlab poison detect fit",
+        )
 
 
 def _worst_window(losses: Scores) -> float:

@@ -111,11 +111,18 @@ def _records(source: IO[str], where: str) -> Iterator[tuple[str, str]]:
             yield str(row.get("_id", row.get("id", number))), document_text(title or "", row["text"])
 
 
-def open_gate(retriever: Retriever, directory: Path, language_model: str | None = None) -> AdmissionGate:
-    """A stored gate."""
+def open_gate(
+    retriever: Retriever, directory: Path, language_model: str | None = None, masked_model: str | None = None
+) -> AdmissionGate:
+    """A stored gate.
+
+    Arguments:
+        language_model, masked_model: where those of its detectors are, if they are not where the gate was fitted.
+    """
     if not (directory / "gate.json").exists():
         raise UserError(f"'{directory}' holds no gate.", "Run: lmlab poison detect fit")
-    return AdmissionGate.load(directory, DetectorContext(retriever.encoder, language_model=language_model))
+    models = {"language_model": language_model, "masked_model": masked_model}
+    return AdmissionGate.load(directory, DetectorContext(retriever.encoder, **models))
 
 
 def score_passages(gate: AdmissionGate, texts: Sequence[str], clean: Passages | None) -> dict[str, Any]:
