@@ -31,6 +31,7 @@ from lmlab.data import (
     TextSource,
     WebDatasetSource,
     choose_kind,
+    documents,
     record_source,
     rejects_summary,
 )
@@ -653,9 +654,26 @@ def test_records_crafted_for_an_attack_are_left_out_and_counted_unless_they_are_
     path = tmp_path / "mixed.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = pytest.importorskip("pyarrow").Table.from_pylist([{"text": "a", "redteam": True}, {"text": "b"}])
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist([{"text": "a", "redteam": True}, {"text": "b"}])
     parquet.write_table(table, tmp_path / "mixed.parquet")
-    for name, kept, dropped in (("mixed.jsonl", ["clean", "no"], 2), ("mixed.parquet", ["b"], 1)):
+    told = [
+        "text,redteam,metadata,metadata.redteam",
+        "c,True,,",
+        'd,,"{""redteam"": true}",',
+        "e,,,true",
+        "f,false,{},",
+    ]
+    (tmp_path / "mixed.csv").write_text("\n".join([*told, 'g,,"{oh",no']))  # a table of text has no truths, only words
+    nested = [{"text": "a", "metadata": {"redteam": True}}, {"text": "b", "metadata": {"redteam": None}}]
+    parquet.write_table(pyarrow.Table.from_pylist(nested), tmp_path / "nested.parquet")
+    expected = {
+        "mixed.jsonl": (["clean", "no"], 2),
+        "mixed.parquet": (["b"], 1),
+        "nested.parquet": (["b"], 1),
+        "mixed.csv": (["f", "g"], 3),
+    }
+    for name, (kept, dropped) in expected.items():
         source = record_source(str(tmp_path / name))
         found = list(source.read())
         assert [each.text for each in found if isinstance(each, Document)] == kept
@@ -668,3 +686,8 @@ def test_records_crafted_for_an_attack_are_left_out_and_counted_unless_they_are_
         assert f"{dropped} records that were crafted for an attack left out" in rejects_summary(rejects.account())
         everything = source.model_copy(update={"redteam": "keep"})
         assert all(isinstance(each, Document) for each in everything.read())
+    for number, mark in enumerate(({"redteam": True}, {"metadata": {"redteam": True}})):
+        path = tmp_path / f"documents-{number}.jsonl"
+        path.write_text(json.dumps({"text": "clean"}) + "\n" + json.dumps({"text": "x", **mark}) + "\n")
+        with pytest.raises(UserError, match=r"line 2: the record says that it was crafted to attack a model"):
+            list(documents.read_documents(path))

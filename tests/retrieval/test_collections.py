@@ -171,8 +171,10 @@ def test_crafted_records_are_told_and_kept_out(tmp_path):
     ]
     path = tmp_path / "mixed.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_corpus(path).ids == ("a", "b", "c")
-    assert read_corpus(path, redteam="drop").ids == ("a",)
+    assert read_corpus(path, redteam="keep").ids == ("a", "b", "c")
+    found = read_corpus(path)
+    assert found.ids == ("a",) and found.left_out == ("b", "c")
+    assert found.notices == ["2 documents are marked as crafted by an attack and left out (--redteam keep reads them)."]
     with pytest.raises(UserError, match="line 2: the record is marked as crafted"):
         read_corpus(path, redteam="error")
 
@@ -282,8 +284,11 @@ def test_a_judgment_that_contradicts_another_and_crafted_documents_are_told(coll
     shutil.copytree(collection, tmp_path / "mixed")
     with (tmp_path / "mixed" / "corpus.jsonl").open("a") as file:
         file.write(json.dumps({"_id": "redteam-1", "text": "sea", "metadata": {"redteam": True}}) + "\n")
-    assert len(load_dataset(tmp_path / "mixed").corpus) == 61
-    assert len(load_dataset(tmp_path / "mixed", redteam="drop").corpus) == 60
+    with (tmp_path / "mixed" / "qrels" / "test.tsv").open("a") as file:
+        file.write(f"{load_dataset(collection).queries.ids[0]}\tredteam-1\t1\n")
+    assert len(load_dataset(tmp_path / "mixed", redteam="keep").corpus) == 61
+    left = load_dataset(tmp_path / "mixed")  # by default, and judgments of what is left out go with it
+    assert len(left.corpus) == 60 and left.qrels == load_dataset(collection).qrels and "left out" in left.notices[0]
     with pytest.raises(UserError, match="marked as crafted by an attack"):
         load_dataset(tmp_path / "mixed", redteam="error")
 

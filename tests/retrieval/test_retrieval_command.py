@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -40,6 +41,24 @@ def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, cap
     assert figures["bm25"] > 0.3  # questions share the words of their topic
     code, out, _ = run(capsys, monkeypatch, "evaluate", *common)
     assert code == 0 and "nDCG" in out
+
+
+def test_crafted_documents_are_found_only_when_they_are_asked_for(collection, tmp_path, capsys, monkeypatch):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(collection, mixed)
+    with (mixed / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "redteam-1", "text": "what is sea", "metadata": {"redteam": True}}) + "\n")
+    common = ("--data", mixed, "--by", "bm25", "--k", 100, "--out", tmp_path / "run.trec")
+    code, _, err = run(capsys, monkeypatch, "search", *common)
+    assert code == 0 and "1 document is marked as crafted by an attack and left out" in err
+    assert "redteam-1" not in (tmp_path / "run.trec").read_text()
+    code, _, err = run(capsys, monkeypatch, "search", *common, "--redteam", "keep")
+    assert code == 0 and not err and "redteam-1" in (tmp_path / "run.trec").read_text()
+    encoder = write_retriever(tmp_path / "encoder")
+    code, out, err = run(
+        capsys, monkeypatch, "encode", "--data", mixed, "--encoder", encoder, "--cache", tmp_path / "c"
+    )
+    assert code == 0 and "60 document vectors" in out and "left out" in err
 
 
 @pytest.mark.parametrize(

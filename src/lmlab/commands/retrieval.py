@@ -16,7 +16,7 @@ from lmlab.words import counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lmlab.retrieval import AnyEncoder, EmbeddingStore, RetrievalDataset
+    from lmlab.retrieval import AnyEncoder, Corpus, EmbeddingStore, RetrievalDataset
     from lmlab.retrieval.encoders.encoder import Kind
 
 app = typer.Typer(no_args_is_help=True)
@@ -43,7 +43,8 @@ def encode(
     from lmlab.retrieval.collections.read import collection_name, judged_queries
 
     data, made = collection.data, load_encoder(settings.encoder, **settings.arguments())
-    corpus, queries = read_corpus(_file(data, "corpus")), read_queries(data)
+    corpus, queries = read_corpus(_file(data, "corpus"), collection.redteam), read_queries(data)
+    _tell(corpus)
     parts: list[tuple[str, Kind, Sequence[str], Sequence[str]]] = [("document", "document", corpus.ids, corpus.texts)]
     for split, judged in judged_queries(data).items():  # where `search` and `evaluate` look for them
         asked = queries.only([id for id in queries.ids if id in judged])
@@ -151,7 +152,7 @@ def search(
     """Search a collection and write the run."""
     from lmlab.retrieval import load_dataset, write_run
 
-    read = load_dataset(collection.data, collection.split, collection.ignore_missing, judged=False)
+    read = load_dataset(collection.data, collection.split, collection.ignore_missing, collection.redteam, judged=False)
     _tell(read)
     found = _search(read, settings, how, k)
     write_run(found, out, tag=how.by)
@@ -186,7 +187,7 @@ def evaluate(
     from lmlab.retrieval import evaluate_run, load_dataset, read_run
     from lmlab.retrieval.metrics import DEFAULT_K
 
-    read = load_dataset(collection.data, collection.split, collection.ignore_missing)
+    read = load_dataset(collection.data, collection.split, collection.ignore_missing, collection.redteam)
     _tell(read)
     depths = sorted(set(k)) if k else list(DEFAULT_K)
     if run is not None:
@@ -209,6 +210,6 @@ def evaluate(
     print_table(table)
 
 
-def _tell(read: RetrievalDataset) -> None:
+def _tell(read: RetrievalDataset | Corpus) -> None:
     for notice in read.notices:
         typer.echo(notice, err=True)

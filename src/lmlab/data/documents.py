@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl
+from lmlab.files import parse_json, read_jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,24 @@ def read_documents(path: Path | str) -> Iterator[Document]:
                 'A line is {"text": "..."}, and may have texts as id, domain and group; `lmlab tokenize` reads other'
                 " files and keys.",
             )
-        if row.get("redteam") is True:
+        if is_redteam(row):
             raise UserError(
                 f"'{path}', line {number}: the record says that it was crafted to attack a model (redteam).",
                 "Remove such records.",
             )
         yield Document(**{"id": f"line {number}", **known})
+
+
+def is_redteam(record: Any) -> bool:
+    """Whether a record says, itself or in its metadata, that it was crafted to attack a model; in tables of text too,
+    where a truth is a word and metadata are JSON or a column each.
+    """
+    if not isinstance(record, dict):
+        return False
+    metadata = record.get("metadata")
+    if isinstance(metadata, str) and "redteam" in metadata:
+        with contextlib.suppress(UserError):
+            metadata = parse_json(metadata, "the metadata")
+    marks = [record.get("redteam"), record.get("metadata.redteam")]
+    marks += [metadata.get("redteam")] if isinstance(metadata, dict) else []
+    return any(mark is True or str(mark).strip().casefold() in ("true", "1") for mark in marks)

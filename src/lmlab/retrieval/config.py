@@ -21,11 +21,13 @@ class CollectionConfig(Config):
         data: a BEIR folder: corpus.jsonl, queries.jsonl, qrels/.
         split: which judgments.
         ignore_missing: leave out judgments of unknown ids.
+        redteam: documents that are marked as crafted by an attack (`"redteam": true`): drop, or keep.
     """
 
     data: Annotated[str, Flag(("--data", "-d"))]
     split: str = "test"
     ignore_missing: bool = False
+    redteam: Literal["drop", "keep"] = "drop"
 
 
 class Encoding(OnDevice):

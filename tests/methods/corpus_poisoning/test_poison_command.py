@@ -154,6 +154,20 @@ def test_a_collection_smaller_than_the_default_depths_is_measured_at_those_it_ha
     assert code == 2 and "The success at 20 means nothing in a corpus of 18 documents" in err
     code, _, err = run("craft", *common, *FAST, "--objective", "coverage", "--out", tmp_path / "out")
     assert code == 2 and "coverage_rank 20 is above the 18 documents" in err and "--coverage-rank" in err
+    code, _, err = run("harden", *common, *FAST, "--out", tmp_path / "hardened")
+    assert code == 2 and "The success at 20 means nothing" in err and "Lower --depth" in err
+    assert not (tmp_path / "hardened").exists()
+
+
+def test_where_queries_are_documents_the_deepest_default_is_what_others_leave(run, place, attack, tmp_path):
+    data = write_collection(tmp_path / "self", documents=20, queries=12)
+    for path in (data / "queries.jsonl", *(data / "qrels").iterdir()):
+        path.write_text(path.read_text().replace('"q0', '"d0').replace("\nq0", "\nd0"))
+    common = ("--data", data, "--encoder", place, "--cache", tmp_path / "cache", "--precision", "fp32")
+    code, text, err = run("evaluate", "--passages", attack, *common, "--json", "--allow-overlap")
+    assert code == 0 and list(json.loads(text)["asr"]) == ["1", "3", "5", "10"], err
+    code, _, err = run("report", "--passages", attack, *common, "--no-defenses", "--out", tmp_path / "r")
+    assert code == 0, err
 
 
 def test_passages_that_are_no_text_are_told_by_ids_too(run, common, small, place, tmp_path):

@@ -280,6 +280,17 @@ def test_success_on_the_published_questions_is_success_by_re_ranking(target):
         assert float(success(scores, hits, k).mean()) == float((rows[:, :k] >= 3000).any(1).mean())
 
 
+def test_a_query_without_a_relevant_document_has_none_to_be_beaten(target):
+    ids, hits = target.data.queries.ids, target.hits(20)
+    scores = passage_scores(target.queries(), target.queries()[:2])
+    first, second = ids[:2]
+    relevant = {first: {target.data.corpus.ids[int(hits.rows_QK[0, 0])]: 1}}
+    both = {**relevant, second: {target.data.corpus.ids[0]: 0}}
+    found = [evaluate_attack(scores, hits, 120, [1], ids, each).beats_gold for each in (relevant, both)]
+    assert found == [1.0, 1.0]
+    assert evaluate_attack(scores, hits, 120, [1], ids, {second: both[second]}).beats_gold is None
+
+
 def test_a_query_that_is_a_document_does_not_count_itself(target):
     from lmlab.methods.corpus_poisoning import clean_hits
 

@@ -106,6 +106,13 @@ class Target:
         """Of its folder in the cache."""
         return collection_folder(self.data.name, self.data.corpus.ids)
 
+    def depth(self, queries: Queries | None = None) -> int:
+        """How deep clean results of queries, by default its own, can be: one less than there are documents where a
+        query is one of them, which is not counted as its own result.
+        """
+        ids = set(self.data.corpus.ids)
+        return len(ids) - any(id in ids for id in (queries or self.data.queries).ids)
+
     @cached_property
     def documents(self) -> NDArray[np.float32]:
         """Vectors of documents."""

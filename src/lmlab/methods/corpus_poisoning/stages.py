@@ -55,7 +55,7 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
             craft_for(retriever, config.data, config.train_split, settings, place)
             places.append(place)
         target = Target.load(retriever, config.data, config.test_split)
-        fitting = [k for k in sorted(set(config.k)) if k <= len(target.data.corpus)]
+        fitting = [k for k in sorted(set(config.k)) if k <= target.depth()]
         if not fitting:
             raise UserError(f"No k is below the {counted(len(target.data.corpus), 'documents')} of '{config.data}'.")
         sentinels = context_of(target, config)

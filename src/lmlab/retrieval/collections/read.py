@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lmlab.data.sources.reading.records import is_redteam
+from lmlab.data.documents import is_redteam
 from lmlab.errors import UserError, reads
 from lmlab.files import (
     MAX_JSON_BYTES,
@@ -39,7 +39,7 @@ def load_dataset(
     place: str | Path,
     split: str = "test",
     ignore_missing: bool = False,
-    redteam: Redteam = "keep",
+    redteam: Redteam = "drop",
     judged: bool = True,
 ) -> RetrievalDataset:
     """A BEIR folder: its documents, the queries that its split judges, and the judgments.
@@ -47,20 +47,24 @@ def load_dataset(
     Arguments:
         judged: judgments are needed; else a folder that has none at all gives all of its queries, and says so.
         ignore_missing: leave out judgments of unknown queries or documents, and say how many, in place of an error.
-        redteam: what to do with documents that are marked as crafted by an attack.
+        redteam: what to do with documents that are marked as crafted by an attack; what is dropped is told.
 
     Raises:
         UserError: a file is missing or damaged, an id stands twice, or judgments name unknown ids.
     """
     root = collection_root(place)
-    notices: list[str] = []
     corpus = read_corpus(collection_part(root, "corpus"), redteam)
+    notices = corpus.notices
     queries = read_queries(collection_part(root, "queries"))
     name = collection_name(root)
     if not judged and not _below(f"{root}/qrels"):
         notices.append(f"'{name}' has no judgments: all of its {counted(len(queries), 'queries are')} taken.")
         return RetrievalDataset(name, split, corpus, queries, {}, tuple(notices))
-    qrels = read_qrels(collection_part(root, f"qrels/{split}"))
+    qrels, gone = read_qrels(collection_part(root, f"qrels/{split}")), set(corpus.left_out)
+    if gone:
+        qrels = {
+            query: {id: grade for id, grade in judged.items() if id not in gone} for query, judged in qrels.items()
+        }
     qrels = _check(qrels, queries, corpus, ignore_missing, notices)
     asked = queries.only([id for id in queries.ids if id in qrels])
     if not len(asked):
@@ -152,7 +156,7 @@ def _check(qrels: Qrels, queries: Queries, corpus: Corpus, ignore_missing: bool,
 
 
 @reads("a corpus")
-def read_corpus(place: str | Path, redteam: Redteam = "keep") -> Corpus:
+def read_corpus(place: str | Path, redteam: Redteam = "drop") -> Corpus:
     """Documents of `corpus.jsonl`, of Parquet files, or of a list of passages, one a line.
 
     Arguments:
@@ -163,6 +167,7 @@ def read_corpus(place: str | Path, redteam: Redteam = "keep") -> Corpus:
     """
     ids: dict[str, str] = {}
     titles, bodies, metadata = [], [], {}
+    left_out = list[str]()
     for where, row in _records(str(place)):
         id, text = _id(row, where, ids), row.get("text")
         if not isinstance(text, str):
@@ -180,13 +185,14 @@ def read_corpus(place: str | Path, redteam: Redteam = "keep") -> Corpus:
                     "Take it out; a crafted set is an overlay beside a corpus and never part of one.",
                 )
             if redteam == "drop":
+                left_out.append(id)
                 continue
         ids[id] = where
         titles.append(title or "")
         bodies.append(text)
         if isinstance(extra, dict) and extra:
             metadata[id] = extra
-    return Corpus(tuple(ids), tuple(titles), tuple(bodies), metadata)
+    return Corpus(tuple(ids), tuple(titles), tuple(bodies), metadata, tuple(left_out))
 
 
 @reads("a file of queries")

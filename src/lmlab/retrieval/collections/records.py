@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmlab.words import counted
+
 Qrels = dict[str, dict[str, int]]
 """Query id -> document id -> grade; 0 was judged and is not relevant."""
 
@@ -19,15 +21,25 @@ class Corpus:
 
     Attributes:
         metadata: of those documents that have any, by id.
+        left_out: ids of records that were not read, as they are marked as crafted by an attack.
     """
 
     ids: tuple[str, ...]
     titles: tuple[str, ...]
     bodies: tuple[str, ...]
     metadata: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def notices(self) -> list[str]:
+        """What was left out, in a sentence."""
+        if not self.left_out:
+            return []
+        records = counted(len(self.left_out), "documents are")
+        return [f"{records} marked as crafted by an attack and left out (--redteam keep reads them)."]
 
     @property
     def texts(self) -> list[str]:
@@ -45,6 +57,7 @@ class Corpus:
             self.titles + other.titles,
             self.bodies + other.bodies,
             {**self.metadata, **other.metadata},
+            self.left_out + other.left_out,
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from lmlab.data.documents import Document, Reject
+from lmlab.data.documents import Document, Reject, is_redteam
 from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.data.sources.reading.splits import ALL
 from lmlab.files import ParseError, json_value
 
 _SPLIT = "split"
-_MARKS = ("redteam", "metadata")  # where a record says that it was crafted
+_MARKS = ("redteam", "metadata", "metadata.redteam")  # where a record says that it was crafted
 _NAMED_FIELDS = 8  # in a message: more would hide what it says
 _KINDS = {dict: "a mapping", list: "a list", bool: "a truth value", int: "a number", float: "a number", bytes: "bytes"}
 OF_SPLIT = "of the split "
@@ -125,14 +125,6 @@ class RecordSource(FileSource, RecordFields):
     def _names(self) -> dict[str, str]:
         paths = {"id": self.id_field, "domain": None if self.domain else self.domain_field, "group": self.group_field}
         return {name: path for name, path in paths.items() if path}
-
-
-def is_redteam(record: Any) -> bool:
-    """Whether a record says, itself or in its metadata, that it was crafted to attack a model."""
-    if not isinstance(record, dict):
-        return False
-    metadata = record.get("metadata")
-    return record.get("redteam") is True or (isinstance(metadata, dict) and metadata.get("redteam") is True)
 
 
 def field(record: Any, path: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmlab.data.sources.reading.records import is_redteam
+from lmlab.data.documents import is_redteam
 from lmlab.errors import UserError, reads
 from lmlab.files import read_jsonl, write_jsonl, write_text
 from lmlab.retrieval import REDTEAM, Corpus

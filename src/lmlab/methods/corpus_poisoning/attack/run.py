@@ -48,9 +48,10 @@ def craft_for(
         target = Target.load(retriever, data, split, ignore_missing, judged=False)
     hits = None
     if needs_corpus and target is not None:
-        if config.coverage_rank > len(target.data.corpus):
+        if config.coverage_rank > target.depth(asked):
+            others = " other" if target.depth(asked) < len(target.data.corpus) else ""
             raise UserError(
-                f"coverage_rank {config.coverage_rank} is above the {counted(len(target.data.corpus), 'documents')} of"
+                f"coverage_rank {config.coverage_rank} is above the {target.depth(asked):,}{others} documents of"
                 f" '{data}'.",
                 "Lower --coverage-rank.",
             )

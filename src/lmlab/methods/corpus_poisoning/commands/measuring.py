@@ -269,7 +269,7 @@ def report(
         )
     target = target_of(which, collection)
     context = None if no_defenses else context_of(target, settings)
-    names, asked = settings.detectors, depths.depths(len(target.data.corpus))
+    names, asked = settings.detectors, depths.depths(target.depth())
     attacks, rows = report_rows(
         target, context, passages, names, names, asked, not no_fusion, strictness.rate, allow_overlap
     )

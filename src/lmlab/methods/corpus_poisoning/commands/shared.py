@@ -39,8 +39,8 @@ Gate = Annotated[Path, typer.Option("--gate", "-g", help="Folder of a fitted gat
 
 
 def collection_options(exclude: Collection[str] = (), **defaults: Any) -> Callable[[T], T]:
-    """Options of a collection, into `collection`."""
-    return options(CollectionConfig, "collection", exclude, _DATA, **defaults)
+    """Options of a collection, into `collection`. One that holds crafted documents is refused."""
+    return options(CollectionConfig, "collection", (*exclude, "redteam"), _DATA, **defaults)
 
 
 def encoder_options(exclude: Collection[str] = (), **defaults: Any) -> Callable[[T], T]:

@@ -17,7 +17,7 @@ from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.attack.run import gold_texts
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig
 from lmlab.methods.corpus_poisoning.defend.measure import clean_ndcg
-from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores, success
+from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores, require_depth, success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import TextEncoder, save_encoder
 from lmlab.retrieval.training import TrainingPair, train_encoder
@@ -48,6 +48,7 @@ def harden(
         if not isinstance(current.encoder, TextEncoder):
             raise UserError("Hardening trains one network for queries and documents; this retriever has two.")
         train, test = (Target.load(current, data, split) for split in ("train", "test"))
+        require_depth(settings.depth, test.depth(), option="--depth")
         attack = config.model_copy(update={"seed": config.seed + number})
         rank, asked = config.coverage_rank, chosen_queries(train.data.queries, config)
         found = craft(

@@ -121,8 +121,8 @@ def open_gate(
     """
     if not (directory / "gate.json").exists():
         raise UserError(f"'{directory}' holds no gate.", "Run: lmlab poison detect fit")
-    models = {"language_model": language_model, "masked_model": masked_model}
-    return AdmissionGate.load(directory, DetectorContext(retriever.encoder, **models))
+    context = DetectorContext(retriever.encoder, language_model=language_model, masked_model=masked_model)
+    return AdmissionGate.load(directory, context)
 
 
 def score_passages(gate: AdmissionGate, texts: Sequence[str], clean: Passages | None) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _place_of(target: Target) -> str:
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a corpus file or of crafted passages."""
-    return read_corpus(path / "adversarial.jsonl" if path.is_dir() else path).texts
+    return read_corpus(path / "adversarial.jsonl" if path.is_dir() else path, "keep").texts
 
 
 def standard_streams(source: str, out: Path | None) -> tuple[IO[str], Any]:

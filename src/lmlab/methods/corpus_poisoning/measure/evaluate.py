@@ -37,7 +37,7 @@ class AttackReport:
         share: k -> mean share of the first k results that are passages.
         mean_rank: of the best passage (beyond the known depth it counts as the next rank).
         mrr: mean of 1 / rank of the best passage within the known depth.
-        beats_gold: share of judged queries of which some passage is above all relevant documents.
+        beats_gold: share of queries with relevant documents of which some passage is above all of those.
         ndcg_before, ndcg_after: clean nDCG@10 without and with the passages.
         poison_rate: passages for each clean document.
     """
@@ -77,11 +77,12 @@ def success(scores_QA: NDArray[np.float32], hits: CleanHits, k: int) -> NDArray[
     return scores_QA.max(1) > hits.tau(k)
 
 
-def require_depth(k: int, documents: int, name: str = "") -> None:
+def require_depth(k: int, documents: int, name: str = "", option: str = "--k") -> None:
     """Refuse a depth that a whole corpus does not have.
 
     Arguments:
         name: of the collection, where there are several.
+        option: that names the depth.
 
     Raises:
         UserError: k is above the number of documents.
@@ -89,7 +90,7 @@ def require_depth(k: int, documents: int, name: str = "") -> None:
     if k > documents:
         corpus = f"the corpus of {counted(documents, 'documents')} of '{name}'" if name else ""
         corpus = corpus or f"a corpus of {counted(documents, 'documents')}"
-        raise UserError(f"The success at {k} means nothing in {corpus}.", "Lower --k.")
+        raise UserError(f"The success at {k} means nothing in {corpus}.", f"Lower {option}.")
 
 
 def evaluate_attack(
@@ -176,10 +177,12 @@ def _displaced(
         ]
         merged += [(-float(score), 1, name) for score, name in zip(scores_QA[number], names, strict=True)]
         after.append(ndcg([name for _, _, name in sorted(merged, key=lambda each: each[:2])], judged, 10))
+        if not any(grade > 0 for grade in judged.values()):
+            continue
         gold = [float(score) for score, id in zip(hits.scores_QK[number], clean, strict=True) if judged.get(id, 0) > 0]
         best = float(scores_QA[number].max(initial=-np.inf))
         beaten.append(best > (max(gold) if gold else float(hits.scores_QK[number][-1])))
-    return float(np.mean(beaten)), float(np.mean(before)), float(np.mean(after))
+    return float(np.mean(beaten)) if beaten else None, float(np.mean(before)), float(np.mean(after))
 
 
 def success_by_count(scores_QA: NDArray[np.float32], hits: CleanHits, k: int) -> dict[int, float]:

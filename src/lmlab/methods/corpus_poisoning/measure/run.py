@@ -60,7 +60,7 @@ def evaluate_on(
     asked = target.data.queries if queries is None else read_queries(queries)
     notices = list(target.data.notices)
     documents = len(target.data.corpus)
-    k_values = depths.depths(documents) if isinstance(depths, DepthsConfig) else depths
+    k_values = depths.depths(target.depth(asked)) if isinstance(depths, DepthsConfig) else depths
     require_depth(max(k_values), documents)
     kept = held_out(asked, attackers(attack_queries, place), allow_overlap, notices)
     if chosen is not None and not chosen.is_all:
@@ -255,8 +255,7 @@ def _lines(found: dict[str, Any], target: Target) -> list[str]:
         f" {100 * found['poison_rate']:.3f} % of the corpus."
     ]
     if found["ndcg_before"] is not None:
-        lines.append(
-            f"Clean nDCG@10 {found['ndcg_before']:.4f} without and {found['ndcg_after']:.4f} with them;"
-            f" {100 * found['beats_gold']:.2f} % of queries have a passage above all relevant documents."
-        )
+        lines.append(f"Clean nDCG@10 {found['ndcg_before']:.4f} without and {found['ndcg_after']:.4f} with them.")
+    if found["beats_gold"] is not None:
+        lines.append(f"{100 * found['beats_gold']:.2f} % of queries have a passage above all relevant documents.")
     return lines
