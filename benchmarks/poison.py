@@ -3,8 +3,8 @@ structure and sentence-transformers in the same run.
 
     python benchmarks/poison.py PART --shared shared/data/retrieval --cache cache [--k 10] [--evaluations 2600] ...
 
-Parts: encoding, quality, speed, craft, optimizers, defenses, transfer. Everything costly is cached. Each part prints
-JSON lines, with the machine's load.
+Parts: encoding, quality, speed, craft, optimizers, defenses, transfer, evaluate (seconds of a measurement and of a
+gate's verdict, vectors at hand). Everything costly is cached. Each part prints JSON lines, with the machine's load.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lmlab.methods.corpus_poisoning import (
+    AdmissionGate,
     Budget,
     CraftConfig,
     DetectorContext,
@@ -194,6 +195,36 @@ def attack(train: Target, test: Target, config: CraftConfig, out: Path) -> None:
     )
 
 
+def evaluation(test: Target, texts: list[str], attacks: list[Path]) -> None:
+    """Wall seconds of all figures of a set, its vectors and those of the collection at hand; and of a gate's verdict on
+    a passage whose vector is at hand, with 5,000 questions as sentinels.
+    """
+    hits, queries = test.hits(100), test.queries()
+    for place in attacks:
+        crafted = AdversarialSet.load(place)
+        vectors = encoded(test, crafted.texts)
+        started = time.perf_counter()
+        evaluate_attack(
+            passage_scores(queries, vectors),
+            hits,
+            len(test.data.corpus),
+            K,
+            test.data.queries.ids,
+            test.data.qrels,
+            crafted.ids,
+        )
+        tell(part="evaluate", attack=place.name, passages=len(crafted), seconds=time.perf_counter() - started)
+    asked = np.resize(queries, (5000, queries.shape[1]))
+    context = DetectorContext(test.retriever.encoder, test.index, texts, asked)
+    documents = Passages(test.data.corpus.texts, test.documents)
+    for names in (["excerpts", "questions"], ["excerpts", "questions", "hubness", "similarity"]):
+        gate = AdmissionGate.fit(names, context, documents.part(range(0, 2000, 2)), documents.part(range(1, 2000, 2)))
+        started = time.perf_counter()
+        for row in range(2000, 2500):
+            gate.check(documents.texts[row], documents.vectors[row])
+        tell(part="evaluate", gate=names, milliseconds=2 * (time.perf_counter() - started))
+
+
 def encoded(target: Target, texts: list[str]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -272,7 +303,8 @@ def defenses(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["encoding", "quality", "speed", "craft", "optimizers", "defenses", "transfer"])
+    parts = ["encoding", "quality", "speed", "craft", "optimizers", "defenses", "transfer", "evaluate"]
+    parser.add_argument("part", choices=parts)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--encoder", default="minilm")
@@ -347,6 +379,8 @@ def main() -> None:
             stack = [] if given.no_stack else stack
             fusion = not given.no_fusion
             defenses(test, sets, given.sentinels, texts, names, fusion, stack, given.sample, given.language_model)
+        case "evaluate":
+            evaluation(test, list(read_queries(given.shared / "nq-open").texts), given.attack)
         case "transfer":
             for place in given.attack:
                 vectors = encoded(test, AdversarialSet.load(place).texts)

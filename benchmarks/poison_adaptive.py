@@ -11,7 +11,9 @@ sets are kept and found again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from lmlab.methods.corpus_poisoning import (
     passage_scores,
 )
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
-from lmlab.methods.corpus_poisoning.defend.detector import COSTLY
+from lmlab.methods.corpus_poisoning.defend.detector import COSTLY, Threshold
 from lmlab.methods.corpus_poisoning.defend.measure import _thirds, clean_ndcg, without
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag
 from lmlab.methods.corpus_poisoning.measure.evaluate import success
@@ -116,12 +118,14 @@ def stack(train: Target, test: Target, context: DetectorContext, given: argparse
 
 
 def splits(test: Target, context: DetectorContext, given: argparse.Namespace) -> None:
-    """A gate over many random splits of the clean documents: a third to fit detectors, one for shares and threshold,
-    and one that comes. The first fit is on the third that `fitted` takes, which is the gate that an attacker knows.
+    """Rules of refusal over many random splits of the clean documents: a third to fit detectors, one for shares and
+    threshold, and one that comes. The first fit is on the third that `fitted` takes, which is the gate that an attacker
+    knows. The rules are the gate's own, and distances over its detectors and over more of them.
 
     The change of clean nDCG@10 is that of the third that comes, times three: what set the gate is refused less.
     """
     names = given.detector or ["excerpts", "questions"]
+    rules = {"gate": names, "distance": names, "distance of more": list(dict.fromkeys([*names, *given.more]))}
     documents = Passages(test.data.corpus.texts, test.documents)
     rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json")[:TARGETED])
     sets = {place.name: AdversarialSet.load(place).texts for place in given.attack} | {"S + I": rag.texts}
@@ -130,50 +134,75 @@ def splits(test: Target, context: DetectorContext, given: argparse.Namespace) ->
     hits = test.hits(140)  # refused clean documents move others up
     ids, qrels = test.data.queries.ids, test.data.qrels
     before = clean_ndcg(hits, ids, qrels)
-    found: dict[tuple[int, str, float, str], list[float]] = {}
+    found: dict[tuple[str, int, str, float, str], list[float]] = {}
     for fit in range(given.fits):
         order, third = np.random.default_rng(fit).permutation(len(documents)), len(documents) // 3
         fitting, rest = order[:third], order[third:]
-        gate = AdmissionGate(context.encoder, {name: make_detector(name, context) for name in names})
-        for detector in gate.detectors.values():
+        detectors = {name: make_detector(name, context) for name in rules["distance of more"]}
+        for detector in detectors.values():
             detector.fit(documents.part(fitting.tolist()))
-        clean = gate.scores(documents)
-        theirs = {name: gate.scores(each) for name, each in crafted.items()}
-        for split in range(given.splits):
+        clean = {name: detector.score(documents) for name, detector in detectors.items()}
+        theirs = {
+            attack: {name: detector.score(each) for name, detector in detectors.items()}
+            for attack, each in crafted.items()
+        }
+        for split, rule, rate in itertools.product(range(given.splits), rules, RATES):
             parted = np.random.default_rng([fit, split]).permutation(rest)
             known, come = parted[:third], parted[third:]
-            for rate in RATES:
-                gate.calibrate({name: values[known] for name, values in clean.items()}, rate)
-                refused = gate.suspicion_of(clean) > gate.threshold.value
-                coming = come[refused[come]]
-                change = clean_ndcg(without(hits, coming), ids, qrels) - before
-                left = without(hits, np.flatnonzero(refused))
-                row = {("", "refused"): len(coming) / len(come), ("", "ndcg"): change * len(documents) / len(come)}
-                for name, scores in theirs.items():
-                    kept = gate.suspicion_of(scores) <= gate.threshold.value
-                    row[name, "caught"] = 1 - float(kept.mean())
-                    row[name, "asr20"] = float(success(similar[name][:, kept], left, 20).mean())
-                for (name, what), value in row.items():
-                    found.setdefault((fit, name, rate, what), []).append(100 * value if what != "ndcg" else value)
-    for among, fits in (("all fits", range(given.fits)), ("the fit that an attacker knows", range(1))):
-        for rate in RATES:
+            seen = {name: clean[name][known] for name in rules[rule]}
+            if rule == "gate":
+                gate = AdmissionGate(context.encoder, {name: detectors[name] for name in names})
+                gate.calibrate(seen, rate)
+                suspicion, bound = gate.suspicion_of, gate.threshold.value
+            else:
+                suspicion = distance_of(seen)
+                bound = Threshold.at(suspicion(seen), rate).value
+            refused = suspicion({name: clean[name] for name in rules[rule]}) > bound
+            coming = come[refused[come]]
+            change = clean_ndcg(without(hits, coming), ids, qrels) - before
+            left = without(hits, np.flatnonzero(refused))
+            row = {("", "refused"): len(coming) / len(come), ("", "ndcg"): change * len(documents) / len(come)}
+            for attack, scores in theirs.items():
+                kept = suspicion({name: scores[name] for name in rules[rule]}) <= bound
+                row[attack, "caught"] = 1 - float(kept.mean())
+                row[attack, "asr20"] = float(success(similar[attack][:, kept], left, 20).mean())
+            for (attack, what), value in row.items():
+                key = (rule, fit, attack, rate, what)
+                found.setdefault(key, []).append(100 * value if what != "ndcg" else value)
+    among = {"all fits": range(given.fits), "the fit that an attacker knows": range(1)}
+    for rule, fits, rate in itertools.product(rules, among, RATES):
 
-            def values(name: str, what: str, rate: float = rate, fits: range = fits) -> np.ndarray:
-                return np.concatenate([found[fit, name, rate, what] for fit in fits])
+        def values(attack: str, what: str, rule: str = rule, rate: float = rate, fits: str = fits) -> np.ndarray:
+            return np.concatenate([found[rule, fit, attack, rate, what] for fit in among[fits]])
 
-            cheap = values("", "ndcg") >= -DEAREST
-            about = {"part": "splits", "detectors": names, "fits": among, "rate": rate, "splits": len(cheap)}
-            tell(**about, refused=spread(values("", "refused")), ndcg_change=spread(values("", "ndcg")))
-            for name in crafted:
-                asr = values(name, "asr20")
-                tell(
-                    **about,
-                    attack=name,
-                    undefended=round(100 * float(success(similar[name], hits, 20).mean()), 2),
-                    caught=spread(values(name, "caught")),
-                    asr20=spread(asr),
-                    reaches_goal=round(float(((asr <= MOST_LEFT) & cheap).mean()), 3),
-                )
+        cheap = values("", "ndcg") >= -DEAREST
+        about = {"part": "splits", "rule": rule, "detectors": rules[rule], "fits": fits, "rate": rate}
+        about |= {"splits": len(cheap)}
+        tell(**about, refused=spread(values("", "refused")), ndcg_change=spread(values("", "ndcg")))
+        for attack in crafted:
+            asr = values(attack, "asr20")
+            tell(
+                **about,
+                attack=attack,
+                undefended=round(100 * float(success(similar[attack], hits, 20).mean()), 2),
+                caught=spread(values(attack, "caught")),
+                asr20=spread(asr),
+                reaches_goal=round(float(((asr <= MOST_LEFT) & cheap).mean()), 3),
+            )
+
+
+def distance_of(seen: dict[str, np.ndarray]) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """How far several scores are above clean ones together: each above its clean median, in units of what one in a
+    hundred clean passages exceeds, and the length of what is above by the clean scores' correlation (Mahalanobis).
+    """
+    rows = np.stack(list(seen.values()))
+    middle, high = np.quantile(rows, (0.5, 0.99), axis=1)[..., None]
+
+    def above(scores: dict[str, np.ndarray]) -> np.ndarray:
+        return np.maximum((np.stack([scores[name] for name in seen]) - middle) / (high - middle), 0)
+
+    inverse = np.linalg.inv(np.corrcoef(rows))
+    return lambda scores: np.einsum("in,ij,jn->n", above(scores), inverse, above(scores))
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -202,6 +231,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=308, help="clean documents that costly detectors score")
     parser.add_argument("--fits", type=int, default=5, help="random thirds that detectors are fitted on")
     parser.add_argument("--splits", type=int, default=20, help="random splits of the others, for each fit")
+    more = ["similarity", "hubness"]
+    parser.add_argument("--more", nargs="*", default=more, help="of splits: detectors that a distance takes too")
     parser.add_argument("--measure-only", action="store_true", help="craft nothing against the gate")
     given = parser.parse_args()
     torch.set_num_threads(1)

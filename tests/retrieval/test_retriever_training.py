@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from lmlab.errors import UserError
+from lmlab.errors import Interrupted, UserError
 from lmlab.methods.corpus_poisoning import CraftConfig, EncoderSpec
+from lmlab.methods.corpus_poisoning.attack.run import time_limit
 from lmlab.methods.corpus_poisoning.config import HardenConfig
 from lmlab.methods.corpus_poisoning.defend.harden import harden
 from lmlab.methods.corpus_poisoning.setup import Retriever
@@ -87,6 +90,24 @@ def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tm
         harden(retriever, str(collection), config, other, tmp_path / "out")
     with pytest.raises(UserError, match="A gate is for one encoder"):
         harden(retriever, "", config.model_copy(update={"known_gate": tmp_path}), settings, tmp_path / "gate")
+
+
+@pytest.mark.parametrize("heeded", [True, False])
+def test_hardening_ends_in_time_and_goes_on_to_what_a_whole_run_gives(heeded, collection, tmp_path):
+    """As Ctrl-C would end it, also where a shell has its background jobs ignore that."""
+    place = write_retriever(tmp_path / "encoder")
+    config = CraftConfig(k=2, length=8, evaluations=60, candidates=10, precision="fp32")
+    settings = HardenConfig(rounds=1, steps=6, batch=6, learning_rate=1e-3, depth=5)
+    retriever = Retriever(EncoderSpec(str(place)), tmp_path / "cache")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler if heeded else signal.SIG_IGN)
+    try:
+        for seconds in (0.02, 0.3, 1.0):
+            with contextlib.suppress(KeyboardInterrupt, Interrupted), time_limit(seconds):
+                harden(retriever, str(collection), config, settings, tmp_path / "parts")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    rows = [harden(retriever, str(collection), config, settings, tmp_path / name) for name in ("parts", "whole")]
+    assert rows[0] == rows[1]
 
 
 def test_a_prompt_that_is_not_pooled_is_not_pooled_in_training_either(tmp_path):

@@ -147,7 +147,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
 
     def ring(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of jobs that a shell put into the background
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # a training that runs just then has a handler for it: it ends its step
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

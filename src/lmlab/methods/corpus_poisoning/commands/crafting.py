@@ -25,6 +25,11 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, which goes before options.", show_default=False),
 ]
 
+MaxSeconds = Annotated[
+    float | None, typer.Option(min=1, help="Stop after so long; the next run goes on.", show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")]
+
 craft_help = example(
     "lmlab poison craft --data data/scifact --encoder minilm --k 10 --out attack",
     "lmlab poison craft --data data/scifact --encoder minilm --payload-position prefix --out attack",
@@ -68,12 +73,8 @@ def craft(
         Path | None,
         typer.Option(help="A text of your own for every passage, which the report shows.", show_default=False),
     ] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Stop after so long; the next run goes on.", show_default=False)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")
-    ] = False,
+    max_seconds: MaxSeconds = None,
+    resume: Resume = False,
     parity: Annotated[
         bool,
         typer.Option("--parity", "--do_kmeans", help="The reference's algorithm with its quirks, for comparison."),
@@ -145,6 +146,8 @@ def harden(
     how: HardenConfig,
     which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of rounds.")] = Path("hardened"),
+    max_seconds: MaxSeconds = None,
+    resume: Resume = False,
     config: Settings = None,
     set_: Set = None,
     as_json: AsJson = False,
@@ -152,11 +155,13 @@ def harden(
     """Train a retriever with crafted passages as negatives, and attack what comes out anew, several rounds."""
     from rich.table import Table
 
+    from lmlab.methods.corpus_poisoning.attack.run import time_limit
     from lmlab.methods.corpus_poisoning.defend.harden import harden as run_rounds
 
     depth = how.depth
     settings = with_files(settings, config, set_).model_copy(update={"precision": which.precision})
-    rows = run_rounds(retriever(which), collection.data, settings, how, out)
+    with time_limit(max_seconds):
+        rows = run_rounds(retriever(which), collection.data, settings, how, out)
     if as_json:
         print(json.dumps(rows))
         return

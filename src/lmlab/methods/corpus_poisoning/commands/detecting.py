@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example
+from lmlab.commandline.options import AsJson, example
 from lmlab.methods.corpus_poisoning.commands.shared import (
     Gate,
     Passages,
@@ -38,12 +38,16 @@ def detect_fit(
     strictness: RateConfig,
     which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the gate.")] = Path("gate"),
+    as_json: AsJson = False,
 ) -> None:
     """Fit detectors on one half of a clean corpus, set the gate's threshold on the other, and write the gate."""
-    from lmlab.methods.corpus_poisoning.defend.run import context_of, fit_gate
+    from lmlab.methods.corpus_poisoning.defend.run import context_of, dump, fit_gate
 
     target = target_of(which, collection)
     gate = fit_gate(target, context_of(target, settings), settings.detectors, strictness.rate, out)
+    if as_json:
+        print(dump({"detectors": list(gate.detectors), "rate": gate.rate, "out": str(out)}))
+        return
     print(f"A gate of {', '.join(gate.detectors)} that refuses {100 * strictness.rate:g} % of clean passages: {out}")
 
 

@@ -65,12 +65,18 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the reference's files.")],
     which: EncoderConfig,
     name: Annotated[str, typer.Option(help="The collection's name in file names.")] = "data",
+    as_json: AsJson = False,
 ) -> None:
     """Write passages as the reference's files, one a cluster."""
+    import json
+
     from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
     from lmlab.methods.corpus_poisoning.formats import write_reference
 
     found = AdversarialSet.load(passages)
     made = retriever(which)
     write_reference(found, made.encoder.tokenizer, out, name, Path(which.encoder).name)
+    if as_json:
+        print(json.dumps({"files": len(found), "out": str(out)}))
+        return
     print(f"{counted(len(found), 'files')}: {out}")

@@ -256,6 +256,7 @@ def report(
     ] = False,
     no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Leave out fusion with BM25.")] = False,
     allow_overlap: Overlap = False,
+    as_json: AsJson = False,
 ) -> None:
     """One page: success undefended and defended, and what each defense costs in clean quality."""
     from lmlab.methods.corpus_poisoning import report as pages
@@ -274,4 +275,7 @@ def report(
         target, context, passages, names, names, asked, not no_fusion, strictness.rate, allow_overlap
     )
     pages.write(pages.build(attacks, rows), attacks, rows, out)
+    if as_json:
+        print(json.dumps({"attacks": attacks, "defenses": rows, "out": str(out)}))
+        return
     print(f"Report: {out / 'report.html'}")
