@@ -73,12 +73,15 @@ class GraphOptions(Config):
         moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and
             reads what the experts read.
         join_embeddings: the tables of tokens and of positions are one writer, as in EAP-IG and MIB.
+        positions: an edge is kept or pruned for all tokens alike (`shared`), or for the tokens of each span by itself:
+            `spans` are those that the examples name, `each` is every token, of examples that all have the same length.
     """
 
     embedding_nodes: bool = True
     post_norm: Literal["frozen", "block"] = "frozen"
     moe: Literal["block", "expert"] = "block"
     join_embeddings: bool = False
+    positions: Literal["shared", "spans", "each"] = "shared"
 
 
 class EdgePruningConfig(Config):

@@ -64,7 +64,7 @@ def busiest_heads(circuit: Circuit, count: int) -> list[tuple[int, int]]:
     """Layer and number of the heads with most edges, in the order of layers."""
     graph, edges = circuit.graph, Counter[str]()
     for writer, reader in circuit.edges:
-        edges.update((writer, node_of(reader, graph)[0]))
+        edges.update((writer, node_of(reader, graph)[0].partition("@")[0]))
     names = {
         f"a{layer}.h{head}": (layer, head)
         for layer in range(graph.config.num_layers)

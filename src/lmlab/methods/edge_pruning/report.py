@@ -13,8 +13,7 @@ import torch
 from lmlab.config import flatten
 from lmlab.methods.edge_pruning.config import CONVERGED
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
-from lmlab.methods.edge_pruning.graph.clean import served
-from lmlab.methods.edge_pruning.graph.formats import node_of, shared_inputs
+from lmlab.methods.edge_pruning.graph.formats import ends_of, node_of, parts_of, shared_inputs
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.methods.edge_pruning.search.find import ranking
@@ -46,20 +45,12 @@ def graph_block(circuit: Circuit) -> Graph:
     # a few more than the circuit has, for the slider; of a very large circuit not all
     wanted = circuit.num_edges if scores_E is None else max(20, 3 * circuit.num_edges)
     order = order[: min(wanted, max(_MOST_EDGES, min(circuit.num_edges, _MOST_DRAWN)))]
-    places = {
-        name: (group.layer + 1, 1 if group.kind == "attention" else 2)
-        for group in graph.groups
-        for name in group.writes
-    }
-    nodes = {name: (number, *places.get(name, (0, 0))) for number, name in enumerate(graph.writers)}
-    group_of = {reader: group for group in graph.groups for reader in group.readers}
+    nodes = _places(graph)
     edges = []
     for number in order.tolist():
-        writer, reader = graph.edge(number)
-        group, (node, part) = group_of[reader], node_of(reader, graph)
-        place = nodes.setdefault(node, (len(nodes), group.layer + 1, 2 if group.kind == "ffn" else 0))[0]
+        writer, node, part = ends_of(graph.edge(number), graph)
         score = None if scores_E is None else float(f"{float(scores_E[number]):.5g}")
-        edges.append((nodes[writer][0], place, "qkv".index(part) if part else 3, score))
+        edges.append((nodes[writer][0], nodes[node][0], "qkv".index(part) if part else 3, score))
     links = [(nodes[a][0], nodes[b][0]) for a, b in shared_inputs(graph) if a in nodes and b in nodes]
     caption = (
         "Rows are layers, the embeddings at the bottom. The slider shows the edges with the highest scores, those of"
@@ -131,8 +122,7 @@ def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
     numbers = either_E.nonzero().flatten()
     same = (circuit.kept_E & other.kept_E)[numbers]
     for number in numbers[same.int().argsort(stable=True)][:_MOST_DRAWN].tolist():
-        writer, reader = graph.edge(number)
-        node = node_of(reader, graph)[0]
+        writer, node, _ = ends_of(graph.edge(number), graph)
         here, there = bool(circuit.kept_E[number]), bool(other.kept_E[number])
         side = 0 if here and there else 1 if here else 2
         edges.append((nodes[writer][0], nodes[node][0], side, None))
@@ -151,17 +141,24 @@ def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
 def _places(graph: CircuitGraph) -> dict[str, tuple[int, int, int]]:
     """Number, layer and place within the layer of each part of the network."""
     nodes: dict[str, tuple[int, int, int]] = {}
-    for name in graph.writers[: graph.first_writer]:
-        nodes[name] = (len(nodes), 0, 0)
+
+    def put(name: str, layer: int, within: int) -> None:
+        nodes.setdefault(name, (len(nodes), layer, within))
+
+    for writer in graph.writers[: graph.first_writer]:
+        for name in parts_of(graph, writer):
+            put(name, 0, 0)
     for group in graph.groups:
-        within = {"attention": 1, "ffn": 2, "output": 0}[group.kind]
-        for name in group.writes:
-            nodes[name] = (len(nodes), group.layer + 1, within)
+        for writer in group.writes:
+            for name in parts_of(graph, writer):
+                put(name, group.layer + 1, 1 if group.kind == "attention" else 2)
+    for group in graph.groups:  # keys and values that heads share, mixtures whose experts write, the output
         for reader in group.readers:
-            node = node_of(reader, graph)[0]
-            if node not in nodes:
-                nodes[node] = (len(nodes), group.layer + 1, 0 if group.kind == "attention" else within)
+            put(node_of(reader, graph)[0], group.layer + 1, 2 if group.kind == "ffn" else 0)
     return nodes
+
+
+_OUT = -1  # in place of a cell, where paths end
 
 
 def strongest_paths(circuit: Circuit, most: int = 20) -> list[tuple[float | None, list[str]]]:
@@ -178,8 +175,10 @@ def strongest_paths(circuit: Circuit, most: int = 20) -> list[tuple[float | None
     into: dict[int, list[int]] = {}
     for number in numbers:
         into.setdefault(int(graph.edge_readers[number]), []).append(number)
+    spans = graph.num_spans
     best: dict[int, list[tuple[float, int, list[str]]]] = {
-        writer: [(math.inf, 0, [graph.writers[writer]])] for writer in range(graph.first_writer)
+        cell: [(math.inf, 0, [parts_of(graph, graph.writers[cell // spans])[cell % spans]])]
+        for cell in range(graph.first_writer * spans)
     }
     reader = 0
     for group in graph.groups:
@@ -187,20 +186,16 @@ def strongest_paths(circuit: Circuit, most: int = 20) -> list[tuple[float | None
         for place in range(len(group.readers)):
             name, ways = group.readers[place], []
             for number in into.get(reader, ()):
-                for weakest, length, way in best.get(int(graph.edge_writers[number]), ()):
+                for weakest, length, way in best.get(int(graph.edge_cells[number]), ()):
                     ways.append((min(weakest, strength.get(number, math.inf)), length + 1, [*way, name]))
-            for writer in served(graph, group, place) if group.kind != "output" else ():
-                arrived.setdefault(writer, []).extend(ways)
-            if group.kind == "output":
-                arrived[-1] = ways
+            for cell in graph.cells(group, place) if group.kind != "output" else (_OUT,):
+                arrived.setdefault(cell, []).extend(ways)
             reader += 1
-        for writer, ways in arrived.items():
+        for cell, ways in arrived.items():
             ways.sort(key=lambda each: (-each[0], each[1], each[2]))
-            best[writer] = [
-                (weakest, length, way if writer < 0 else [*way, graph.writers[writer]])
-                for weakest, length, way in ways[:most]
-            ]
-    return [(None if not strength else weakest, way) for weakest, _, way in best.get(-1, ())]
+            ends = [] if cell == _OUT else [parts_of(graph, graph.writers[cell // spans])[cell % spans]]
+            best[cell] = [(weakest, length, [*way, *ends]) for weakest, length, way in ways[:most]]
+    return [(None if not strength else weakest, way) for weakest, _, way in best.get(_OUT, ())]
 
 
 def _paths(circuit: Circuit) -> Section:
@@ -308,10 +303,8 @@ def _curves(circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]
 
 
 def _parts(circuit: Circuit) -> Section:
-    into, out = (
-        Counter(node_of(reader, circuit.graph)[0] for _, reader in circuit.edges),
-        Counter(writer for writer, _ in circuit.edges),
-    )
+    ends = [ends_of(edge, circuit.graph)[:2] for edge in circuit.edges]
+    into, out = Counter(node for _, node in ends), Counter(writer for writer, _ in ends)
     busiest = sorted({*into, *out}, key=lambda name: -(into[name] + out[name]))[:25]  # more make the table long
     rows: list[list[Any]] = [[name, into[name], out[name]] for name in busiest]
     return Section(

@@ -17,6 +17,7 @@ from lmlab.words import counted
 if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.examples.load import Loaded
+    from lmlab.methods.edge_pruning.graph.graph import Spans
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,13 +111,13 @@ def load_model(model: Path, options: TaskOptions, shard: bool = False, search: b
     return loaded
 
 
-def task_of(loaded: Loaded, config: FindConfig, options: TaskOptions) -> Any:
+def task_of(loaded: Loaded, config: FindConfig, options: TaskOptions, spans: Spans | None = None) -> Any:
     """The task on the masked model; its size and memory are told."""
     from lmlab.distributed import world
     from lmlab.progress import console
 
     console.quiet = not world().is_main
-    task, lines = loaded.task(config.ablation, config.graph, options)
+    task, lines = loaded.task(config.ablation, config.graph, options, spans)
     for line in lines:
         console.print(line)
     return task
@@ -129,7 +130,8 @@ def task_of_circuit(circuit: Circuit, model: Path, options: TaskOptions) -> tupl
         UserError: it was made for another model, graph or tokenizer.
     """
     loaded = load_model(model, options)
-    task = task_of(loaded, FindConfig(ablation=circuit.ablation, graph=circuit.graph.options), options)
+    settings = FindConfig(ablation=circuit.ablation, graph=circuit.graph.options)
+    task = task_of(loaded, settings, options, circuit.graph.spans)
     about = loaded.about()
     now = {name: about[name] for name in ("model_hash", "tokenizer_hash") if name in about}
     circuit.require(**now, graph_hash=task.masked.graph.describe()["hash"])

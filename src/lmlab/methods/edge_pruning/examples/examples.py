@@ -18,6 +18,7 @@ from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl, sha256_json
 from lmlab.methods.edge_pruning.examples.foreign import foreign_rows, is_foreign
+from lmlab.methods.edge_pruning.examples.span_names import names_of_tokens, numbered
 from lmlab.words import counted
 
 NONE = -1
@@ -39,6 +40,7 @@ class Examples:
         lengths: tokens of each example without padding, [N]; None where all have T.
         signs: where several answers are right, for each of `answer_ids` 1 if it is right, -1 if it is wrong and 0 if it
             is neither, [N, A].
+        spans, span_names: the number of the span of each token, [N, T], and what spans are called, if any are named.
     """
 
     clean: Tensor
@@ -51,6 +53,8 @@ class Examples:
     distance: Literal["kl", "mse"] = "kl"
     lengths: Tensor | None = None
     signs: Tensor | None = None
+    spans: Tensor | None = None
+    span_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -59,7 +63,7 @@ class Examples:
         """Some of them."""
         names = ("clean", "corrupted", "positions", "weights", "answers", "distractors")
         parts = {name: getattr(self, name)[index] for name in names}
-        for name in ("lengths", "signs"):
+        for name in ("lengths", "signs", "spans"):
             each = getattr(self, name)
             parts[name] = None if each is None else each[index]
         return replace(self, **parts)
@@ -83,7 +87,8 @@ class Examples:
     def fingerprint(self) -> str:
         """A hash of everything."""
         parts = (self.clean, self.corrupted, self.positions, self.weights, self.answers, self.distractors)
-        more = [] if self.signs is None else [self.signs.tolist()]
+        more: list[object] = [] if self.signs is None else [self.signs.tolist()]
+        more += [] if self.spans is None else [self.span_names, self.spans.tolist()]
         return sha256_json([*(part.tolist() for part in parts), self.answer_ids, self.distance, *more])[:16]
 
 
@@ -95,6 +100,8 @@ def make_examples(
     distractors: Sequence[int] = (),
     answer_ids: Sequence[int] | None = None,
     signs: Sequence[Sequence[int]] | None = None,
+    spans: Sequence[Sequence[int]] | None = None,
+    span_names: Sequence[str] = (),
 ) -> Examples:
     """Put lists of tokens together, padded on the right."""
     count, length, places = len(clean), max(map(len, clean)), max(map(len, positions))
@@ -109,6 +116,8 @@ def make_examples(
         answer_ids=None if answer_ids is None else tuple(answer_ids),
         lengths=torch.tensor([len(row) for row in clean]),
         signs=None if signs is None else torch.tensor(signs),
+        spans=None if spans is None else torch.tensor([[*row, *[0] * (length - len(row))] for row in spans]),
+        span_names=tuple(span_names),
     )
 
 
@@ -121,6 +130,7 @@ class _Row:
     distractor: int
     right: list[int]
     wrong: list[int]
+    spans: list[str]
 
 
 def read_examples(
@@ -134,7 +144,7 @@ def read_examples(
 ) -> tuple[Examples, int]:
     """Read JSON lines, the CSV of EAP-IG, or the Arrow folders of the reference implementation: `clean` and `corrupted`
     (texts or lists of tokens), optionally `answer`, `distractor`, `answers`, `distractors`, `answer_set`, `positions`,
-    `split`.
+    `split`, `spans`.
 
     Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
 
@@ -188,12 +198,18 @@ def read_examples(
                 f"{where}: some lines list several answers, this one or those before do not.",
                 "Give every line 'answers' and 'distractors', or none.",
             )
+        if rows and bool(rows[0].spans) != bool(row.spans):
+            raise UserError(
+                f"{where}: some lines name spans, this one or those before do not.",
+                "Name spans in every line, or none.",
+            )
         rows.append(row)
     if not rows:
         raise UserError(
             f"'{path}' holds no"
             f" examples{f' of the split {split}' if split else ''}{f' ({dropped} were left out)' if dropped else ''}."
         )
+    span_names, spans = numbered([row.spans for row in rows])
     examples = make_examples(
         [row.clean for row in rows],
         [row.corrupted for row in rows],
@@ -204,6 +220,8 @@ def read_examples(
         None
         if not rows[0].right
         else [[(each in row.right) - (each in row.wrong) for each in answer_set or ()] for row in rows],
+        spans if span_names else None,
+        span_names,
     )
     return examples, dropped
 
@@ -295,8 +313,8 @@ def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_to
     for key in ("clean", "corrupted"):
         if not line.get(key):
             raise UserError(f"{where}: the field '{key}' is missing or empty.")
-    clean, positions = _tokens(line["clean"], tokenizer, f"{where}, clean")
-    corrupted, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
+    clean, positions, offsets = _tokens(line["clean"], tokenizer, f"{where}, clean")
+    corrupted, _, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
     given = line.get("positions")
     if given is not None and (not isinstance(given, list) or not given or not all(map(_is_number, given))):
         raise UserError(f"{where}: positions must be a list of whole numbers, not {given!r}.")
@@ -314,7 +332,9 @@ def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_to
         [] if line.get(key) is None else _token_list(line[key], tokenizer, f"{where}, {key}", first_token)
         for key in ("answers", "distractors")
     )
-    return _Row(clean, corrupted, positions, answer, distractor, right, wrong)
+    unit = "characters of the text" if isinstance(line["clean"], str) else "tokens"
+    spans = [] if line.get("spans") is None else names_of_tokens(line["spans"], where, offsets, unit)
+    return _Row(clean, corrupted, positions, answer, distractor, right, wrong, spans)
 
 
 def _is_number(value: Any) -> bool:
@@ -322,12 +342,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[int], list[int]]:
-    """Tokens, and the positions before those of spans to be predicted."""
+def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """Tokens, the positions before those of what is to be predicted, and where each token begins and ends: in
+    characters of a text, or in tokens.
+    """
     if isinstance(value, list):
         if not all(_is_number(each) and each >= 0 for each in value):
             raise UserError(f"{where}: a list must hold token ids.")
-        ids, positions = value, []
+        ids, positions, places = value, [], [(n, n + 1) for n in range(len(value))]
     elif isinstance(value, str):
         if tokenizer is None:
             raise UserError(
@@ -343,6 +365,7 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
         plain += value[end:]
         found, offsets = tokenizer.encode_with_offsets(plain)
         ids = [*tokenizer.begin_ids, *found]
+        places = [*((0, 0) for _ in tokenizer.begin_ids), *offsets]
         shift = len(tokenizer.begin_ids) - 1
         positions = [
             n + shift
@@ -353,7 +376,7 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
         raise UserError(f"{where}: expected a text or a list of token ids.")
     if len(ids) > _MOST_TOKENS:
         raise UserError(f"{where} has {counted(len(ids), 'tokens')}; the most are {_MOST_TOKENS:,}.")
-    return ids, positions
+    return ids, positions, places
 
 
 def _token(value: Any, tokenizer: Tokenizer | None, where: str, first_token: bool) -> int:

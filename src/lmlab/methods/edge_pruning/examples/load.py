@@ -15,8 +15,9 @@ from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes, select_device
 from lmlab.methods.edge_pruning.config import Ablation, GraphOptions, TaskOptions
 from lmlab.methods.edge_pruning.examples.examples import Examples, read_examples, splits_of
+from lmlab.methods.edge_pruning.examples.spans import spans_of
 from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS, is_tracr, load_tracr
-from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Spans
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel
 from lmlab.methods.edge_pruning.search.plan import plan
@@ -60,12 +61,21 @@ class Loaded:
         return known | ({} if self.tokenizer is None else {"tokenizer_hash": self.tokenizer.fingerprint[:16]})
 
     def task(
-        self, ablation: Ablation, graph: GraphOptions | None = None, options: TaskOptions | None = None
+        self,
+        ablation: Ablation,
+        graph: GraphOptions | None = None,
+        options: TaskOptions | None = None,
+        spans: Spans | None = None,
     ) -> tuple[Counterfactuals, list[str]]:
-        """The task on the masked model, and the memory plan that goes with it."""
+        """The task on the masked model, and the memory plan that goes with it.
+
+        Arguments:
+            spans: of the graph; by default those of the examples, where the graph tells positions apart.
+        """
         options = options or TaskOptions()
-        drawn = CircuitGraph(self.model.config, graph, self.embedding_names)
         examples = self._taken(self.examples, options)
+        spans = spans or spans_of(examples, "shared" if graph is None else graph.positions)
+        drawn = CircuitGraph(self.model.config, graph, self.embedding_names, spans)
         rows, size = options.batch_size, self.model.embedding.weight.itemsize
         planned = plan(drawn, rows, examples.clean.shape[1], len(examples), size, options.recompute)
         masked = MaskedModel(self.model, drawn, options.recompute)

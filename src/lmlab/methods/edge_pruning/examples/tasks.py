@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from lmlab.data.tokenizer import Tokenizer
@@ -137,6 +137,12 @@ def _spelled(tokenizer: Tokenizer, row: Row) -> Row | None:
     return None if None in (found["answer"], found["distractor"]) or found["answer"] == found["distractor"] else found
 
 
+def _spans(text: str, marks: Mapping[str, tuple[int, str]]) -> dict[str, list[int]]:
+    """The characters [start, end) of parts of a prompt by name, and of its end: the last word or space."""
+    found = {name: [start, start + len(part)] for name, (start, part) in marks.items()}
+    return {**found, "end": [min(text.rfind(" ") + 1, len(text) - 1), len(text)]}
+
+
 def _single(tokenizer: Tokenizer, words: Sequence[str], least: int, what: str) -> list[str]:
     """Those of the words that are one token after another word."""
     found = [word for word in words if continuation(tokenizer, "to", f" {word}") is not None]
@@ -164,11 +170,14 @@ def _ioi(tokenizer: Tokenizer, draws: random.Random, split: str, shots: int) -> 
         new = iter(others)
         corrupted = re.sub(r"\{[AB]\}", lambda match: next(new), template)
         clean = template.replace("{A}", a).replace("{B}", b)
+        places = [[match.start() for match in re.finditer(rf"\b{name}\b", clean)] for name in (a, b)]
+        marks = {"object": (places[0][0], a), "subject": (places[1][0], b), "subject_again": (places[1][1], b)}
         # train and validation share templates, and are told apart by the prompts
         sides = {side_of(text) == "validation" for text in (clean, corrupted)}
         if split != "test" and sides != {split == "validation"}:
             return None
-        return {"clean": clean, "corrupted": corrupted, "answer": f" {a}", "distractor": f" {b}", "template": number}
+        answers = {"answer": f" {a}", "distractor": f" {b}", "template": number}
+        return {"clean": clean, "corrupted": corrupted, **answers, "spans": _spans(clean, marks)}
 
     return make
 
@@ -182,7 +191,14 @@ def _greater_than(tokenizer: Tokenizer, draws: random.Random, split: str, shots:
         (century, year), (other, other_year) = (
             (draws.randint(11, 20), draws.choice(range(offset, 99, 3))) for _ in range(2)
         )
-        return None if (century, year) == (other, other_year) else form.row(start, century, year, other, other_year)
+        if (century, year) == (other, other_year):
+            return None
+        row = form.row(start, century, year, other, other_year)
+        if row is None:
+            return None
+        written = f"{century}{year:02d}"
+        row["spans"] = _spans(row["clean"], {"year": (row["clean"].index(written), written)})
+        return row
 
     return make
 
@@ -198,6 +214,7 @@ def _pronouns(tokenizer: Tokenizer, draws: random.Random, split: str, shots: int
             "corrupted": f"So {other} {habit}",
             "answer": answer,
             "distractor": distractor,
+            "spans": _spans(f"So {name} {habit}", {"name": (3, name)}),
         }
 
     _require(tokenizer, "So Mary is great, isn't", (" she", " he"))

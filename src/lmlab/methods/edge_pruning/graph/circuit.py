@@ -15,7 +15,7 @@ from lmlab.config import Config, validate
 from lmlab.errors import UserError, reads
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.edge_pruning.config import Ablation, GraphOptions
-from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Spans
 from lmlab.models import ModelConfig
 
 FORMAT, VERSION = "lmlab-circuit", 1
@@ -56,6 +56,8 @@ class _Graph(_Part):
     shape: ModelConfig
     options: GraphOptions
     embedding_names: list[str]
+    spans: tuple[str, ...] | None = None
+    answered_spans: tuple[int, ...] = ()
 
 
 class _File(_Part):
@@ -170,7 +172,9 @@ class Circuit:
         if content.get("version") != VERSION:
             raise UserError(f"'{path}' has version {content.get('version')} of the format; this lmlab reads {VERSION}.")
         found = validate(_File, content, f"'{path}'")
-        graph = CircuitGraph(found.graph.shape, found.graph.options, list(found.graph.embedding_names))
+        names = found.graph.spans
+        spans = None if names is None else Spans(names, found.graph.answered_spans)
+        graph = CircuitGraph(found.graph.shape, found.graph.options, list(found.graph.embedding_names), spans)
         scores_E = None if found.scores is None else torch.tensor(found.scores)
         if scores_E is not None and len(scores_E) != graph.num_edges:
             raise UserError(f"'{path}' has scores of {len(scores_E):,} edges; its graph has {graph.num_edges:,}.")

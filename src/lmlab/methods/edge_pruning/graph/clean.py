@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.edge_pruning.config import Ablation
-from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.models import Transformer
 
 
@@ -27,16 +27,16 @@ def clean(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation = "interchange
     Returns:
         [E].
     """
-    kept_E = kept_E.clone()
+    kept_E, cells = kept_E.clone(), len(graph.writers) * graph.num_spans
     while True:
         before = int(kept_E.sum())
-        informative, read = _informative(graph, kept_E, ablation, constant), set(graph.edge_writers[kept_E].tolist())
+        informative, read = _informative(graph, kept_E, ablation, constant), torch.zeros(cells, dtype=torch.bool)
+        read[graph.edge_cells[kept_E]] = True
+        kept_E &= informative[graph.edge_cells]
         for group in graph.groups:
             block = _block(graph, kept_E, group.first_edge, len(group.readers), group.reads)
-            silent = [writer for writer in range(group.reads) if writer not in informative]
-            block[:, silent] = False
             for number in range(len(group.readers)):
-                if group.kind != "output" and not any(writer in read for writer in served(graph, group, number)):
+                if group.kind != "output" and not bool(read[graph.cells(group, number)].any()):
                     block[number] = False
         if int(kept_E.sum()) == before:
             return kept_E
@@ -53,33 +53,16 @@ def _block(graph: CircuitGraph, kept_E: Tensor, first: int, readers: int, reads:
     return kept_E[first : first + readers * reads].view(readers, reads)
 
 
-def served(graph: CircuitGraph, group: Group, number: int) -> list[int]:
-    """The writers that depend on a reader."""
-    kind, reads, writes = group.kind, group.reads, group.writes
-    if kind == "attention" and len(writes) > 1:
-        heads, kv_heads = graph.config.num_heads, graph.config.num_kv_heads
-        if (
-            graph.config.qk_norm == "full" and number < heads + kv_heads
-        ):  # one norm over the queries (keys) of all heads
-            return list(range(reads, reads + heads))
-        if number < heads:
-            return [reads + number]
-        share = heads // kv_heads
-        first = (number - heads) % kv_heads * share
-        return list(range(reads + first, reads + first + share))
-    return list(range(reads, reads + len(writes)))
-
-
-def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, constant: bool) -> set[int]:
-    """The numbers of writers that may differ from what takes their place."""
-    everyone = set(range(len(graph.writers)))
+def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, constant: bool) -> Tensor:
+    """True for the cells that may differ from what takes their place."""
+    found = torch.ones(len(graph.writers), graph.num_spans, dtype=torch.bool)
     if ablation in ("mean", "optimal") or (ablation == "zero" and constant) or not graph.options.embedding_nodes:
-        return everyone
-    found = set(range(graph.first_writer))
+        return found.flatten()
+    found[graph.first_writer :] = False
     frozen = graph.config.norm_position == "reordered" and not graph.one_writer
     for group in graph.groups:
         if frozen and group.kind == "attention":  # the scale of the clean run alone makes a head differ
-            found |= set(range(group.reads, group.reads + len(group.writes)))
+            found[group.reads : group.reads + len(group.writes)] = True
         fed = _block(graph, kept_E, group.first_edge, len(group.readers), group.reads).any(1)
         first_value = (
             graph.config.num_heads + graph.config.num_kv_heads
@@ -87,6 +70,6 @@ def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, consta
             else 0
         )
         for number in torch.nonzero(fed).flatten().tolist():
-            if number >= first_value:
-                found |= set(served(graph, group, number))
-    return found
+            if group.kind != "output" and number % group.parts >= first_value:
+                found.view(-1)[graph.cells(group, number)] = True
+    return found.flatten()

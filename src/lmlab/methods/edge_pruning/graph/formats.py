@@ -30,14 +30,29 @@ def node_of(reader: str, graph: CircuitGraph) -> tuple[str, str]:
 
     Keys and values that several heads share belong to a part of their own, `a0.kv0`.
     """
+    reader, at, span = reader.partition("@")
     match = _PART.search(reader)
     if match is None:
-        return reader, ""
+        return f"{reader}{at}{span}", ""
     node, part = reader[: match.start()], match[1]
     if graph.one_writer:
-        return node.partition(".")[0], part
+        return f"{node.partition('.')[0]}{at}{span}", part
     shared = part != "q" and graph.config.num_kv_heads < graph.config.num_heads
-    return (node.replace(".h", ".kv") if shared else node), part
+    return f"{node.replace('.h', '.kv') if shared else node}{at}{span}", part
+
+
+def ends_of(edge: tuple[str, str], graph: CircuitGraph) -> tuple[str, str, str]:
+    """The two parts of the network that an edge joins, and which input it is of the second; where positions are told
+    apart, parts stand once for each span.
+    """
+    writer, reader = edge
+    node, part = node_of(reader, graph)
+    return writer + "".join(reader.partition("@")[1:]), node, part
+
+
+def parts_of(graph: CircuitGraph, name: str) -> list[str]:
+    """What a part of the network is called at each span."""
+    return [name] if graph.spans is None else [f"{name}@{span}" for span in graph.spans.names]
 
 
 def shared_inputs(graph: CircuitGraph) -> list[tuple[str, str]]:
@@ -46,15 +61,18 @@ def shared_inputs(graph: CircuitGraph) -> list[tuple[str, str]]:
     if share == 1 or graph.one_writer:
         return []
     return [
-        (f"a{layer}.kv{head // share}", f"a{layer}.h{head}")
+        pair
         for layer in range(config.num_layers)
         for head in range(config.num_heads)
+        for pair in zip(
+            parts_of(graph, f"a{layer}.kv{head // share}"), parts_of(graph, f"a{layer}.h{head}"), strict=True
+        )
     ]
 
 
 def to_graphml(circuit: Circuit, path: Path) -> None:
     """Write GraphML: a node for each part of the network; edges have `input` (q, k, v) and `score`."""
-    nodes = sorted({name for writer, reader in circuit.edges for name in (writer, node_of(reader, circuit.graph)[0])})
+    nodes = sorted({name for edge in circuit.edges for name in ends_of(edge, circuit.graph)[:2]})
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">',
@@ -63,8 +81,8 @@ def to_graphml(circuit: Circuit, path: Path) -> None:
         '<graph edgedefault="directed">',
         *(f"<node id={quoteattr(name)}/>" for name in nodes),
     ]
-    for number, ((writer, reader), score) in enumerate(zip(circuit.edges, _scores(circuit), strict=True)):
-        node, part = node_of(reader, circuit.graph)
+    for number, (edge, score) in enumerate(zip(circuit.edges, _scores(circuit), strict=True)):
+        writer, node, part = ends_of(edge, circuit.graph)
         data = f'<data key="input">{part}</data>' + ("" if score is None else f'<data key="score">{score:.6g}</data>')
         lines.append(f'<edge id="e{number}" source={quoteattr(writer)} target={quoteattr(node)}>{data}</edge>')
     links = [(a, b) for a, b in shared_inputs(circuit.graph) if a in nodes and b in nodes]
@@ -77,12 +95,12 @@ def to_graphml(circuit: Circuit, path: Path) -> None:
 def to_dot(circuit: Circuit, path: Path) -> None:
     """Write DOT for Graphviz: edges to queries, keys and values in different colors."""
     lines = ["digraph circuit {", "  rankdir=BT; node [shape=box, fontname=Helvetica];"]
-    for (writer, reader), score in zip(circuit.edges, _scores(circuit), strict=True):
-        node, part = node_of(reader, circuit.graph)
+    for edge, score in zip(circuit.edges, _scores(circuit), strict=True):
+        writer, node, part = ends_of(edge, circuit.graph)
         settings = [f'color="{_COLORS[part]}"', f'label="{part}"'] if part else []
         settings += [] if score is None else [f'tooltip="{score:.4g}"']
         lines.append(f'  "{writer}" -> "{node}" [{", ".join(settings)}];')
-    nodes = {name for writer, reader in circuit.edges for name in (writer, node_of(reader, circuit.graph)[0])}
+    nodes = {name for edge in circuit.edges for name in ends_of(edge, circuit.graph)[:2]}
     lines += [f'  "{a}" -> "{b}" [style=dashed];' for a, b in shared_inputs(circuit.graph) if a in nodes and b in nodes]
     write_text(path, "\n".join([*lines, "}", ""]))
 
@@ -91,8 +109,17 @@ def _scores(circuit: Circuit) -> list[float | None]:
     return [None] * circuit.num_edges if circuit.scores_E is None else circuit.scores_E[circuit.kept_E].tolist()
 
 
+def _without_spans(graph: CircuitGraph) -> None:
+    if graph.spans is not None:
+        raise UserError(
+            "The circuit tells positions apart, which this format does not know.",
+            "Find one with graph.positions=shared.",
+        )
+
+
 def write_edge_list(circuit: Circuit, path: Path) -> None:
     """Write the list of [from, to] that the reference implementation reads."""
+    _without_spans(circuit.graph)
     write_json(path, [list(edge) for edge in circuit.edges])
 
 
@@ -117,6 +144,7 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
         UserError: experts or whole attention layers are writers, which the format does not know.
     """
     graph = circuit.graph
+    _without_spans(graph)
     if graph.one_writer or graph.options.moe == "expert":
         raise UserError(
             "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."

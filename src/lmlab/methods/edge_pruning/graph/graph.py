@@ -4,6 +4,9 @@ edges join them.
 Writers, in order: embeddings, then for each layer its heads (or its attention as one) and its feed-forward network (or
 each of its experts). Readers: for each layer a query for every head, a key and a value for every key-value head, and
 the feed-forward network; last `resid_post`.
+
+Where edges are told apart by the tokens at which they are read, each reader stands once for every span of tokens:
+`a0.h3.q@subject`. Writers are the same; of one, as much as is written at a span is a *cell*.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Group:
         reads: they read the writers 0 to `reads` - 1.
         writes: names of the writers that follow from them; their numbers begin at `reads`.
         first_edge: number of the first edge; edge (reader r, writer w) is `first_edge + r * reads + w`.
+        spans: numbers of the spans at which they read, whose readers come one span after the other.
     """
 
     kind: Literal["attention", "ffn", "output"]
@@ -44,11 +48,34 @@ class Group:
     reads: int
     writes: tuple[str, ...]
     first_edge: int
+    spans: tuple[int, ...] = (0,)
 
     @property
     def num_edges(self) -> int:
         """Readers times writers."""
         return len(self.readers) * self.reads
+
+    @property
+    def parts(self) -> int:
+        """Readers of one span."""
+        return len(self.readers) // len(self.spans)
+
+    def span(self, number: int) -> int:
+        """The span at which a reader reads."""
+        return self.spans[number // self.parts]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Spans of tokens that edges are told apart by.
+
+    Attributes:
+        names: what they are called.
+        answered: numbers of those at which the model answers; only there the output is read.
+    """
+
+    names: tuple[str, ...]
+    answered: tuple[int, ...]
 
 
 class CircuitGraph:
@@ -58,11 +85,14 @@ class CircuitGraph:
         config: the model's.
         options: how fine.
         embedding_names: of the embeddings of tokens and of positions, where there are both.
+        spans: of the tokens, where the options tell positions apart.
 
     Attributes:
         writers, readers: names in order.
         groups: readers in groups, in the order in which a forward pass comes to them.
         first_writer: number of writers before the first layer.
+        spans: None where all tokens share an edge.
+        num_spans: 1 where all tokens share an edge.
 
     Raises:
         UserError: the residual stream of the model is no sum of outputs, or the options do not fit it.
@@ -73,9 +103,17 @@ class CircuitGraph:
         config: ModelConfig,
         options: GraphOptions | None = None,
         embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds"),
+        spans: Spans | None = None,
     ) -> None:
         self.config, self.options = config, options or GraphOptions()
         _check(config, self.options)
+        if (spans is None) != (self.options.positions == "shared"):
+            raise UserError(
+                f"The graph option positions is {self.options.positions}, but "
+                f"{'no spans of tokens are known' if spans is None else 'spans of tokens are given'}.",
+                "Give examples with spans to positions=spans, or leave it shared.",
+            )
+        self.spans, self.num_spans = spans, 1 if spans is None else len(spans.names)
         apart = config.positions == "learned" and not self.options.join_embeddings
         embeddings = tuple(embedding_names) if apart else ("embeds",)
         self.embedding_names = embeddings
@@ -84,9 +122,11 @@ class CircuitGraph:
         groups: list[Group] = []
         edges = 0
 
-        def add(kind: Any, layer: int, readers: Iterable[str], writes: Sequence[str]) -> None:
+        def add(kind: Any, layer: int, readers: Sequence[str], writes: Sequence[str]) -> None:
             nonlocal edges
-            groups.append(Group(kind, layer, tuple(readers), len(writers), tuple(writes), edges))
+            at = range(self.num_spans) if spans is None or kind != "output" else spans.answered
+            names = [name if spans is None else f"{name}@{spans.names[span]}" for span in at for name in readers]
+            groups.append(Group(kind, layer, tuple(names), len(writers), tuple(writes), edges, tuple(at)))
             edges += groups[-1].num_edges
             writers.extend(writes)
 
@@ -128,6 +168,35 @@ class CircuitGraph:
         """The number of the reader of each edge, [E]."""
         sizes = torch.tensor([group.reads for group in self.groups for _ in group.readers])
         return torch.repeat_interleave(torch.arange(len(self.readers)), sizes)
+
+    @cached_property
+    def edge_cells(self) -> Tensor:
+        """The cell that each edge carries, its writer at the span where it is read: writer times spans plus span,
+        [E].
+        """
+        spans = torch.tensor([group.span(n) for group in self.groups for n in range(len(group.readers))])
+        return self.edge_writers * self.num_spans + spans[self.edge_readers]
+
+    def cells(self, group: Group, number: int) -> list[int]:
+        """The cells that depend on a reader: its own span's, and of what other tokens look at those of all spans."""
+        writers = self.served(group, number)
+        own = group.kind == "ffn" or number % group.parts < self.config.num_heads  # a query looks, keys are looked at
+        spans = [group.span(number)] if own else range(self.num_spans)
+        return [writer * self.num_spans + span for writer in writers for span in spans]
+
+    def served(self, group: Group, number: int) -> list[int]:
+        """The writers that depend on a reader."""
+        reads, writes, number = group.reads, group.writes, number % group.parts
+        if group.kind == "attention" and len(writes) > 1:
+            heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+            if self.config.qk_norm == "full" and number < heads + kv_heads:
+                return list(range(reads, reads + heads))  # one norm over the queries (keys) of all heads
+            if number < heads:
+                return [reads + number]
+            share = heads // kv_heads
+            first = (number - heads) % kv_heads * share
+            return list(range(reads + first, reads + first + share))
+        return list(range(reads, reads + len(writes)))
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
@@ -183,6 +252,7 @@ class CircuitGraph:
         """What identifies the graph, for files."""
         return {
             "options": self.options.model_dump(),
+            **({} if self.spans is None else {"spans": self.spans.names, "answered_spans": self.spans.answered}),
             "writers": len(self.writers),
             "readers": len(self.readers),
             "edges": self.num_edges,

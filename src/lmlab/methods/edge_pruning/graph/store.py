@@ -106,12 +106,12 @@ class Store:
             first = z_BRw.shape[2]
             self.written_BWM[:, first : first + writes] = compute(self._memory.read(z_BRw, base_BM))
 
-    def last_read(self, z_B1w: Tensor, base_BM: Tensor) -> Tensor:
-        """The read of the output, [B, 1, M]."""
-        if _followed(z_B1w, base_BM):
-            read: Tensor = _LastRead.apply(self._token, z_B1w, base_BM, self._memory)
+    def last_read(self, z_BRw: Tensor, base_BM: Tensor) -> Tensor:
+        """The reads of the output, [B, R, M]."""
+        if _followed(z_BRw, base_BM):
+            read: Tensor = _LastRead.apply(self._token, z_BRw, base_BM, self._memory)
             return read
-        return self._memory.read(z_B1w, base_BM)
+        return self._memory.read(z_BRw, base_BM)
 
 
 def _followed(*tensors: Tensor) -> bool:
@@ -175,17 +175,17 @@ class _Step(torch.autograd.Function):
 
 class _LastRead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, z_B1w: Tensor, base_BM: Tensor, memory: _Memory) -> Tensor:
-        ctx.save_for_backward(z_B1w)
+    def forward(ctx: Any, token: Tensor, z_BRw: Tensor, base_BM: Tensor, memory: _Memory) -> Tensor:
+        ctx.save_for_backward(z_BRw)
         ctx.memory = memory
-        return memory.read(z_B1w, base_BM)
+        return memory.read(z_BRw, base_BM)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (z_B1w,) = ctx.saved_tensors
+        (z_BRw,) = ctx.saved_tensors
         return (
-            torch.zeros((), device=z_B1w.device),
-            ctx.memory.add_gradient(z_B1w, grad_outputs[0].contiguous()),
-            grad_outputs[0][:, 0] if ctx.needs_input_grad[2] else None,
+            torch.zeros((), device=z_BRw.device),
+            ctx.memory.add_gradient(z_BRw, grad_outputs[0].contiguous()),
+            grad_outputs[0].sum(1) if ctx.needs_input_grad[2] else None,
             None,
         )

@@ -33,11 +33,11 @@ def write_submission(circuit: Circuit, directory: Path, rank: torch.Tensor) -> l
     """
     if circuit.scores_E is None:
         raise UserError("The circuit has no scores, by which circuits of nine sizes could be made.")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_eap_ig(circuit, directory / "importances.json")
     names = their_edges(circuit.graph)
     total = len({name for each in names for name in each})
     order = rank.argsort(descending=True, stable=True).tolist()
-    directory.mkdir(parents=True, exist_ok=True)
-    write_eap_ig(circuit, directory / "importances.json")
     counts = []
     for size in SIZES:
         kept_E, used = torch.zeros(len(names), dtype=torch.bool), set[str]()

@@ -16,6 +16,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.config import Ablation, Metric
 from lmlab.methods.edge_pruning.examples.examples import NONE, Examples
+from lmlab.methods.edge_pruning.examples.spans import aligned
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture, mean_of, nothing_like
 from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
 from lmlab.methods.edge_pruning.masking.metrics import require_metric, values
@@ -54,6 +55,7 @@ class Counterfactuals:
                 f"Clean inputs have the shape {tuple(examples.clean.shape)}, corrupted ones"
                 f" {tuple(examples.corrupted.shape)}."
             )
+        examples = aligned(examples, masked.graph.spans, masked.graph.options.positions)
         self.masked, self.examples, self.ablation, self.batch_size = masked, examples, ablation, batch_size
         self.metric: Metric = "distance"
         self.device = masked.model.embedding.weight.device
@@ -135,7 +137,15 @@ class Counterfactuals:
             scales,
             self.examples.positions[index_B].to(self.device),
             self._real(index_B),
+            self._spans(index_B),
         )
+
+    def _spans(self, index_B: Tensor) -> Tensor | None:
+        """The span of each token, where the graph tells them apart."""
+        if self.masked.graph.spans is None:
+            return None
+        assert self.examples.spans is not None
+        return self.examples.spans[index_B].to(self.device)
 
     def _real(self, index_B: Tensor) -> Tensor | None:
         """False for padding that must be hidden: on the right, a causal network does not see it anyway."""

@@ -40,6 +40,7 @@ class Inputs:
         scales: those of frozen norms, from the clean run.
         positions_BP: where logits are wanted, [B, P].
         real_BT: False for padding that no token may see, where attention is not causal; None if there is none.
+        spans_BT: the span of each token, where the graph tells them apart.
     """
 
     clean_BT: Tensor
@@ -47,6 +48,7 @@ class Inputs:
     scales: tuple[Tensor, ...]
     positions_BP: Tensor
     real_BT: Tensor | None = None
+    spans_BT: Tensor | None = None
 
 
 class MaskedModel:
@@ -110,14 +112,15 @@ class MaskedModel:
                 batch, len(group.readers), group.reads
             )
             if group.kind == "output":
-                read_BTD = store.last_read(z_BRw, base_BM).view(batch, length, width)
+                read_BRM = store.last_read(z_BRw, base_BM)
+                read_BTD = _at_spans(read_BRM, group, inputs.spans_BT).view(batch, length, width)
                 index = inputs.positions_BP[..., None].expand(-1, -1, width)
                 return self.model.read_out(read_BTD.gather(1, index), straight)
             step = _Attention if group.kind == "attention" else _FeedForward
             kept = inputs.replaced.heads if group.kind == "attention" else inputs.replaced.ffns
             constants = [each for each in (kept[group.layer],) if each.requires_grad]
             compute = step(self, group, inputs, context, straight)
-            kept_ = partial(_after, compute, neurons_WD, group.reads)
+            kept_ = partial(_after, compute, neurons_WD, group, inputs.spans_BT)
             store.step(z_BRw, base_BM, kept_, len(group.writes), constants)
         raise AssertionError("a graph ends with its output")
 
@@ -171,8 +174,22 @@ def _kept(y_BnM: Tensor, neurons_WD: Tensor | None, first: int) -> Tensor:
     return (y_BnM.unflatten(2, (-1, own_nD.shape[1])) * own_nD[:, None]).flatten(2)
 
 
-def _after(compute: Compute, neurons_WD: Tensor | None, first: int, read_BRM: Tensor) -> Tensor:
-    return _kept(compute(read_BRM), neurons_WD, first)
+def _after(
+    compute: Compute, neurons_WD: Tensor | None, group: Group, spans_BT: Tensor | None, read_BRM: Tensor
+) -> Tensor:
+    return _kept(compute(_at_spans(read_BRM, group, spans_BT)), neurons_WD, group.reads)
+
+
+def _at_spans(read_BRM: Tensor, group: Group, spans_BT: Tensor | None) -> Tensor:
+    """Of the readers of all spans, for each token what that of its own span reads."""
+    if spans_BT is None:
+        return read_BRM
+    read_BSRTD = read_BRM.unflatten(1, (len(group.spans), group.parts)).unflatten(3, (spans_BT.shape[1], -1))
+    # of tokens where nothing is read, such as the output's where nothing is asked, any place will do
+    places = spans_BT.new_zeros(max(int(spans_BT.max()), *group.spans) + 1)
+    places[list(group.spans)] = torch.arange(len(group.spans), device=places.device)
+    index = places[spans_BT][:, None, None, :, None].expand(-1, 1, *read_BSRTD.shape[2:])
+    return read_BSRTD.gather(1, index)[:, 0].flatten(2)
 
 
 def written_by_heads(

@@ -71,8 +71,12 @@ def _flow(masked: MaskedModel, inputs: Inputs, weights_BP: Tensor) -> Tensor:
         elif group.kind == "ffn":
             readers_BRT = own_BnT.sum(1, keepdim=True)
         shares_BwT = shares(written_BWTD[:, : group.reads], stream_BTD)
+        at_spans_BRT = readers_BRT
+        if inputs.spans_BT is not None:
+            inside_BST = inputs.spans_BT[:, None] == torch.tensor(group.spans, device=at_BT.device)[:, None]
+            at_spans_BRT = (inside_BST[:, :, None] * readers_BRT[:, None]).flatten(1, 2)
         edges_BE[:, group.first_edge : group.first_edge + group.num_edges] = torch.einsum(
-            "brt,bwt->brw", readers_BRT, shares_BwT
+            "brt,bwt->brw", at_spans_BRT, shares_BwT
         ).flatten(1)
         flow_BWT[:, : group.reads] += readers_BRT.sum(1, keepdim=True) * shares_BwT
     return edges_BE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmlab.methods.edge_pruning.graph.clean import clean, served, writes_constants
+from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.graph.graph import Group
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 
@@ -48,7 +48,7 @@ class Trials:
     def is_read(self, kept_E: Tensor, group: Group, reader: int) -> bool:
         """Whether anyone reads what follows from a reader."""
         return group.kind == "output" or bool(
-            torch.isin(self.graph.edge_writers[kept_E], torch.tensor(served(self.graph, group, reader))).any()
+            torch.isin(self.graph.edge_cells[kept_E], torch.tensor(self.graph.cells(group, reader))).any()
         )
 
     def clean(self, kept_E: Tensor) -> Tensor:
