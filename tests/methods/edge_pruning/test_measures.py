@@ -165,6 +165,17 @@ def test_a_model_that_cannot_do_the_task_is_refused_unless_forced(network, task_
     assert find_circuit(unable, config, force=True).num_edges <= 10
 
 
+def test_a_model_that_answers_by_chance_is_told(network, task_of):
+    task = task_of(network("llama"), count=24)
+    model_prefers = Ends.of(task).full_each["prefers_answer"]
+    assert not Ends({}, {}, {"prefers_answer": torch.ones(24)}).doubts() and not Ends({}, {}).doubts()
+    # a random model prefers either of two random tokens
+    assert 5 < int(model_prefers.sum()) < 18
+    circuit = find_circuit(task, FindConfig(method="random", num_edges=20), force=True)
+    text = f"prefers the answer in {int(model_prefers.sum())} of 24 examples"
+    assert any(text in warning for warning in circuit.about["warnings"])
+
+
 def test_a_corruption_that_changes_nothing_is_refused(network, task_of):
     task = task_of(network("llama"))
     same = Counterfactuals(task.masked, replace(task.examples, corrupted=task.examples.clean))

@@ -191,6 +191,8 @@ def evaluate(
     loaded, measured = task_of_circuit(found, model, task)
     ends = Ends.of(measured, metric)
     ends.require_ability(task.force)
+    for text in ends.doubts():
+        print(f"Warning: {text}")
     everything: dict[str, Any] = ends.summary(measure_each(measured, found.kept_E))
     if completeness:
         everything |= measure_completeness(measured, found.kept_E, ends)

@@ -18,10 +18,12 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.metrics import last, logit_difference, values
-from lmlab.stats import overlap_test, percentile_interval, standard_error
+from lmlab.stats import overlap_test, percentile_interval, standard_error, wilson
+from lmlab.words import counted
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""
+_BY_CHANCE = 0.5
 _CLOSE, _RESAMPLES = 0.05, 1000  # numbers that near count as equal; resamples of an interval
 
 
@@ -193,6 +195,20 @@ class Ends:
                 f" {self.empty[self.metric]:.3g}.",
                 "Faithfulness would mean nothing; check answers and prompts, or go on with --force.",
             )
+
+    def doubts(self) -> list[str]:
+        """What speaks against measuring circuits of this model on this task, in sentences for the user."""
+        prefers = self.full_each.get("prefers_answer")
+        if prefers is None:
+            return []
+        right, count = int(prefers.sum()), len(prefers)
+        # of answer and distractor one is right by chance in half of the examples
+        if wilson(right, count).low > _BY_CHANCE:
+            return []
+        return [
+            f"The model prefers the answer in {right} of {counted(count, 'examples')}, which is hardly more than by"
+            " chance: faithfulness to it says little about the task."
+        ]
 
 
 def top_edges(task: Counterfactuals, scores_E: Tensor, count: int, cleaned: bool = True) -> Tensor:

@@ -174,6 +174,8 @@ def _compare_methods(
         held_out = held_out.with_constants(task.constants)
     ends = Ends.of(held_out)
     ends.require_ability(force)
+    for text in ends.doubts():
+        print(f"Warning: {text}")
     which = "held out from the searches" if held_out is not task else "that the searches saw"
     print(f"Figures are those of {counted(len(held_out.examples), 'examples')} {which}.")
     results: dict[str, Any] = {}

@@ -173,7 +173,7 @@ def find_circuit(
         metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
     if found.figures:
         metrics["search"] = dict(found.figures)
-    warnings = [*graph.warnings(), *found.warnings]
+    warnings = [*graph.warnings(), *ends.doubts(), *found.warnings]
     return Circuit(
         graph,
         found.kept_E,
