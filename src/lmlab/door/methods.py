@@ -187,7 +187,7 @@ def select_texts(rated: str | Path | Mapping[str, Any], tokens: int | str, **set
         UserError: a column is missing or a setting is wrong.
     """
     from lmlab.methods.qurating import select
-    from lmlab.methods.qurating.selecting.tables.table import budget_of
+    from lmlab.methods.qurating.selecting.tables.lengths import budget_of
 
     table = rated if isinstance(rated, Mapping) else str(arguments.place(rated, "rated"))
     chosen = arguments.plain(settings)

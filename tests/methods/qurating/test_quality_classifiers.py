@@ -34,20 +34,20 @@ def classifier(directory: Path, tokenizer: Tokenizer, kind: str, labels: list[st
         tokenizer_object=backend, pad_token="<|endoftext|>", model_max_length=64
     )
     fast.save_pretrained(directory)
-    names = {"bert": "BertConfig", "roberta": "RobertaConfig"}
+    names = {"bert": "BertConfig", "roberta": "RobertaConfig", "mpnet": "MPNetConfig"}
     config = getattr(transformers, names[kind])(
         vocab_size=len(fast),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=66 if kind == "roberta" else 64,
+        max_position_embeddings={"roberta": 64 + mark + 1, "mpnet": 66}.get(
+            kind, 64
+        ),  # MPNet pads with 1 whatever is said
         pad_token_id=mark,
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
-    if kind == "roberta":
-        config.max_position_embeddings = 64 + mark + 1
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
@@ -104,6 +104,30 @@ def test_a_classifier_annotates_and_its_column_selects(
     chosen = select(str(tmp_path / "out"), tokens=1, **options)
     assert chosen.ids == [max(table[:20], key=lambda row: row["good_average"])["id"]]
     assert annotate(job)["rated"] == 0
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification", "single_label_classification"])
+def test_scores_are_what_the_classifier_was_trained_to_give(tmp_path: Path, tokenizer: Tokenizer, problem: str) -> None:
+    place = classifier(tmp_path / "c", tokenizer, "bert", ["bad", "good", "fine"])
+    settings = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(settings | {"problem_type": problem}))
+    rater = load_rater(place, precision="fp32")
+    ((_, scores),) = rater.rate_ids(rater.tokenizer.encode_batch(["river stone garden"]))
+    pipe = transformers.pipeline("text-classification", model=str(place), device="cpu", top_k=None)
+    expected = {found["label"]: found["score"] for found in pipe(["river stone garden"])[0]}
+    assert dict(zip(rater.criteria, scores[0].tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_positions_that_begin_behind_padding_are_not_run_past(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+    place = classifier(tmp_path / "c", tokenizer, kind, ["bad", "good"])
+    settings = json.loads((place / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]  # as some published ones lack it
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    rater = load_rater(place, precision="fp32")
+    assert isinstance(rater, EncoderRater) and rater.segment == 62
+    ((lengths, scores),) = rater.rate_ids([[5] * 100])
+    assert lengths == [62, 38] and np.isfinite(scores).all()
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path, tokenizer: Tokenizer, rater: Rater) -> None:

@@ -365,3 +365,21 @@ def test_the_bias_table_shows_a_planted_dialect() -> None:
         pytest.approx(planted.ratio.value)
     ]
     assert planted.mean_z.value == pytest.approx(-0.8 / rating.std(), abs=0.1)
+
+
+def test_a_rating_and_a_length_of_any_name_are_looked_into() -> None:
+    count = 300
+    table = {"grade": np.arange(count) / count, "size": np.full(count, 10), "text": ["x y z"] * count}
+    config = SelectionConfig(mode="top_k", metric="grade", length="size", tokens=1000)
+    settings = AnalysisConfig(clusters=0, examples=1)
+    found = analyze(table, select(table, config), config, settings)
+    assert found.criteria == ["grade"] and sum(found.histograms["grade"]["chosen"]) >= 99
+    assert [row["rows"] for row in found.thresholds] == [270, 210, 150, 90, 30]
+    counted = {"grade": table["grade"], "text": table["text"]}
+    config = SelectionConfig(mode="uniform", tokens=300)
+    measure = lambda texts: np.array([len(text.split()) for text in texts.to_pylist()])  # noqa: E731
+    manifest = select(counted, config, measure=measure)
+    assert len(manifest) == 100
+    assert analyze(counted, manifest, config, settings, measure=measure).criteria == []
+    with pytest.raises(UserError, match="neither a column 'length'"):
+        analyze(counted, manifest, config, settings)

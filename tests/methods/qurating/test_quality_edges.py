@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lmlab.errors import UserError
 from lmlab.methods.qurating import select
 from lmlab.methods.qurating.selecting.curriculum import order_rows
 from lmlab.methods.qurating.selecting.drawing.inclusion import exact_inclusion, inclusion_probability
+from lmlab.methods.qurating.selecting.materialize import materialize
 from lmlab.methods.qurating.selecting.plan import plan_selection
-from lmlab.methods.qurating.selecting.problems import DuplicateIds, NonFiniteRating, ZeroVariance
+from lmlab.methods.qurating.selecting.problems import (
+    BudgetExceedsCorpus,
+    DuplicateIds,
+    NonFiniteRating,
+    ZeroVariance,
+)
 from lmlab.methods.qurating.selecting.selection import select_mixture
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
+from lmlab.methods.qurating.selecting.tables.lengths import budget_of
 
 
 @pytest.mark.parametrize("z", [[40, 0, 0, 0], [800, 0, -800, 5], [0.3, -1, 2, 2], [1e5, 1e5, 0, -3]])
@@ -195,3 +203,65 @@ def test_a_mixture_of_thousands_of_domains_keeps_to_its_budget() -> None:
     lengths = dict(zip(table["id"].tolist(), table["length"].tolist(), strict=True))
     assert chosen.num_tokens == sum(lengths[id] for id in chosen.ids)
     assert sum(chosen.report["turns"].values()) == len(chosen)
+
+
+def test_a_cap_holds_for_what_all_criteria_of_a_mixture_take_together() -> None:
+    rng = np.random.default_rng(0)
+    table = {"id": np.arange(300), "length": rng.integers(5, 15, 300), "near": np.arange(300) // 3}
+    table |= {"a": rng.normal(size=300), "b": rng.normal(size=300)}
+    config = SelectionConfig(mode="top_k", weights={"a": 1, "b": 1}, tokens=700, cap_duplicates={"near": 1})
+    chosen = select_mixture(table, config)
+    clusters = [id // 3 for id in chosen.ids]
+    assert len(set(clusters)) == len(clusters) and 700 <= chosen.num_tokens < 715
+    taken: set[int] = set()
+    orders = [iter(np.argsort(-table[name], kind="stable").tolist()) for name in ("a", "b")]
+    expected: list[int] = []
+    while sum(table["length"][expected]) < 700:
+        row = next(row for row in orders[len(expected) % 2] if row // 3 not in taken)
+        taken.add(row // 3)
+        expected.append(row)
+    assert set(chosen.ids) == set(expected)
+    with pytest.raises(BudgetExceedsCorpus, match=r"at most 1 row of each label in 'near'"):
+        select_mixture(table, config.model_copy(update={"tokens": 2000}))
+    with pytest.raises(BudgetExceedsCorpus, match=r"at most 1 row of each label in 'near'"):
+        select(table, metric="a", mode="top_k", tokens=2000, cap_duplicates={"near": 1})
+
+
+def test_more_labels_than_tokens_still_get_what_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    table = {"length": rng.integers(1, 20, 9000), "r": rng.normal(size=9000), "d": np.arange(9000) % 3000}
+    for tokens in (100, 2500, 5000):
+        found = select(table, metric="r", mode="sample", tau=1.0, tokens=tokens, domain="d")
+        assert tokens - 20 < found.num_tokens < tokens + 0.01 * tokens + 20
+
+
+def test_ids_of_all_64_bits_key_the_noise_and_come_back(tmp_path: Path) -> None:
+    ids = [2**64 - 1 - number for number in range(6)]
+    lines = [f'{{"id": {id}, "length": 1, "r": {number}}}\n' for number, id in enumerate([*ids, 7])]
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text("".join(lines[:6]))
+    (corpus / "b.jsonl").write_text(lines[6])
+    found = select(corpus, metric="r", mode="top_k", tokens=3)
+    assert found.ids == [7, ids[5], ids[4]]
+    written = materialize(corpus, found, tmp_path / "out")
+    assert sorted(pq.read_table(written[0]).column("id").to_pylist()) == sorted(found.ids)
+    (corpus / "b.jsonl").write_text(lines[6].replace("7,", f"{2**64},", 1))
+    with pytest.raises(UserError, match="beyond 64 bits"):
+        select(corpus, metric="r", mode="top_k", tokens=3)
+
+
+def test_whole_numbers_beyond_float64_are_ratings_and_no_lengths() -> None:
+    table = {"id": [1, 2, 3], "length": [1] * 3, "r": [2**60, 2**60 + 2**10, 2**60 - 2**10]}
+    assert select(table, metric="r", mode="top_k", tokens=3).ids == [2, 1, 3]
+    with pytest.raises(UserError, match=r"4,611,686,018,427,387,904 tokens by the column 'length'"):
+        select(table | {"length": [1, 2**62, 1]}, metric="r", mode="top_k", tokens=3)
+
+
+def test_a_share_is_of_the_tokens_that_are_counted() -> None:
+    table = {"text": ["a b c", "a", "a b"], "r": [1.0, 2.0, 3.0]}
+    measure = lambda texts: np.array([len(text.split()) for text in texts.to_pylist()])  # noqa: E731
+    assert budget_of("50%", table, measure=measure) == 3
+    assert budget_of("50%", {"input_ids": [[1, 2], [3, 4]]}) == 2
+    with pytest.raises(UserError, match="neither a column 'length'"):
+        budget_of("50%", table)

@@ -39,7 +39,8 @@ from lmlab.methods.qurating.report import (
 from lmlab.methods.qurating.selecting.materialize import chosen_rows
 from lmlab.methods.qurating.selecting.plan import plan_selection
 from lmlab.methods.qurating.selecting.selection import Manifest, select
-from lmlab.methods.qurating.selecting.tables.table import RatedTable, budget_of
+from lmlab.methods.qurating.selecting.tables.lengths import budget_of
+from lmlab.methods.qurating.selecting.tables.table import RatedTable
 from lmlab.progress import short
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Documents, Model, ReadResults, Results, Stage, StageContext, Vocabulary

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.errors import reads
+from lmlab.errors import UserError, reads
 from lmlab.files import read_mapping, write_json, write_text
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.extremes import Extreme, extremes, markdown
@@ -19,7 +19,8 @@ from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.methods.qurating.selecting.clusters import cluster_texts
 from lmlab.methods.qurating.selecting.selection import Manifest
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
+from lmlab.methods.qurating.selecting.tables.lengths import LengthColumn, Measure
+from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, Tabular, as_floats
 
 _AVERAGE = "_average"
 _BINS = 41  # edges of 40 bars, between the outer thousandths
@@ -71,38 +72,42 @@ def analyze(
     selection: SelectionConfig | None,
     settings: AnalysisConfig,
     text: str = "text",
+    measure: Measure | None = None,
 ) -> Analysis:
     """Look into an annotated corpus and a choice from it; of large corpora, at `max_rows` rows spread evenly.
 
     Arguments:
         manifest, selection: the choice and its settings; None for the corpus alone.
         text: the column of texts, for topics and texts to read.
+        measure: counts the tokens of texts where there are no lengths.
     """
     rated = RatedTable(table)
     known = rated.columns
-    criteria = [name.removesuffix(_AVERAGE) for name in known if name.endswith(_AVERAGE)]
+    columns = [name for name in known if name.endswith(_AVERAGE)]
+    columns += [name for name in (selection.metrics if selection is not None else {}) if name not in columns]
+    criteria = [name.removesuffix(_AVERAGE) for name in columns]
+    lengths = LengthColumn(rated, selection.length if selection is not None else "length", measure, text)
     domain = selection.domain if selection is not None else ("domain" if "domain" in known else None)
     id = (selection.id if selection is not None else None) or ("id" if "id" in known else None)
-    names = [f"{name}{_AVERAGE}" for name in criteria] + ["length"]
-    names += [name for name in (domain, id, *settings.groups) if name]
+    names = [name for name in (domain, id, *settings.groups) if name]
     names += [f"{name}_chunks" for name in criteria if f"{name}_chunks" in known] + ([text] if text in known else [])
-    rows = _sample(rated, list(dict.fromkeys(names)), settings.max_rows)
-    ratings = {name: rows[f"{name}{_AVERAGE}"] for name in criteria}
+    rows = _sample(rated, columns, list(dict.fromkeys(names)), lengths, settings.max_rows)
+    ratings = {name: rows[f"#{column}"] for name, column in zip(criteria, columns, strict=True)}
     z = {name: _standard(values) for name, values in ratings.items()}
     domains = [str(value) for value in rows[domain]] if domain else [""] * len(rows["#place"])
-    chosen = _chosen(rows, rated, manifest)
+    chosen = _chosen(rows, rated, manifest, lengths.columns)
     found = Analysis(len(rows["#place"]), rows["#total"], criteria)
     found.histograms = {name: _histogram(ratings[name], domains, chosen) for name in criteria}
-    found.correlations = _correlations([*ratings.values(), np.log(np.maximum(1, rows["length"]))])
+    found.correlations = _correlations([*ratings.values(), np.log(np.maximum(1, rows["#length"]))])
     found.segment_deviation = {name: _deviation(rows.get(f"{name}_chunks"), ratings[name]) for name in criteria}
-    main = _main(z, selection)
+    main = _main(z, selection, len(rows["#place"]))
     for column in settings.groups:
         finite = np.isfinite(main)
         groups = [value for value, keep in zip(rows[column], finite, strict=True) if keep]
         found.bias[column] = [each.row() for each in bias_report(main[finite], chosen[finite], groups)]
     texts = [str(value or "")[:_TEXT_CHARACTERS] for value in rows[text]] if text in known else []
     ids = rows[id] if id else rows["#place"].tolist()
-    found.thresholds = what_thresholds_keep(main, rows["length"], domains, ids, texts, min(3, settings.examples))
+    found.thresholds = what_thresholds_keep(main, rows["#length"], domains, ids, texts, min(3, settings.examples))
     if text in known:
         if settings.clusters:
             found.topics = _topics(texts, z, chosen, settings.clusters)
@@ -112,40 +117,44 @@ def analyze(
     return found
 
 
-def _sample(rated: RatedTable, names: Sequence[str], limit: int) -> dict[str, Any]:
-    """Columns of rows that are spread evenly over the corpus; `#place` is each one's number and `#total` the number of
-    all rows.
+def _sample(
+    rated: RatedTable, numbers: Sequence[str], names: Sequence[str], lengths: LengthColumn, limit: int
+) -> dict[str, Any]:
+    """Columns of rows that are spread evenly over the corpus: lists by their names, numbers as arrays by `#` and their
+    names. `#length` is tokens, `#place` each one's number and `#total` the number of all rows.
     """
-    total = sum(chunk.num_rows for chunk in rated.chunks(["length"]))
+    total = sum(chunk.num_rows for chunk in rated.chunks(lengths.columns))
     wanted = np.arange(total) if total <= limit else np.linspace(0, total - 1, limit).astype(np.int64)
     found: dict[str, Any] = {name: [] for name in names}
+    arrays: dict[str, list[Any]] = {name: [np.zeros(0)] for name in [f"#{name}" for name in numbers] + ["#length"]}
     start = 0
-    for chunk in rated.chunks(names):
+    for chunk in rated.chunks(list(dict.fromkeys([*numbers, *names, *lengths.columns]))):
         first, last = np.searchsorted(wanted, [start, start + chunk.num_rows])
+        places = wanted[first:last] - start
+        some = Chunk(chunk.shard, 0, {name: column.take(places) for name, column in chunk.columns.items()})
+        arrays["#length"].append(lengths.of(some).astype(np.float64))
+        for name in numbers:
+            arrays[f"#{name}"].append(as_floats(some.columns[name], name))
         for name in names:
-            column = chunk.columns[name].take(wanted[first:last] - start)
-            numeric = name.endswith(_AVERAGE) or name == "length"
-            found[name].append(as_floats(column, name) if numeric else column.to_pylist())
+            found[name] += some.columns[name].to_pylist()
         start += chunk.num_rows
-    for name in names:
-        parts = found[name]
-        found[name] = (
-            np.concatenate(parts)
-            if parts and isinstance(parts[0], np.ndarray)
-            else [value for part in parts for value in part]
-        )
-    return found | {"#place": wanted, "#total": total}
+    joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
+    return found | joined | {"#place": wanted, "#total": total}
 
 
-def _chosen(rows: dict[str, Any], rated: RatedTable, manifest: Manifest | None) -> NDArray[np.bool_]:
+def _chosen(
+    rows: dict[str, Any], rated: RatedTable, manifest: Manifest | None, columns: Sequence[str]
+) -> NDArray[np.bool_]:
     if manifest is None:
         return np.zeros(len(rows["#place"]), bool)
     firsts: dict[str, int] = {}
     start = 0
-    for chunk in rated.chunks(["length"]):
+    for chunk in rated.chunks(columns):
         firsts.setdefault(rated.shards[chunk.shard], start)
         start += chunk.num_rows
     shards = manifest.table.column("shard").to_pylist()
+    if missing := next((shard for shard in shards if shard not in firsts), None):
+        raise UserError(f"The choice has rows of '{missing}', which the corpus has not.", "Give its own corpus (--in).")
     places = np.array([firsts[shard] for shard in shards], np.int64) + np.asarray(manifest.table.column("row"))
     return np.isin(rows["#place"], places)
 
@@ -156,14 +165,14 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values - finite.mean()) / spread if spread else np.zeros(len(values))
 
 
-def _main(z: dict[str, NDArray[np.float64]], selection: SelectionConfig | None) -> NDArray[np.float64]:
-    """The normalized rating that was selected by; without one the mean of all."""
+def _main(z: dict[str, NDArray[np.float64]], selection: SelectionConfig | None, count: int) -> NDArray[np.float64]:
+    """The normalized rating that was selected by, of `count` rows; without one the mean of all."""
     weights = {
         name.removesuffix(_AVERAGE): weight
         for name, weight in (selection.metrics if selection is not None else {}).items()
     }
-    weights = {name: weight for name, weight in weights.items() if name in z} or dict.fromkeys(z, 1.0)
-    return _standard(np.sum([weight * z[name] for name, weight in weights.items()], axis=0))
+    weights = weights or dict.fromkeys(z, 1.0)
+    return _standard(np.sum([weight * z[name] for name, weight in weights.items()], axis=0)) if z else np.zeros(count)
 
 
 def _histogram(values: NDArray[np.float64], domains: Sequence[str], chosen: NDArray[np.bool_]) -> dict[str, Any]:
@@ -188,7 +197,7 @@ def _correlations(columns: Sequence[NDArray[np.float64]]) -> list[list[float | N
     if kept.sum() < 3:
         return [[None] * len(columns)] * len(columns)
     with np.errstate(invalid="ignore", divide="ignore"):
-        matrix = np.corrcoef([column[kept] for column in columns])
+        matrix = np.atleast_2d(np.corrcoef([column[kept] for column in columns]))
     return [[None if not np.isfinite(value) else round(float(value), 4) for value in row] for row in matrix]
 
 

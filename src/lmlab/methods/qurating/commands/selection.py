@@ -49,7 +49,7 @@ def plan(
     from lmlab.methods.qurating.selecting.plan import plan_selection
     from lmlab.stats import without_noise
 
-    config = _config(where, settings, domain_weights, "sample")
+    config = _config(where, settings, domain_weights, "sample", tokenizer)
     found = plan_selection(_locations(where), config, measure=_measure(tokenizer))
     rows = [
         [each.name, without_noise(each.mean_z), round(each.rows), round(each.effective_rows), *each.deciles]
@@ -75,6 +75,8 @@ def plan(
         [[each.name, *each.overlap.values()] for each in found.outlooks],
         "Share of a choice that another has too",
     )
+    for column, most in config.cap_duplicates.items():
+        print(f"At most {counted(most, 'rows')} of each label in '{column}': that plays no part in this plan.")
     if found.repeats > 1:
         print(f"The corpus does not fill the budget: all rows would have to be repeated {found.repeats:.2f} times.")
     if out is not None:
@@ -111,7 +113,7 @@ def select(
     from lmlab.methods.qurating.selecting.tables.table import RatedTable
     from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
-    config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
+    config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode, tokenizer)
     places = _locations(where)
     settings_of = config.model_dump(mode="json")
     with owned_folder(out, "lmlab quality select", settings_of, RatedTable(places).files) as folder:
@@ -286,6 +288,7 @@ def report(
             show_default=False,
         ),
     ] = None,
+    tokenizer: TokenizerPath = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path(
         "quality.html"
     ),
@@ -304,9 +307,10 @@ def report(
         SelectionConfig, read_mapping(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
     )
     further = worth_sections(selection, judged, compared or [])
-    places = _locations(where)
-    analyze(places, Manifest.read(selection / "manifest.parquet"), config, settings, reading.text).write(selection)
-    write_json(selection / "plan.json", plan_selection(places, config).to_json())
+    places, measure = _locations(where), _measure(tokenizer)
+    manifest = Manifest.read(selection / "manifest.parquet")
+    analyze(places, manifest, config, settings, reading.text, measure).write(selection)
+    write_json(selection / "plan.json", plan_selection(places, config, measure=measure).to_json())
     print(
         f"Page: {selection_page(selection, 'A selection by quality', further).write(out)}\nTexts to read:"
         f" {selection / 'extremes.md'}"
@@ -330,12 +334,14 @@ def _measure(tokenizer: Path | None) -> Any:
     )
 
 
-def _config(where: list[Path], settings: SelectionSettings, domain_weights: Path | None, mode: str) -> Any:
+def _config(
+    where: list[Path], settings: SelectionSettings, domain_weights: Path | None, mode: str, tokenizer: Path | None
+) -> Any:
     """The settings for the corpus that is there."""
     from lmlab.config import validate
     from lmlab.files import read_yaml
-    from lmlab.methods.qurating.selecting.tables.table import budget_of
+    from lmlab.methods.qurating.selecting.tables.lengths import budget_of
 
     domains = settings.domains if domain_weights is None else read_yaml(domain_weights)
     chosen = validate(SelectionSettings, settings.model_dump() | {"mode": mode, "domains": domains}, "the options")
-    return chosen.resolved(budget_of(settings.tokens, _locations(where), settings.length))
+    return chosen.resolved(budget_of(settings.tokens, _locations(where), settings.length, _measure(tokenizer)))

@@ -19,12 +19,11 @@ from lmlab.errors import UserError, missing_extra, reads
 from lmlab.files import content_digest, read_mapping, sha256_json
 from lmlab.hardware import select_device, select_dtype
 from lmlab.methods.qurating.rating.rater import Ids, Rater, Scores
+from lmlab.models.formats.families import FAMILIES
 
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}  # padded, of a pass: more take memory, fewer leave a processor waiting
 _FILES = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "*.model", "special_tokens_map.json")
-_ENCODERS = re.compile(
-    r"bert|electra|mpnet|xlnet|deberta|roberta|albert|nystromformer|big_bird|longformer|funnel|esm", re.IGNORECASE
-)
+_OWN = {family.model_type for family in FAMILIES if family.classifier} | {"lmlab"}  # read as raters of lmlab
 
 
 class _Words:
@@ -43,8 +42,8 @@ class _Words:
 
 
 class EncoderRater:
-    """Gives texts scores, one for each label of a classifier: of a single label its value, of several their
-    probabilities.
+    """Gives texts scores, one for each label of a classifier: of a single label or a regression the values, of several
+    labels their probabilities, which add up to 1 unless several may hold at once (`problem_type`).
 
     It has the face of a `Rater` that an annotation uses. Texts longer than the classifier reads are cut into segments,
     whose scores are averaged by length, as those of a rater.
@@ -64,6 +63,8 @@ class EncoderRater:
         self.device = select_device(device)
         self.dtype = select_dtype(precision, self.device)
         model, self._tokenizer = _loaded(self.directory)
+        if self._tokenizer.pad_token is None:
+            raise UserError(f"The tokenizer in '{directory}' has no token for padding.", "Name one: pad_token.")
         self.model = model.to(self.device).eval()
         names = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
         self.criteria = tuple(_column_names(names))
@@ -83,10 +84,11 @@ class EncoderRater:
 
     def _longest(self) -> int:
         """Tokens that the classifier reads, marks included."""
-        config = self.model.config
-        positions = getattr(config, "max_position_embeddings", 512) or 512
-        if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer"):  # positions begin behind padding
-            positions -= (config.pad_token_id or 0) + 1
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 512
+        for name, module in self.model.named_modules():
+            learned = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+            if learned and module.padding_idx is not None:  # as of RoBERTa: positions begin behind that of padding
+                positions = module.num_embeddings - module.padding_idx - 1
         told = self._tokenizer.model_max_length
         return int(min(positions, told if told and told < 1e6 else positions))
 
@@ -120,7 +122,13 @@ class EncoderRater:
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         with autocast:
             logits = self.model(**padded).logits.float()
-        scores = logits if logits.shape[1] == 1 else logits.softmax(-1)
+        kind = self.model.config.problem_type
+        if kind == "multi_label_classification":
+            scores = logits.sigmoid()
+        elif kind == "regression" or logits.shape[1] == 1:
+            scores = logits
+        else:
+            scores = logits.softmax(-1)
         return np.asarray(scores.cpu().numpy(), np.float32)
 
 
@@ -136,7 +144,7 @@ def load_rater(directory: str | Path, device: str = "auto", precision: str = "au
         settings = read_mapping(config)
         kinds = settings.get("architectures") or [""]
         classifier = str(kinds[0]).endswith("ForSequenceClassification")
-        if classifier and _ENCODERS.search(str(settings.get("model_type", ""))):
+        if classifier and settings.get("model_type") not in _OWN:
             return EncoderRater(path, device, precision)
     return Rater.from_pretrained(path, device=device, precision=precision)
 

@@ -14,14 +14,17 @@ from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.words import counted
 
-_OVERSHOOT = 0.01  # of the whole budget, that need not be mended
+_AMISS = 0.01  # of the whole budget, by which a choice may be larger or smaller
 
 
-def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: SelectionConfig) -> list[int]:
+def domain_budgets(
+    domains: Sequence[str], tokens: Sequence[int], config: SelectionConfig, up: bool = False
+) -> list[int]:
     """The budget of each domain: floor(B T_d / T), or the domain's share of the weights that are given.
 
     Arguments:
         tokens: that each domain has.
+        up: round up, where the parts of tokens that are cut off would add up.
 
     Raises:
         BudgetExceedsCorpus: the corpus or a domain has fewer tokens.
@@ -29,11 +32,16 @@ def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: Select
     """
     total, asked = sum(tokens), config.tokens
     if asked > total:
+        capped = "".join(
+            f" with at most {counted(most, 'rows')} of each label in '{column}'"
+            for column, most in config.cap_duplicates.items()
+        )
         raise BudgetExceedsCorpus(
-            f"{counted(asked, 'tokens are')} asked for, and the corpus has {total:,}.", "Ask for fewer, or add text."
+            f"{counted(asked, 'tokens are')} asked for, and the corpus has {total:,}{capped}.",
+            "Ask for fewer, or add text.",
         )
     if config.domains == "proportional":
-        return [asked * each // total if total else 0 for each in tokens]
+        return [(-(-asked * each // total) if up else asked * each // total) if total else 0 for each in tokens]
     weights = config.domains
     for name in weights:
         if name not in domains:
@@ -79,7 +87,7 @@ def within_the_whole(
     """
     lengths = np.where(kept, rows["length"], 0)
     total, longest = int(lengths.sum()), int(lengths.max(initial=0))
-    if total - budget <= max(longest, _OVERSHOOT * budget):
+    if total - budget <= _least_amiss(longest, budget):
         return kept
     chosen = np.flatnonzero(kept)
     share = shares[rows["domain"][chosen]]
@@ -89,6 +97,16 @@ def within_the_whole(
     stays = np.zeros(len(rows), bool)
     stays[order[spent < budget]] = True
     return stays
+
+
+def falls_short(rows: NDArray[Any], budget: int) -> bool:
+    """Whether chosen rows are so far below the whole budget that it is due to the rounding of many small budgets."""
+    return budget - int(rows["length"].sum()) > _least_amiss(int(rows["length"].max(initial=0)), budget)
+
+
+def _least_amiss(longest: int, budget: int) -> float:
+    """Tokens by which a choice may miss its budget: a row's, or 1 %."""
+    return max(longest, _AMISS * budget)
 
 
 def _spent_before(rows: NDArray[Any]) -> NDArray[np.int64]:

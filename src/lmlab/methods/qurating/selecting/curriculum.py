@@ -19,7 +19,7 @@ from lmlab.methods.qurating.selecting.moments import check_spread, exact_moments
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.tables.ids import ranks
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
-from lmlab.methods.qurating.selecting.tables.writing import TableWriter, promote
+from lmlab.methods.qurating.selecting.tables.writing import TableWriter, joint_schema, promote
 from lmlab.words import counted
 
 _BUCKET_ROWS = 2**17  # rows that are sorted in memory, with their texts
@@ -137,7 +137,7 @@ def write_ordered(
                 buckets[number].write(rows.filter(pa.array(mine // size == number)))
         for bucket in buckets:
             bucket.close()
-        schema = _schema_of(buckets)
+        schema = _schema_of(buckets, path.name)
         with TableWriter(path, kind) as writer:
             for bucket in buckets:
                 rows = pq.read_table(bucket.path)
@@ -146,9 +146,9 @@ def write_ordered(
     return path
 
 
-def _schema_of(buckets: list[TableWriter]) -> Any:
+def _schema_of(buckets: list[TableWriter], name: str) -> Any:
     schemas = [pq.read_schema(bucket.path).remove_metadata() for bucket in buckets if bucket.num_rows]
     if not schemas:
         return pa.schema([])
-    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    schema = joint_schema(schemas, name)
     return schema.remove(schema.get_field_index(_RANK))

@@ -22,7 +22,8 @@ from lmlab.methods.qurating.selecting.drawing.temperature import is_zero
 from lmlab.methods.qurating.selecting.moments import Moments
 from lmlab.methods.qurating.selecting.selection import Keys, with_ids
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.tables.scan import Measure, Scan, scan
+from lmlab.methods.qurating.selecting.tables.lengths import Measure
+from lmlab.methods.qurating.selecting.tables.scan import Scan, scan
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular
 
 _BINS = 4096  # of ratings, each counted as its mean: fewer blur a threshold, more take memory

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +24,23 @@ from numpy.typing import NDArray
 from lmlab.config import validate
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file
-from lmlab.methods.qurating.selecting.budgets import domain_budgets, shares_of, until_spent, within_the_whole
+from lmlab.methods.qurating.selecting.budgets import (
+    domain_budgets,
+    falls_short,
+    shares_of,
+    until_spent,
+    within_the_whole,
+)
 from lmlab.methods.qurating.selecting.drawing.keys import gumbels
 from lmlab.methods.qurating.selecting.drawing.threshold import find_thresholds
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments, standardize
-from lmlab.methods.qurating.selecting.problems import BadTemperature
+from lmlab.methods.qurating.selecting.problems import BadTemperature, BudgetExceedsCorpus
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.tables.ids import ids_of, sorted_by_key
-from lmlab.methods.qurating.selecting.tables.scan import UNLABELED, Measure, Scan, scan
+from lmlab.methods.qurating.selecting.tables.lengths import Measure
+from lmlab.methods.qurating.selecting.tables.scan import UNLABELED, Scan, scan
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular
+from lmlab.words import counted
 
 _COLUMNS = ("id", "shard", "row", "key", "domain", "length")
 
@@ -96,12 +105,9 @@ def select(
             say.
         UserError: a column is missing or a setting is wrong.
     """
-    chosen = config or validate(SelectionConfig, options, "the selection")
     rated = RatedTable(table)
-    chosen = with_ids(chosen, rated)
-    with tempfile.TemporaryDirectory(prefix="lmlab-select-") as folder:
-        found = scan(rated, chosen, Path(folder), measure, text)
-        return _choose(rated, found, Keys(found, chosen))
+    chosen = _choose(rated, config or validate(SelectionConfig, options, "the selection"), measure, text)
+    return Manifest(_manifest_table(rated, chosen.keys, chosen.rows, chosen.row_keys), _report(chosen))
 
 
 def select_mixture(
@@ -117,65 +123,48 @@ def select_mixture(
     metrics = list(config.weights)
     if len(metrics) < 2:
         raise UserError("A mixture needs at least two columns of ratings.", "Give --weights A=1,B=1.")
+    rated = RatedTable(table)
+    capped = bool(config.cap_duplicates)  # which rows the cap leaves is known only as the turns go on
     parts = [
-        select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text)
+        _choose(rated, config.model_copy(update={"weights": {}, "metric": name}), measure, text, every=capped)
         for name in metrics
     ]
-    before = parts[0].report["domains"]
-    chosen_of = _in_turns(
-        [_numbers(part.table) for part in parts],
-        [each["budget"] for each in before.values()],
-        shares_of(list(before), [each["of_tokens"] for each in before.values()], config),
-        config.tokens,
-    )
-    tables = [part.table.take(pa.array(places)) for part, places in zip(parts, chosen_of, strict=True)]
-    chosen = (
-        pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
-    )
-    lengths = np.asarray(chosen.column("length"))
-    label = _numbers(pa.concat_tables(tables).unify_dictionaries())["domain"]
-    of_label = np.concatenate([np.asarray(table.column("length")) for table in tables])
-    counts, tokens = np.bincount(label, minlength=len(before)), np.bincount(label, of_label, minlength=len(before))
-    domains = {
-        name: each | {"rows": int(counts[number]), "tokens": int(tokens[number])}
-        for number, (name, each) in enumerate(before.items())
-    }
-    turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
-    report = {
-        **parts[0].report,
-        "rows": len(chosen),
-        "tokens": int(lengths.sum()),
-        "mean_z": None,
-        "domains": domains,
-        "turns": turns,
-    }
-    return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
-
-
-def _numbers(table: pa.Table) -> NDArray[Any]:
-    """The rows of a manifest's table by numbers: `row` of the whole corpus, `domain`, `length`."""
-    rows = np.zeros(len(table), [("row", "<i8"), ("domain", "<i8"), ("length", "<i8")])
-    codes = {}
-    for name in ("shard", "domain"):
-        column = table.column(name).combine_chunks()
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        codes[name] = np.asarray(column.indices).astype(np.int64)
-    rows["row"] = (codes["shard"] << 40) | np.asarray(table.column("row"))
-    rows["domain"], rows["length"] = codes["domain"], np.asarray(table.column("length"))
-    return rows
+    found = parts[0].keys.found
+    budgets = domain_budgets(found.domains, found.domain_tokens, config) if capped else parts[0].budgets
+    shares = shares_of(found.domains, found.domain_tokens, config)
+    chosen_of = _in_turns([part.rows for part in parts], found.domains, budgets, shares, config)
+    rows = np.concatenate([part.rows[places] for part, places in zip(parts, chosen_of, strict=True)])
+    row_keys = np.concatenate([part.row_keys[places] for part, places in zip(parts, chosen_of, strict=True)])
+    order = np.lexsort((rows["position"], -row_keys))
+    mixture = _Choice(parts[0].keys, rows[order], row_keys[order], budgets)
+    turns = {name: len(places) for name, places in zip(metrics, chosen_of, strict=True)}
+    report = _report(mixture) | {"mean_z": None, "turns": turns, "config": config.model_dump(mode="json")}
+    return Manifest(_manifest_table(rated, mixture.keys, mixture.rows, mixture.row_keys), report)
 
 
 def _in_turns(
-    parts: list[NDArray[Any]], budgets: list[int], shares: NDArray[np.float64], whole: int
+    parts: list[NDArray[Any]],
+    domains: list[str],
+    budgets: list[int],
+    shares: NDArray[np.float64],
+    config: SelectionConfig,
 ) -> list[NDArray[np.int64]]:
-    """Which rows of each part are taken, in turns within each domain."""
+    """Which rows of each part are taken, in turns within each domain, no more of a label than the cap allows."""
+    most = next(iter(config.cap_duplicates.values()), 0)
     orders = [np.argsort(part["domain"], kind="stable") for part in parts]
     firsts = [
         np.searchsorted(part["domain"][order], np.arange(len(budgets) + 1))
         for part, order in zip(parts, orders, strict=True)
     ]
-    rows, lengths = [part["row"].tolist() for part in parts], [part["length"].tolist() for part in parts]
-    taken, kept = set[int](), list[tuple[int, int]]()
+    rows, lengths = [part["position"].tolist() for part in parts], [part["length"].tolist() for part in parts]
+    labels = [part["cap"].tolist() for part in parts] if most else []
+    taken, of_label, kept = set[int](), Counter[int](), list[tuple[int, int]]()
+
+    def free(which: int, place: int) -> bool:
+        if rows[which][place] in taken:
+            return False
+        return not most or labels[which][place] == UNLABELED or of_label[labels[which][place]] < most
+
     for domain, budget in enumerate(budgets):
         queues = [
             iter(order[first[domain] : first[domain + 1]].tolist()) for order, first in zip(orders, firsts, strict=True)
@@ -184,17 +173,26 @@ def _in_turns(
         while spent < budget and idle < len(queues):
             which = turn % len(queues)
             turn += 1
-            place = next((place for place in queues[which] if rows[which][place] not in taken), None)
+            place = next((place for place in queues[which] if free(which, place)), None)
             idle = idle + 1 if place is None else 0
             if place is not None:
                 taken.add(rows[which][place])
+                if most:
+                    of_label[labels[which][place]] += 1
                 kept.append((which, place))
                 spent += lengths[which][place]
+        if most and spent < budget:
+            named = f"The domain '{domains[domain]}'" if config.domain is not None else "The corpus"
+            raise BudgetExceedsCorpus(
+                f"{named} is to give {counted(budget, 'tokens')}, and has {spent:,} with at most"
+                f" {counted(most, 'rows')} of each label in '{next(iter(config.cap_duplicates))}'.",
+                "Ask for fewer, or allow more of each.",
+            )
     chosen = np.array(kept, np.int64).reshape(-1, 2)
     every = np.zeros(len(chosen), parts[0].dtype)
     for which, part in enumerate(parts):
         every[chosen[:, 0] == which] = part[chosen[chosen[:, 0] == which, 1]]
-    chosen = chosen[within_the_whole(every, np.ones(len(every), bool), shares, whole)]
+    chosen = chosen[within_the_whole(every, np.ones(len(every), bool), shares, config.tokens)]
     return [chosen[chosen[:, 0] == which, 1] for which in range(len(parts))]
 
 
@@ -259,22 +257,57 @@ class Keys:
             yield rows, self.of(rows)
 
 
-def _choose(table: RatedTable, found: Scan, keys: Keys) -> Manifest:
-    config = keys.config
-    allowed = _capped(table, found, keys) if config.cap_duplicates else None
-    tokens_D = found.domain_tokens if allowed is None else _tokens_of(found, allowed)
-    budgets = domain_budgets(found.domains, tokens_D, config)
+@dataclass(frozen=True)
+class _Choice:
+    """Rows by falling key, with their keys, and the budgets of the domains."""
+
+    keys: Keys
+    rows: NDArray[Any]
+    row_keys: NDArray[np.float64]
+    budgets: list[int]
+
+
+def _choose(
+    table: RatedTable, config: SelectionConfig, measure: Measure | None, text: str, every: bool = False
+) -> _Choice:
+    """The rows that the settings choose.
+
+    Arguments:
+        every: all rows in the order of their keys, whatever the budget and the cap.
+    """
+    config = with_ids(config, table)
+    with tempfile.TemporaryDirectory(prefix="lmlab-select-") as folder:
+        found = scan(table, config, Path(folder), measure, text)
+        keys = Keys(found, config)
+        allowed = _capped(table, found, keys) if config.cap_duplicates and not every else None
+        tokens_D = found.domain_tokens if allowed is None else _tokens_of(found, allowed)
+        if every:
+            return _Choice(keys, *_reached(table, keys, tokens_D, allowed), tokens_D)
+        for up in (False, True):
+            budgets = domain_budgets(found.domains, tokens_D, config, up)
+            rows, row_keys = _reached(table, keys, budgets, allowed)
+            kept = within_the_whole(
+                rows, np.ones(len(rows), bool), shares_of(found.domains, tokens_D, config), config.tokens
+            )
+            rows, row_keys = rows[kept], row_keys[kept]
+            if config.domains != "proportional" or not falls_short(rows, config.tokens):
+                break
+        return _Choice(keys, rows, row_keys, budgets)
+
+
+def _reached(
+    table: RatedTable, keys: Keys, budgets: list[int], allowed: NDArray[np.bool_] | None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The rows that are reached before the budgets of their domains are spent, by falling key, and their keys."""
+    found = keys.found
     rows, row_keys, certain = find_thresholds(keys, np.array(budgets, np.int64), len(found.domains), allowed)
     if not len(rows):
         rows = np.zeros(0, found.kind)
-    order = sorted_by_key(table, found, config.id, rows, row_keys)
+    order = sorted_by_key(table, found, keys.config.id, rows, row_keys)
     rows, row_keys, certain = rows[order], row_keys[order], certain[order]
     kept = until_spent(rows, budgets)
     assert kept[certain].all(), "rows above a threshold are chosen"
-    kept &= within_the_whole(rows, kept, shares_of(found.domains, tokens_D, config), config.tokens)
-    rows, row_keys = rows[kept], row_keys[kept]
-    ids = ids_of(table, found, config.id, rows)
-    return Manifest(_manifest_table(found, rows, row_keys, ids), _report(found, keys, rows, budgets))
+    return rows[kept], row_keys[kept]
 
 
 def _capped(table: RatedTable, found: Scan, keys: Keys) -> NDArray[np.bool_]:
@@ -311,25 +344,27 @@ def _tokens_of(found: Scan, allowed: NDArray[np.bool_]) -> list[int]:
     return tokens.tolist()
 
 
-def _manifest_table(found: Scan, rows: NDArray[Any], keys: NDArray[np.float64], ids: pa.Array) -> pa.Table:
+def _manifest_table(table: RatedTable, keys: Keys, rows: NDArray[Any], row_keys: NDArray[np.float64]) -> pa.Table:
+    found = keys.found
+    ids = ids_of(table, found, keys.config.id, rows)
     shard = np.searchsorted(np.array(found.firsts), rows["position"], side="right") - 1
     row = rows["position"] - np.array(found.firsts, np.int64)[shard] if len(rows) else rows["position"]
     columns = [
         ids,
         pa.DictionaryArray.from_arrays(pa.array(shard.astype(np.int32)), pa.array(found.shards)),
         pa.array(row),
-        pa.array(keys),
+        pa.array(row_keys),
         pa.DictionaryArray.from_arrays(pa.array(rows["domain"]), pa.array(found.domains or [""])),
         pa.array(rows["length"]),
     ]
     return pa.Table.from_arrays(columns, names=_COLUMNS)
 
 
-def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> dict[str, Any]:
-    config = keys.config
+def _report(choice: _Choice) -> dict[str, Any]:
+    rows, found, config, budgets = choice.rows, choice.keys.found, choice.keys.config, choice.budgets
     tokens, counts = np.zeros(len(found.domains), np.int64), np.bincount(rows["domain"], minlength=len(found.domains))
     np.add.at(tokens, rows["domain"], rows["length"])
-    z = keys.z(rows)
+    z = choice.keys.z(rows)
     with np.errstate(over="ignore"):
         mean_z = float(z.mean()) if len(z) else math.nan
     domains = {

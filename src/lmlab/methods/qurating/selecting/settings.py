@@ -154,6 +154,6 @@ class SelectionConfig(SelectionSettings):
             return "uniform: ratings play no part"
         if not self.noise:
             return "no noise: plain " + ("bottom-k" if (self.mode == "bottom_k") != self.invert else "top-k")
-        return f"Gumbel noise of {self.tau * math.pi / math.sqrt(6):.2f} standard deviations of the ratings" + (
+        return f"Gumbel noise of {self.tau * (math.pi / math.sqrt(6)):.4g} standard deviations of the ratings" + (
             ", inverted" if self.invert else ""
         )

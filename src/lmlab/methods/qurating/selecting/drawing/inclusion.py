@@ -45,7 +45,9 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
         return np.zeros(len(z_N))
     if budget == total:
         return np.ones(len(z_N))
-    if is_zero(tau) or float(np.ptp(z_N)) / tau > _SHARP:
+    with np.errstate(over="ignore"):
+        sharp = is_zero(tau) or float(np.ptp(z_N)) / tau > _SHARP
+    if sharp:
         return _of_the_best(z_N, length_N, budget)
     logit_N = np.zeros(len(z_N)) if math.isinf(tau) else z_N / tau
     log_t = _log_time(logit_N, length_N, budget)

@@ -4,8 +4,7 @@ compact file.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,10 @@ from lmlab.methods.qurating.selecting.problems import (
     ZeroVariance,
 )
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
+from lmlab.methods.qurating.selecting.tables.lengths import LengthColumn, Measure
 from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
 from lmlab.words import counted
 
-_log = logging.getLogger(__name__)
 _ROWS = 2**20  # read at once from the disk
 _SHOWN = 5  # ids in a message
 _ROW_IDS = "or take the rows' numbers with --row-ids (row_ids: true)"
@@ -37,7 +36,6 @@ UNLABELED = np.uint64(2**64 - 1)  # a hash that no label has but by one chance i
 _NO_LABEL = ("", "-1", "-1.0")
 _SORTED_AT_ONCE = 2**25  # ids, 256 MB
 NO_DOMAIN = ""
-Measure = Callable[[pa.Array], NDArray[np.int64]]
 
 
 @dataclass
@@ -100,7 +98,7 @@ def scan(
         + ([("cap", "<u8")] if config.cap_duplicates else [])
     )
     found = Scan(folder, kind, table.shards)
-    lengths = _LengthColumn(table, config.length, measure, text)
+    lengths = LengthColumn(table, config.length, measure, text)
     paths = {*lengths.columns, *metrics, *config.minimum, *config.maximum, *config.cap_duplicates}
     paths |= {path for path in (config.id, config.domain, config.uncertainty) if path}
     for path in paths:
@@ -130,40 +128,10 @@ def _column(found: Scan, name: str) -> Iterator[NDArray[np.float64]]:
     return (np.ascontiguousarray(rows[name]) for rows in found.rows())
 
 
-class _LengthColumn:
-    """Where lengths come from."""
-
-    def __init__(self, table: RatedTable, path: str, measure: Measure | None, text: str) -> None:
-        self._path, self._measure = path, None
-        if table.has(path):
-            self.columns = [path]
-        elif table.has("input_ids"):
-            _log.warning("there is no column '%s': 'input_ids' are counted", path)
-            self.columns, self._measure = (
-                ["input_ids"],
-                lambda ids: np.asarray(pc.fill_null(pc.list_value_length(ids), 0)).astype(np.int64),
-            )
-        elif measure is not None and table.has(text):
-            _log.warning("there is no column '%s': texts are tokenized", path)
-            self.columns, self._measure = [text], measure
-        else:
-            raise UserError(
-                f"There is neither a column '{path}' nor 'input_ids'.",
-                "Name the column of lengths, or give a tokenizer that counts the texts.",
-            )
-
-    def of(self, chunk: Chunk) -> NDArray[np.int64]:
-        array = chunk.columns[self.columns[0]]
-        if self._measure is not None:
-            return self._measure(array)
-        values = as_floats(array, self._path)
-        return np.where(np.isfinite(values), values, 0).astype(np.int64)
-
-
 class _Reader:
     """Checks chunks and turns them to rows."""
 
-    def __init__(self, found: Scan, config: SelectionConfig, lengths: _LengthColumn, metrics: Sequence[str]) -> None:
+    def __init__(self, found: Scan, config: SelectionConfig, lengths: LengthColumn, metrics: Sequence[str]) -> None:
         self.found, self.config, self.lengths, self.metrics = found, config, lengths, metrics
         self._position, self._shard = 0, -1
         self._labels: dict[str, int] = {}

@@ -17,7 +17,6 @@ from lmlab.data import ParquetSource, RecordSource, Reject, record_source
 from lmlab.data.sources.reading.records import field
 from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.files import open_raw
-from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of
 
 _ROWS = 2**18  # read at once, of few columns
 Tabular = (
@@ -64,7 +63,7 @@ class RatedTable:
 
     def __init__(self, table: Tabular) -> None:
         if isinstance(table, Mapping):
-            table = pa.table(dict(table))
+            table = pa.table({name: _array(values, name) for name, values in table.items()})
         self._memory = table if isinstance(table, pa.Table) else None
         self._sources: list[RecordSource] = []
         if isinstance(table, pa.Table):
@@ -231,13 +230,28 @@ def _arrays(
         values = [record.get(path) if path in own else field(record, path) for record in records]
         if path in paths and all(value is None for value in values):
             raise UserError(f"No record has the field '{path}'.", f"The first has: {', '.join(sorted(records[0]))}.")
-        try:
-            found[path] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            raise UserError(f"The field '{path}' holds values of several kinds.") from None
-        except UnicodeEncodeError:
-            raise UserError(f"The field '{path}' holds a text that is no Unicode.") from None
+        found[path] = _array(values, path)
     return found, own
+
+
+def _array(values: Any, path: str) -> Any:
+    """Values as Arrow holds them; integers from 2**63 on, as hashes give for ids, are unsigned."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        return pa.array(values)
+    except OverflowError:
+        pass
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        raise UserError(f"The field '{path}' holds values of several kinds.") from None
+    except UnicodeEncodeError:
+        raise UserError(f"The field '{path}' holds a text that is no Unicode.") from None
+    try:
+        return pa.array(values, pa.uint64())
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):
+        raise UserError(
+            f"The field '{path}' holds integers beyond 64 bits.", "Write them as texts, or keep fewer columns."
+        ) from None
 
 
 def as_texts(array: pa.Array, path: str) -> list[str]:
@@ -254,7 +268,7 @@ def as_texts(array: pa.Array, path: str) -> list[str]:
 
 
 def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column of numbers; null is NaN.
+    """A column of numbers; null is NaN, and integers beyond 2**53 are rounded.
 
     Raises:
         UserError: it holds something else.
@@ -263,20 +277,4 @@ def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64
         return np.full(len(array), np.nan)
     if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
         raise UserError(f"The column '{path}' holds {array.type}, not numbers.")
-    return np.asarray(pc.fill_null(pc.cast(array, pa.float64()), float("nan")))
-
-
-def budget_of(tokens: str | float, table: Tabular, length: str = "length") -> int:
-    """A number of tokens, or a share of a table's.
-
-    Raises:
-        UserError: it is neither, or there is no column of lengths to take a share of.
-    """
-    share = share_of(tokens)
-    if share is None:
-        return parse_tokens(tokens)
-    rated = RatedTable(table)
-    rated.require(length)
-    return int(
-        share * sum(int(np.nansum(as_floats(chunk.columns[length], length))) for chunk in rated.chunks([length]))
-    )
+    return np.asarray(pc.fill_null(pc.cast(array, pa.float64(), safe=False), float("nan")))

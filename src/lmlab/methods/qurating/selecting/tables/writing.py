@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.errors import LmlabError
+from lmlab.errors import UserError
 
 KINDS = ("parquet", "jsonl")
 
@@ -97,22 +97,42 @@ def join_tables(parts: list[Path], target: Path, metadata: dict[Any, Any] | None
     """Put Parquet files together, with the columns of all of them.
 
     Raises:
-        LmlabError: their types do not fit one column.
+        UserError: their types do not fit one column.
     """
-    try:
-        schema = pa.unify_schemas(
-            [pq.read_schema(part).remove_metadata() for part in parts], promote_options="permissive"
-        )
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise LmlabError(
-            f"Records of '{target.name}' hold values of kinds that do not fit one column: {error}.",
-            "Keep fewer columns.",
-        ) from None
+    schema = joint_schema([pq.read_schema(part).remove_metadata() for part in parts], target.name)
     with pq.ParquetWriter(target, schema.with_metadata(metadata)) as writer:
         for part in parts:
             file = pq.ParquetFile(part)
             for group in range(file.num_row_groups):
                 writer.write_table(promote(file.read_row_group(group), schema))
+
+
+def joint_schema(schemas: list[pa.Schema], name: str) -> pa.Schema:
+    """One schema for the columns of all. Integers of which some need all 64 bits, as hashes do, are unsigned.
+
+    Arguments:
+        name: of the file that they are for.
+
+    Raises:
+        UserError: the types of a column do not fit.
+    """
+    unsigned = {field.name for schema in schemas for field in schema if field.type == pa.uint64()}
+    schemas = [
+        pa.schema(
+            [
+                field.with_type(pa.uint64()) if field.name in unsigned and pa.types.is_integer(field.type) else field
+                for field in schema
+            ]
+        )
+        for schema in schemas
+    ]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(
+            f"Records of '{name}' hold values of kinds that do not fit one column: {error}.",
+            "Give the column one kind of value in all files, or keep fewer columns.",
+        ) from None
 
 
 def promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
