@@ -3,11 +3,11 @@ trained on them.
 
 Real text is cut into pieces, of which most are spoiled by letters that are exchanged at random. A simulated judge with
 a preference for the second place votes on pairs by the true quality. A small rater learns from the votes (part 1), and
-rates a pool of spoiled and clean pieces; a trigram model, and with --neural a small transformer over three seeds, learn
-from what each way of choosing takes of the pool, at equal tokens (part 2).
+rates a pool of spoiled and clean pieces; a trigram model, and with --neural a small transformer, learn from what each
+way of choosing takes of the pool, at equal tokens (part 2). With --seeds raters, noise and models are of several seeds.
 
-    python benchmarks/qurating_known_answer.py --pairs 1000
-    python benchmarks/qurating_known_answer.py --pairs 4000 --neural
+    python benchmarks/qurating_known_answer.py --pairs 1000 --controls
+    python benchmarks/qurating_known_answer.py --pairs 1000 --neural --seeds 3 --out known.json
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import os
 import re
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import spearmanr
 
 from lmlab.data import Document, JsonlSource, Tokenizer
 from lmlab.judging import Judgment, soft_labels
 from lmlab.methods.qurating import Rater, RaterConfig, select, train_rater
 from lmlab.methods.qurating.rating.metrics import pair_metrics
+from lmlab.methods.qurating.selecting.curriculum import order_rows
 
 SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared"))
 CRITERIA = ("clean", "expertise")
@@ -108,11 +110,13 @@ def train(
     tokenizer: Tokenizer,
     control: str = "",
     seed: int = 0,
+    tokens: int = TOKENS,
 ) -> tuple[Rater, dict[str, Any]]:
     """A rater trained on `count` pairs of four fifths of the documents, and how it does on pairs of the others.
 
     Arguments:
         control: `shuffled` gives the labels of each pair to another one, `flipped` the opposite of each.
+        tokens: that the rater reads of each text.
     """
     rng = np.random.default_rng(seed + 1)
     order = rng.permutation(len(documents))
@@ -131,9 +135,9 @@ def train(
             for each in judgments
         ]
     config = RaterConfig(
-        max_tokens=TOKENS,
+        max_tokens=tokens,
         batch_pairs=32,
-        row_tokens=2 * TOKENS,
+        row_tokens=2 * tokens,
         lr=1e-3,
         epochs=3,
         validation=0.0,
@@ -159,31 +163,41 @@ def _flip(matrix: np.ndarray) -> np.ndarray:
 
 
 class Trigram:
-    """An interpolated trigram model of token ids (Witten & Bell 1991)."""
+    """An interpolated trigram model of token ids (Witten & Bell 1991).
+
+    A context of n tokens and the token after it are one number each, so that counts are sorted arrays.
+    """
 
     def __init__(self, documents: list[list[int]], vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        self.counts: list[dict[Any, Counter[int]]] = [defaultdict(Counter) for _ in range(3)]
-        for ids in documents:
-            for place, token in enumerate(ids):
-                for order in range(min(3, place + 1)):
-                    self.counts[order][tuple(ids[place - order : place])][token] += 1
-        self.totals = [{context: sum(found.values()) for context, found in level.items()} for level in self.counts]
+        self._levels = []
+        for order in range(3):
+            both = np.concatenate([self._numbers(ids, order) for ids in documents])
+            grams, counts = np.unique(both, return_counts=True)
+            contexts, first = np.unique(grams // vocabulary, return_index=True)
+            totals, kinds = np.add.reduceat(counts, first), np.diff(np.append(first, len(grams)))
+            self._levels.append((grams, counts, contexts, totals, kinds))
+
+    def _numbers(self, ids: list[int], order: int) -> np.ndarray:
+        """The grams of `order` tokens and one more, a number each, [len(ids) - order]."""
+        x = np.asarray(ids, np.int64)
+        found = np.zeros(max(0, len(x) - order), np.int64)
+        for place in range(order + 1):
+            found = found * self.vocabulary + x[place : place + len(found)]
+        return found
 
     def loss(self, ids: list[int]) -> float:
         """Summed negative log-likelihood in nats."""
-        total = 0.0
-        for place, token in enumerate(ids):
-            p = 1 / self.vocabulary
-            for order in range(min(3, place + 1)):
-                context = tuple(ids[place - order : place])
-                found = self.counts[order].get(context)
-                if found is None:
-                    break
-                seen, kinds = self.totals[order][context], len(found)
-                p = (found.get(token, 0) + kinds * p) / (seen + kinds)
-            total -= math.log(p)
-        return total
+        p = np.full(len(ids), 1 / self.vocabulary)
+        for order, (grams, counts, contexts, totals, kinds) in enumerate(self._levels):
+            both = self._numbers(ids, order)
+            place = np.minimum(np.searchsorted(contexts, both // self.vocabulary), len(contexts) - 1)
+            known = contexts[place] == both // self.vocabulary  # where it is not, no longer context is
+            at = np.minimum(np.searchsorted(grams, both), len(grams) - 1)
+            seen = np.where(grams[at] == both, counts[at], 0)
+            finer = (seen + kinds[place] * p[order:]) / (totals[place] + kinds[place])
+            p[order:] = np.where(known, finer, p[order:])
+        return float(-np.log(p).sum())
 
 
 def choose(
@@ -208,6 +222,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "inverse tau=0.5": {"tau": 0.5, "invert": True},
     "top-k by word length": {"mode": "top_k"},
 }
+
+NEURAL = ("uniform", "tau=2", "tau=1", "tau=0.5", "top-k", "inverse tau=0.5")
+CURRICULA = {"curriculum, rising": False, "curriculum, falling": True}
 
 
 def trigram_arms(
@@ -243,8 +260,9 @@ def neural_arm(
     folder: Path,
     seed: int,
     tokens: int,
+    shuffle: bool = True,
 ) -> float:
-    """Nats a token of a small transformer trained on the chosen documents, mean over domains."""
+    """Nats a token of a small transformer trained once on the chosen documents, mean over domains."""
     import torch
 
     from lmlab.data import Loader
@@ -266,13 +284,13 @@ def neural_arm(
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=128, num_heads=4, max_seq_len=512)
     model = Transformer(config).initialize(seed)
     settings = TrainerConfig(
-        steps=max(1, tokens // (16 * width)),
+        steps=max(1, min(tokens // width, len(flat)) // 16),
         batch_size=16,
         precision="auto",
         optimizer=OptimizerConfig(learning_rate=2e-3),
         log_every=1000,
     )
-    Trainer(model, language_model_step, Loader(Rows(), 16, seed), settings, folder).fit()
+    Trainer(model, language_model_step, Loader(Rows(), 16, seed, shuffle=shuffle), settings, folder).fit()
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     model.eval()
     with torch.no_grad():
@@ -294,20 +312,46 @@ def prepare(seed: int = 0) -> tuple[list[Document], np.ndarray, list[Document], 
     return pool, levels, held, tokenizer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--controls", action="store_true", help="also train on shuffled and on opposite labels")
-    parser.add_argument("--neural", action="store_true", help="also train small transformers, three seeds an arm")
-    parser.add_argument("--neural-tokens", type=int, default=600_000)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    pool, levels, held, tokenizer = prepare()
+def neural_arms(
+    pool: list[Document],
+    ratings: np.ndarray,
+    heldout: list[Document],
+    tokenizer: Tokenizer,
+    folder: Path,
+    seed: int,
+    tokens: int,
+) -> dict[str, float]:
+    """Nats a token of small transformers by arm, on equally many tokens. Those of the curriculum read the uniform
+    choice in the order of expertise.
+
+    Arguments:
+        ratings: of the pool by both criteria, [N, 2].
+    """
+    encoded = [tokenizer.encode(each.text) for each in pool]
+    tests = [(each.domain, tokenizer.encode(each.text)) for each in heldout]
+    found = {}
+    for name in NEURAL:
+        chosen = choose(pool, encoded, ratings[:, 0], True, seed=seed, **ARMS[name])
+        found[name] = neural_arm([encoded[number] for number in chosen], tests, tokenizer, folder / name, seed, tokens)
+    for name, descending in CURRICULA.items():
+        chosen = choose(pool, encoded, ratings[:, 0], True, seed=seed, **ARMS["uniform"])
+        table = pa.table({"id": [pool[number].id for number in chosen], "r": ratings[chosen, 1]})
+        order = order_rows(table, "r", tau=2.0, seed=seed, descending=descending, id="id").column("row").to_pylist()
+        ids = [encoded[chosen[row]] for row in order]
+        found[name] = neural_arm(ids, tests, tokenizer, folder / name, seed, tokens, shuffle=False)
+    return found
+
+
+def one_seed(
+    world: tuple[list[Document], np.ndarray, list[Document], Tokenizer], options: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """A rater, what trigram models and, if asked for, transformers make of its choices; all of one seed."""
+    pool, levels, held, tokenizer = world
     utility = utilities(pool, levels)
-    results: dict[str, Any] = {"pieces": len(pool), "held_out": len(held), "pairs": options.pairs}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        rater, figures = train(pool, utility, options.pairs, Path(folder) / "rater", tokenizer)
+        rater, figures = train(pool, utility, options.pairs, Path(folder) / "rater", tokenizer, seed=seed)
         results["rater"] = figures
         for name in CRITERIA:
             at = figures[name]["at"]
@@ -318,47 +362,66 @@ def main() -> None:
             )
         print(
             f"  trained in {time.process_time() - start:.0f} s of processor time,"
-            f" {figures['training']['tokens_per_second']:,.0f} tokens/s"
+            f" {figures['training']['tokens_per_second']:,.0f} tokens/s",
+            flush=True,
         )
         for control in ("shuffled", "flipped") if options.controls else ():
-            _, found = train(pool, utility, options.pairs, Path(folder) / control, tokenizer, control)
+            _, found = train(pool, utility, options.pairs, Path(folder) / control, tokenizer, control, seed)
             results[control] = found
             for name in CRITERIA:
                 print(
                     f"{control} {name}: accuracy {found[name]['at']['0']['accuracy']:.3f}, Spearman"
                     f" {found[name]['spearman']:.3f}"
                 )
-        rating = rater.rate([each.text for each in pool])[:, 0]
-        arms = trigram_arms(pool, levels, rating, held, tokenizer, list(ARMS))
-        results["trigram"] = arms
-        for name, values in arms.items():
-            print(
-                f"{name:>22}: {values['mean']:.3f} nats/token   "
-                + "  ".join(f"{d} {v:.2f}" for d, v in values.items() if d != "mean")
-            )
+        ratings = rater.rate([each.text for each in pool])
+        results["trigram"] = trigram_arms(pool, levels, ratings[:, 0], held, tokenizer, list(ARMS), 42 + seed)
         if options.neural:
-            results["neural"] = {}
-            encoded = [tokenizer.encode(each.text) for each in pool]
-            tests = [(each.domain, tokenizer.encode(each.text)) for each in held]
-            for name in ("uniform", "tau=1", "tau=0.5", "top-k", "inverse tau=0.5"):
-                losses = []
-                for seed in range(3):
-                    chosen = [
-                        encoded[number] for number in choose(pool, encoded, rating, True, seed=seed, **ARMS[name])
-                    ]
-                    losses.append(
-                        neural_arm(
-                            chosen, tests, tokenizer, Path(folder) / f"{name}-{seed}", seed, options.neural_tokens
-                        )
-                    )
-                results["neural"][name] = losses
-                print(
-                    f"{name:>22}: {np.mean(losses):.3f} +- {np.std(losses, ddof=1):.3f} nats/token over 3 seeds"
-                    " (neural)",
-                    flush=True,
-                )
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2))
+            results["neural"] = neural_arms(pool, ratings, held, tokenizer, Path(folder), seed, options.neural_tokens)
+    return results
+
+
+def summary(seeds: list[dict[str, Any]]) -> list[str]:
+    """Mean and standard deviation over seeds of each arm, and of its difference to uniform within a seed."""
+    lines = []
+    for kind in ("trigram", "neural"):
+        losses = {
+            arm: [value["mean"] if isinstance(value, dict) else value for value in (seed[kind][arm] for seed in seeds)]
+            for arm in seeds[0].get(kind, {})
+        }
+        for arm, found in losses.items():
+            gap = np.subtract(found, losses["uniform"])
+            if len(seeds) == 1:
+                lines.append(f"{kind} {arm:>22}: {found[0]:.3f} nats/token, {gap[0]:+.3f} to uniform")
+                continue
+            lines.append(
+                f"{kind} {arm:>22}: {np.mean(found):.3f} +- {np.std(found, ddof=1):.3f} nats/token, "
+                f"{np.mean(gap):+.3f} +- {np.std(gap, ddof=1):.3f} to uniform ({len(seeds)} seeds)"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=1, help="of rater, noise and models")
+    parser.add_argument("--controls", action="store_true", help="also train on shuffled and on opposite labels")
+    parser.add_argument("--neural", action="store_true", help="also train small transformers")
+    parser.add_argument("--neural-tokens", type=int, default=300_000, help="at most; one pass over the choice")
+    parser.add_argument("--out", type=Path, help="a file of results; seeds that it holds are not run again")
+    options = parser.parse_args()
+    world = prepare()
+    settings = {"pairs": options.pairs, "neural": options.neural, "controls": options.controls}
+    results: dict[str, Any] = {"pieces": len(world[0]), "held_out": len(world[2]), "settings": settings, "seeds": []}
+    if options.out and options.out.exists():
+        found = json.loads(options.out.read_text())
+        if found["settings"] != settings:
+            parser.error(f"{options.out} holds results of {found['settings']}")
+        results = found
+    while len(results["seeds"]) < options.seeds:
+        results["seeds"].append(one_seed(world, options, len(results["seeds"])))
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=2))
+    print("\n".join(summary(results["seeds"])))
 
 
 if __name__ == "__main__":
