@@ -277,6 +277,22 @@ def test_groups_of_the_dead_are_removed_and_those_of_the_living_stay(monkeypatch
     assert not any(each.exists() for each in folders)
 
 
+def test_a_caller_with_real_time_priority_has_a_sandbox_too(walled: Run) -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        pytest.skip("this user may not have real-time priority")
+    try:
+        result, out = walled(["echo", "alive"])
+        assert (result.exit_code, out) == (0, "alive\n")
+        group = cgroups.make_group(_SMALL)
+        group.remove()
+        assert "cpus" not in group.enforced()  # a quota that holds nothing is not told to hold
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def test_a_fork_bomb_ends_at_the_number_of_processes(walled: Run) -> None:
     if "processes" not in Bubblewrap().probe().enforced:
         pytest.skip("no control group limits processes here")

@@ -7,6 +7,7 @@ needs systemd.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import uuid
@@ -20,6 +21,7 @@ from lmlab.sandbox.limits import MIB, Limits
 _ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")  # the last one only counts, and is part of cpu in version 2
 _PERIOD_US = 100_000  # Linux's own default
+_REAL_TIME = (os.SCHED_FIFO, os.SCHED_RR)
 _NEW_S = 10.0  # a group this new may be about to get its first process
 
 
@@ -124,6 +126,10 @@ def make_group(limits: Limits) -> Group:
 
 def _set(group: Group, controller: str, folder: Path, limits: Limits) -> None:
     memory = limits.memory_mib * MIB
+    if controller == "cpu" and os.sched_getscheduler(0) in _REAL_TIME:
+        # Quotas do not hold what has real-time priority, and a kernel that shares that priority out by groups lets none
+        # of it into a new one
+        raise OSError(errno.EINVAL, "real-time priority")
     if controller == "pids":
         (folder / "pids.max").write_text(str(limits.processes))
     elif controller == "memory" and group.version == 2:
