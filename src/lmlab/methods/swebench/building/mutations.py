@@ -233,7 +233,7 @@ def _replaced(source: str, old: _Function, new: _Function) -> tuple[str, str] | 
         return None
     assert isinstance(written, _Function)
     wanted, widest = ast.dump(written), None
-    for text in (*_texts(lines, old, written), _whole(lines, old, written)):
+    for text in (*_texts(lines, old, new), _whole(lines, old, written)):
         try:
             module = ast.parse(text)
         except (SyntaxError, ValueError):
@@ -250,7 +250,11 @@ def _first_line(function: _Function) -> int:
 
 
 def _texts(lines: Sequence[str], old: ast.AST, new: ast.AST) -> Iterator[str]:
-    """Ways to write one node for another, those that keep most first."""
+    """Ways to write one node for another, those that keep most first.
+
+    Arguments:
+        new: a changed copy of `old`, so that whatever is in both has the place that it has in the file.
+    """
     fields = [name for name in old._fields if _told(getattr(old, name, None)) != _told(getattr(new, name, None))]
     if type(old) is type(new) and len(fields) == 1 and not isinstance(old, ast.JoinedStr):
         was, now = getattr(old, fields[0]), getattr(new, fields[0])
@@ -267,12 +271,78 @@ def _texts(lines: Sequence[str], old: ast.AST, new: ast.AST) -> Iterator[str]:
                 indent = lines[gone[0].lineno - 1][: gone[0].col_offset]
                 text = "".join(_unparsed(each, indent) for each in come)
                 yield _without(lines, gone[0].lineno, gone[-1].end_lineno, text)
+    if isinstance(old, ast.If) and fields == ["body", "orelse"]:
+        yield from _swapped(lines, old)
+    if isinstance(old, ast.expr) and isinstance(new, ast.expr):
+        for text in _around(lines, new):
+            yield _between(lines, old, text)
+            yield _between(lines, old, f"({text})")
     if isinstance(old, ast.expr | ast.stmt):
         indent = " " * old.col_offset if isinstance(old, ast.stmt) else ""
         text = _unparsed(new, indent)[:-1].removeprefix(indent)
         yield _between(lines, old, text)
         if isinstance(old, ast.expr):
             yield _between(lines, old, f"({text})")
+
+
+def _swapped(lines: Sequence[str], old: ast.If) -> Iterator[str]:
+    """The branches of a condition in each other's place, with their comments; nothing where they share a line."""
+    first, last = old.test.end_lineno or old.lineno, old.end_lineno or old.lineno
+    other = old.orelse[0]
+    starts = [
+        number
+        for number in range(old.body[-1].end_lineno or 0, other.lineno)
+        if lines[number][old.col_offset :].startswith(("else", "elif"))
+    ]
+    if not starts or lines[first - 1].split("#")[0].rstrip()[-1:] != ":" or old.body[0].lineno <= first:
+        return
+    start, body = starts[-1], lines[first : starts[-1]]
+    middle, branch = lines[start], lines[start + 1 : last]
+    if middle[old.col_offset :].startswith("elif"):
+        inner = " " * (old.body[0].col_offset - old.col_offset)
+        branch = [inner + middle.replace("elif", "if", 1), *(inner + line if line.strip() else line for line in branch)]
+        middle = f"{middle[: old.col_offset]}else:{middle[len(middle.rstrip()) :]}"
+    elif other.lineno == start + 1:
+        return
+    yield "".join([*lines[:first], *branch, middle, *body, *lines[last:]])
+
+
+def _around(lines: Sequence[str], new: ast.expr) -> Iterator[str]:
+    """Ways to write a new expression around those parts of it that stand in the file, which are cut out as they are."""
+    kept = list[str]()
+
+    class Cut(ast.NodeTransformer):
+        def generic_visit(self, node: ast.AST) -> ast.AST:
+            if node is not shape and isinstance(node, ast.expr) and not isinstance(node, ast.Starred):
+                text = _cut(lines, node)
+                if text is not None:
+                    kept.append(text)
+                    return ast.Name(f"{_HOLE}{len(kept) - 1}_", ast.Load())
+            return super().generic_visit(node)
+
+    shape = copy.deepcopy(new)
+    skeleton = ast.unparse(ast.fix_missing_locations(Cut().visit(shape)))
+    for form in ("{}", "({})"):  # the first is what people write, and may bind otherwise
+        text = skeleton
+        for number, part in enumerate(kept):
+            text = text.replace(f"{_HOLE}{number}_", form.format(part))
+        if kept:
+            yield text
+
+
+_HOLE = "_lmlab_cut_"
+
+
+def _cut(lines: Sequence[str], node: ast.expr) -> str | None:
+    """The text of an expression in the file; None where that is another one, as it was changed or made anew."""
+    if getattr(node, "end_col_offset", None) is None or node.lineno > len(lines):
+        return None
+    text = ast.get_source_segment("".join(lines), node)
+    try:
+        same = text is not None and ast.dump(ast.parse(f"({text})", mode="eval").body) == ast.dump(node)
+    except (SyntaxError, ValueError):
+        return None
+    return text if same else None
 
 
 def _told(value: object) -> str:
