@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from lmlab.methods.swebench.inference.ranking import Chunk, Ranker, documents
 from lmlab.methods.swebench.inference.settings import By
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
+from lmlab.words import counted
 
 Source = Literal["bm25", "dense", "hybrid", "oracle", "oracle-collapsed", "distractor", "none"]
 Granularity = Literal["file", "symbol"]
@@ -129,6 +131,23 @@ def make_context(
         return dict(sorted(files.items()))
 
     return Context(*_roomy(shown, budget, left, packed))
+
+
+def warn_of_bare(bare: Sequence[str], total: int, budget: int) -> None:
+    """Warn of questions that show no file: whatever is answered to them says nothing of a model.
+
+    Arguments:
+        bare: names of their instances.
+        total: questions in all.
+        budget: tokens that files could have.
+    """
+    if bare:
+        warnings.warn(
+            f"No file is shown in {counted(len(bare), 'prompts')} of {total}, as none has room in {budget:,} tokens (the"
+            f" first is of {bare[0]}). Raise --budget, or show parts of files: --granularity symbol, --context"
+            " oracle-collapsed.",
+            stacklevel=3,
+        )
 
 
 def _roomy(

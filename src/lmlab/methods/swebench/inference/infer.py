@@ -10,7 +10,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.methods.swebench.harness.repairing import reader_of
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
-from lmlab.methods.swebench.inference.contexts import Count, approximate_tokens, make_context
+from lmlab.methods.swebench.inference.contexts import Count, approximate_tokens, make_context, warn_of_bare
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.inference.ranking import Ranker
 from lmlab.methods.swebench.inference.settings import InferConfig
@@ -26,7 +26,7 @@ def prompts_of(
     instances: Sequence[Instance], workspaces: Workspaces, config: InferConfig, count: Count = approximate_tokens
 ) -> list[str]:
     """The prompt of each instance. The tests, the hints and the solution are in none of them."""
-    found = []
+    found, bare = [], list[str]()
     ranker = Ranker(encoder=config.encoder, split_names=config.split_names, device=config.device)
     for instance in instances:
         context = make_context(
@@ -39,7 +39,10 @@ def prompts_of(
             granularity=config.granularity,
             as_reference=config.as_reference,
         )
+        if not context.files and config.context != "none":
+            bare.append(instance.instance_id)
         found.append(make_prompt(instance.problem_statement, context, config.style))
+    warn_of_bare(bare, len(found), config.budget)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lmlab.errors import UserError
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
-from lmlab.methods.swebench.inference.contexts import Count, Source, approximate_tokens, make_context
+from lmlab.methods.swebench.inference.contexts import Count, Source, approximate_tokens, make_context, warn_of_bare
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.inference.ranking import Ranker
 from lmlab.methods.swebench.instances.instance import Instance
@@ -38,6 +38,7 @@ def sft_records(
     if not names or sum(weights) <= 0:
         raise UserError("The mix of contexts has no weights.", "Write it as oracle=0.5,bm25=0.5.")
     generator = random.Random(seed)
+    bare, made = list[str](), 0
     for instance in instances:
         source = generator.choices(names, weights)[0]
         tree = workspaces.pristine(instance)
@@ -46,9 +47,13 @@ def sft_records(
         target = f"<patch>\n{instance.patch.rstrip()}\n</patch>"
         if count(prompt) + count(target) > max_tokens:
             continue
+        made += 1
+        if not context.files and source != "none":
+            bare.append(instance.instance_id)
         yield {
             "id": instance.instance_id,
             "domain": instance.repo,
             "context": source,
             "messages": [*messages_of(prompt), {"role": "assistant", "content": target}],
         }
+    warn_of_bare(bare, made, budget)
