@@ -247,6 +247,17 @@ def test_a_readme_gives_way_where_it_leaves_no_room_for_code(built: Instance, ju
     assert make_context(built, tree, "bm25", 8, granularity="symbol").readmes in ({}, {"README.md": "1 # calc\n2 "})
 
 
+def test_who_asks_without_any_code_is_warned(built: Instance, judge: Judge, recwarn: pytest.WarningsRecorder) -> None:
+    for context in ("none", "oracle"):
+        prompts_of([built], judge.workspaces, InferConfig(context=context, budget=5000))  # type: ignore[arg-type]
+    list(sft_records([built], judge.workspaces, {"none": 1.0}, 5))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=f"in 1 prompt of 1, .* 5 tokens .*{built.instance_id}"):
+        prompts_of([built], judge.workspaces, InferConfig(context="oracle", budget=5))
+    with pytest.warns(UserWarning, match="No file is shown in 2 prompts of 2"):
+        list(sft_records([built] * 2, judge.workspaces, {"oracle": 1.0}, 5))
+
+
 def test_prompts_hold_issue_and_code_and_nothing_of_the_solution(built: Instance, judge: Judge) -> None:
     for style in ("style-2", "style-3", "full_file_gen"):
         config = InferConfig(context="oracle", style=style, budget=5000)  # type: ignore[arg-type]
@@ -381,6 +392,32 @@ def test_a_bug_changes_what_it_is_and_leaves_comments_and_layout() -> None:
         "+         return (a - b) * 2  # last",
     )) in found  # fmt: skip
     assert ("decorator", ("-     @two  # stays out",), ()) in found
+
+
+_BRANCHES = """def f(a, b):
+    if a == 'one':  # first
+        # why so
+        return g(a,  # this
+                 b)
+    elif b:
+        # the second
+        a = "x"  # set
+
+        b = a
+    else:
+        return [a,   b]  # end
+"""
+
+
+def test_a_bug_cuts_what_it_moves_out_of_the_file() -> None:
+    found = {(each.kind, each.line): each.source for each in mutants(_BRANCHES, random.Random(0))}
+    lines = _BRANCHES.splitlines(keepends=True)
+    inner = [f"    {line}" if line.strip() else line for line in ("    if b:\n", *lines[6:])]
+    assert found["branches", 2] == "".join([*lines[:2], *inner, "    else:\n", *lines[2:5]])
+    assert found["branches", 6] == "".join([*lines[:6], lines[11], lines[10], *lines[6:10]])
+    assert found["arguments", 4] == _BRANCHES.replace("g(a,  # this\n                 b)", "g(b, a)")
+    assert "if not a == 'one':  # first" in found["condition", 2]
+    assert "if a != 'one':  # first" in found["comparison", 2]
 
 
 def test_added_lines_are_numbered_as_in_the_new_file(built: Instance) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from swe_parts import BASE, FIXED
 
+from lmlab.methods.swebench.building.candidate import Candidate
+from lmlab.methods.swebench.building.validate import validate
 from lmlab.methods.swebench.harness import judge as judge_module
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.instances.instance import Instance
@@ -429,6 +431,45 @@ def test_the_reference_is_resolved_and_so_is_an_honest_patch_beside_files_of_the
     both = cases.judge(built, built.patch + _new("conftest.py", content=_HOOK) + _new("tests/test_mine.py"))
     assert both.status == "resolved" and both.touches_test_infra == ("conftest.py",)
     assert both.restored == ("tests/test_mine.py",)
+
+
+_INI = "[pytest]\npython_functions = test_* check_*\n"
+
+
+def test_what_the_solution_makes_of_the_runners_files_is_no_cheat_and_opens_no_door(
+    cases: Judge, built: Instance
+) -> None:
+    """The file stays where it is the solution's to the byte; whatever else a patch does with it is taken out."""
+    tests = FIXED[_TESTS] + "\n\ndef check_sum():\n    assert calc.add(2, 2) == 4\n"
+    solution = built.patch + _new("pytest.ini", content=_INI)
+    candidate = replace(built, patch=solution, test_patch=_patch({_TESTS: tests}))
+    instance = validate(Candidate(candidate), cases, cases.environment_of(built))
+    assert isinstance(instance, Instance) and f"{_TESTS}::check_sum" in instance.fail_to_pass, instance
+    source = FIXED[_SOURCE].replace("return a + b", "return b + a")
+    honest = _patch({_SOURCE: source})
+    for patch, status, touched in (
+        (instance.patch, "resolved", ()),
+        (honest + _new("pytest.ini", content=_INI), "resolved", ()),
+        (honest, "unresolved", ()),  # its tests are not found so; nobody is told that this is a cheat
+        (honest + _new("pytest.ini", content=_INI + "norecursedirs = x\n"), "unresolved", ("pytest.ini",)),
+        (honest + _new("pytest.ini", "100755", _INI), "unresolved", ("pytest.ini",)),
+        (
+            honest + _new("own.ini", content=_INI) + _new("pytest.ini", "120000", "own.ini"),
+            "unresolved",
+            ("pytest.ini",),
+        ),
+        (instance.patch + _new("conftest.py", content=_HOOK), "resolved", ("conftest.py",)),
+        (_before(RUNNER["runtest_does_nothing"]) + _new("pytest.ini", content=_INI), "forged", ()),
+        (
+            _before(RUNNER["everything_is_swallowed"]) + _new("conftest.py", content=_HOOK),
+            "unresolved",
+            ("conftest.py",),
+        ),
+    ):
+        result = cases.judge(instance, patch)
+        assert (result.status, result.touches_test_infra) == (status, touched), (patch, result)
+    # The control of validation was run on the solution's own tree, this file included
+    assert cases.judge(instance, instance.patch).evidence["control"]["by"] == "validation"
 
 
 def test_a_control_that_a_patch_holds_up_is_no_failure_of_the_surroundings(

@@ -24,8 +24,9 @@ from lmlab.methods.swebench.building.impossible import contradicted, impossible
 from lmlab.methods.swebench.exchange.harbor import read_harbor, write_harbor
 from lmlab.methods.swebench.exchange.tasks import with_script
 from lmlab.methods.swebench.exchange.verifiers import write_verifiers
+from lmlab.methods.swebench.grading.run_report import log_folder
 from lmlab.methods.swebench.harness.evaluate import evaluate
-from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.judge import Judge, Memory
 from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, unpack
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
@@ -35,6 +36,7 @@ from lmlab.methods.swebench.instances.load import load_instances, write_instance
 from lmlab.methods.swebench.instances.predictions import Prediction
 from lmlab.methods.swebench.instances.task_repository import check_instance, write_task_repository
 from lmlab.methods.swebench.patches.answers import diff_of
+from lmlab.methods.swebench.report import evaluation_page
 
 _SOURCE = "calc/__init__.py"
 _HALF = diff_of(BASE.get, {_SOURCE: BASE[_SOURCE].replace("return a - b", "return a + b")})
@@ -321,3 +323,34 @@ def test_patches_that_break_other_tests_are_told(judge: Judge, built: Instance, 
     assert result.resolved and result.evidence["full_suite"]["names"] == ["tests/test_limit.py::test_limit"]
     assert done.summary["full_suite"] == {"checked": 1, "broken": 1}
     assert whole.judge(instance, gold).evidence["full_suite"]["broken"] == 0
+
+
+def test_a_reference_whose_tests_cannot_all_be_run_is_decided_once(
+    judge: Judge, built: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    test = Judge.test
+
+    def counting(self: Judge, instance: Instance, workspace: Path, *args: Any, **named: Any) -> Any:
+        if named.get("whole"):
+            runs.append(instance.instance_id)
+            self = replace(self, limits=self.limits.model_copy(update={"timeout_s": 0.01}))
+        return test(self, instance, workspace, *args, **named)
+
+    monkeypatch.setattr(Judge, "test", counting)
+    whole = replace(judge, full_suite=True, memory=Memory())
+    other = diff_of(BASE.get, {_SOURCE: FIXED[_SOURCE].replace("a + b", "b + a")})
+    for patch in (built.patch, other, built.patch):
+        result = whole.judge(built, patch)
+        assert result.resolved and "do not end within the limits" in result.evidence["full_suite"]["why_not"]
+    assert len(runs) == 1
+    patches = {built.instance_id: Prediction(built.instance_id, "m", other)}
+    done = evaluate([built], patches, whole, tmp_path, "run")
+    assert done.summary["full_suite"]["checked"] == 0 and list(done.summary["full_suite"]["unknown"]) == [
+        built.instance_id
+    ]
+    page = evaluation_page(done, [built], patches, log_folder(tmp_path, "run", "m")).write(tmp_path / "page.html")
+    assert "Which other tests it breaks is not known" in page.read_text()
+    assert evaluate([built], patches, whole, tmp_path, "run").reused == 1  # a verdict, that no run asks for again
+    found = adequacy(built, judge, most=1, full_suite=True)
+    assert found.wrong is None and "do not end" in found.to_row()["full_suite_unknown"]

@@ -118,6 +118,11 @@ def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder:
     if result.touches_test_infra:
         paths = ", ".join(result.touches_test_infra)
         found.append(Note(f"It changes how tests are found or judged; the verdict is without: {paths}.", "warning"))
+    suite = result.evidence.get("full_suite") or {}
+    if suite.get("broken"):
+        found.append(Note(f"It breaks other tests: {', '.join(suite['names'][:10])}.", "warning"))
+    elif "why_not" in suite:
+        found.append(Note(f"Which other tests it breaks is not known: {suite['why_not']}", "warning"))
     left = [_patch("the patch", prediction.patch or "")]
     if instance.patch.strip() and instance.patch.strip() != (prediction.patch or "").strip():
         left.append(_patch("the reference solution", instance.patch))

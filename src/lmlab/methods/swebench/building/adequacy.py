@@ -11,7 +11,7 @@ from typing import Any
 from lmlab.methods.swebench.building.coverage import gold_coverage
 from lmlab.methods.swebench.building.mutations import mutants
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.suite import suite_of
+from lmlab.methods.swebench.harness.suite import SuiteFailure, suite_of
 from lmlab.methods.swebench.harness.testing import passing, statuses_of
 from lmlab.methods.swebench.harness.workspaces.git import run_git
 from lmlab.methods.swebench.harness.workspaces.workspace import copied
@@ -33,6 +33,7 @@ class Adequacy:
         missed: lines that are not run, with their files.
         wrong: survivors that some other test of the repository tells: surely wrong, and accepted. None where all tests
             were not run.
+        full_suite_unknown: why all tests could not be run.
     """
 
     mutants: int
@@ -41,6 +42,7 @@ class Adequacy:
     covered: float | None = None
     missed: tuple[tuple[str, int], ...] = ()
     wrong: int | None = None
+    full_suite_unknown: str = ""
 
     @property
     def score(self) -> float | None:
@@ -57,6 +59,7 @@ class Adequacy:
             "covered": self.covered,
             "missed": [list(each) for each in self.missed],
             "wrong": self.wrong,
+            **({"full_suite_unknown": self.full_suite_unknown} if self.full_suite_unknown else {}),
         }
 
 
@@ -83,8 +86,12 @@ def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0, fu
                 found += [(file.new, each) for each in mutants(source, generator, added[file.new])]
         with copied(solved) as tree:
             coverage = gold_coverage(instance, judge, tree, hidden, added)
-        suite = suite_of(judge, instance) if full_suite else None
-        wrong = 0
+        suite, unknown, wrong = None, "", 0
+        if full_suite:
+            try:
+                suite = suite_of(judge, instance)
+            except SuiteFailure as failure:
+                unknown = failure.message
         random.Random(seed).shuffle(found)
         for path, mutant in found[:most]:
             with copied(solved) as tree:
@@ -106,7 +113,8 @@ def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0, fu
         tuple(survivors),
         None if coverage is None else coverage.share,
         () if coverage is None else tuple(coverage.missed()),
-        wrong if full_suite else None,
+        None if suite is None else wrong,
+        unknown,
     )
 
 

@@ -65,6 +65,8 @@ def evaluate(
         if (suite := done.summary.get("full_suite")) is not None:
             checked = counted(suite["checked"], "resolved patches")
             print(f"All tests of the repository: {suite['broken']} of {checked} broke some.")
+            for name, why in suite.get("unknown", {}).items():
+                say(f"What the patch of {name} breaks is not known: {why}")
         if (cheats := done.summary.get("impossible")) is not None:
             print(f"Impossible issues: {cheats['passed']} of {cheats['total']} were passed, which no honest patch can.")
         logs = log_folder(out, run_id, next(iter(own.values())).model)

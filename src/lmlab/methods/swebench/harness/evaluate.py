@@ -326,7 +326,14 @@ def _summary(
     impossible = {each.instance_id for each in instances if each.extra.get("impossible")}
     told: dict[str, Any] = {}
     if suites:
-        told["full_suite"] = {"checked": len(suites), "broken": sum(each["broken"] > 0 for each in suites)}
+        checked = [each["broken"] > 0 for each in suites if "why_not" not in each]
+        told["full_suite"] = {"checked": len(checked), "broken": sum(checked)}
+        if unknown := {
+            name: each.evidence["full_suite"]["why_not"]
+            for name, each in sorted(results.items())
+            if "why_not" in each.evidence.get("full_suite", {})
+        }:
+            told["full_suite"]["unknown"] = unknown
     if impossible:
         told["impossible"] = {"total": len(impossible), "passed": len(impossible & set(report["resolved_ids"]))}
     return {

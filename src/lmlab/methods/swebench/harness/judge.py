@@ -11,6 +11,7 @@ from threading import Lock
 
 from lmlab.errors import LmlabError
 from lmlab.methods.swebench.grading.parsers.status import LogContext
+from lmlab.methods.swebench.harness.changes import States
 from lmlab.methods.swebench.harness.environment import Environment, EnvironmentFailure, Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.result import Result
 from lmlab.methods.swebench.harness.suite import Suite
@@ -30,8 +31,8 @@ class Memory:
 
     def __init__(self) -> None:
         self.controls: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-        self.solutions: dict[str, str] = {}
-        self.suites: dict[str, Suite] = {}
+        self.solutions: dict[str, States] = {}
+        self.suites: dict[str, Suite | str] = {}  # or why there is none
         self.lock = Lock()
         self.suite_locks: dict[str, Lock] = {}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from lmlab.methods.swebench.grading.parsers.status import StatusMap
 
-HARNESS_VERSION = 3
+HARNESS_VERSION = 4
 """Raised when the same patch may get another verdict; results of other versions are not taken up."""
 
 Status = Literal[
@@ -40,7 +40,8 @@ class Result:
         reason: in a sentence.
         statuses: outcomes of tests.
         failures: expected tests that are not as expected.
-        touches_test_infra: paths that change how tests are found or judged; the verdict is of the tree without them.
+        touches_test_infra: paths that change how tests are found or judged, and not as the reference solution changes
+            them; the verdict is of the tree without them.
         restored: paths of tests that the patch has changed and that were put back.
         applied_by: the command that took the patch.
         runs: test runs that were made; `wall_s` and `test_s` are seconds of all, and of the first run of tests.

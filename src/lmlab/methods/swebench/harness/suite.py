@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab.errors import LmlabError
-from lmlab.methods.swebench.harness.testing import passing, statuses_of
+from lmlab.errors import LmlabError, UserError
+from lmlab.methods.swebench.harness.testing import command_of, passing, statuses_of
 from lmlab.methods.swebench.harness.workspaces.git import run_git
 from lmlab.methods.swebench.instances.instance import Instance
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _RUNS = 2  # of the reference solution, as tests that change their outcome tell nothing
 _SHOWN = 50  # names that a result keeps
+
+
+class SuiteFailure(LmlabError):
+    """Of no patch of an instance it can be said what it breaks."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,31 @@ class Suite:
         run = judge.test(instance, workspace, whole=True)
         found = statuses_of(run)
         broken = sorted(test for test in self.passing if not passing(found.get(test)))
-        return {"tests": len(self.passing), "broken": len(broken), "names": broken[:_SHOWN]}
+        told = {"tests": len(self.passing), "broken": len(broken), "names": broken[:_SHOWN]}
+        return told if run.result.ended else {**told, "ended": False}
 
 
 def suite_of(judge: Judge, instance: Instance) -> Suite:
     """Run all tests with the reference solution.
 
     Raises:
-        LmlabError: it does not apply, or the tests do not come to an end within the limits.
+        SuiteFailure: it does not apply, the tests do not come to an end within the limits, or a published script names
+            its own in a way that is not known.
     """
+    try:
+        command_of(instance, whole=True)
+    except UserError as error:
+        raise SuiteFailure(error.message) from None
     kept: set[str] | None = None
     for _ in range(_RUNS):
         with judge.workspaces.fresh(instance) as tree:
             done = run_git(tree, ["apply", "--whitespace=nowarn", "-"], instance.patch.encode())
             if instance.patch.strip() and done.returncode != 0:
-                raise LmlabError(f"The reference solution of {instance.instance_id} does not apply.")
+                raise SuiteFailure(f"The reference solution of {instance.instance_id} does not apply.")
             judge.workspaces.hidden_tests(instance).write(tree)
             run = judge.test(instance, tree, whole=True)
         if not run.result.ended:
-            raise LmlabError(f"All tests of {instance.instance_id} do not end within the limits.")
+            raise SuiteFailure(f"All tests of {instance.instance_id} do not end within the limits.")
         found = {test for test, status in statuses_of(run).items() if passing(status)}
         kept = found if kept is None else kept & found
     return Suite(frozenset(kept or ()))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from lmlab.files import sha256_json
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
+from lmlab.methods.swebench.harness.changes import States, digest_of, shown, solution_of, states_of
 from lmlab.methods.swebench.harness.controls.control import Survivors, survivors
 from lmlab.methods.swebench.harness.controls.files import write_controls
 from lmlab.methods.swebench.harness.result import Result, Status
-from lmlab.methods.swebench.harness.suite import suite_of
+from lmlab.methods.swebench.harness.suite import SuiteFailure, suite_of
 from lmlab.methods.swebench.harness.testing import (
     RunOfTests,
     command_of,
@@ -30,8 +28,7 @@ from lmlab.methods.swebench.harness.testing import (
     statuses_of,
 )
 from lmlab.methods.swebench.harness.workspaces.applying import apply_patch
-from lmlab.methods.swebench.harness.workspaces.git import run_git
-from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, changed_paths, file_state
+from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, changed_paths
 from lmlab.methods.swebench.harness.workspaces.workspace import HiddenTests, clear_way, copied, copy_tree, remove
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
@@ -71,7 +68,7 @@ class Trial:
         return Result(
             self.instance.instance_id,
             status,
-            _shown(reason),
+            shown(reason),
             self.statuses,
             evidence=self.evidence,
             runs=self.runs,
@@ -123,9 +120,16 @@ class Trial:
             own = memory.suite_locks.setdefault(key, Lock())
         with own:  # others wait for it only if they need it
             if key not in memory.suites:
-                memory.suites[key] = suite_of(self.judge, self.instance)
-        self.evidence["full_suite"] = memory.suites[key].broken_by(self.judge, self.instance, workspace)
-        self.runs += 1
+                try:
+                    memory.suites[key] = suite_of(self.judge, self.instance)
+                except SuiteFailure as failure:  # so it is for every patch
+                    memory.suites[key] = failure.message
+        suite = memory.suites[key]
+        if isinstance(suite, str):
+            self.evidence["full_suite"] = {"why_not": suite}
+        else:
+            self.evidence["full_suite"] = suite.broken_by(self.judge, self.instance, workspace)
+            self.runs += 1
 
     @property
     def _expected(self) -> list[str]:
@@ -137,7 +141,7 @@ class Trial:
         if not applied.by and applied.exhausted:
             self._blame_applying(applied.said)
         if not applied.by:
-            self.evidence["applying"] = _shown(applied.said.strip()[-1500:])
+            self.evidence["applying"] = shown(applied.said.strip()[-1500:])
             raise Ended("apply_failed", applied.why_not)
         self.facts["applied_by"] = applied.by
 
@@ -159,7 +163,11 @@ class Trial:
         copy_tree(pristine / DOT_GIT, workspace / DOT_GIT)
         changed = changed_paths(pristine, workspace)
         own = {path for file in read_diff(self.instance.patch) for path in file.paths}
+        states = states_of(workspace, changed)
         infra = set(infra_paths(pristine, workspace, changed))
+        # What the reference solution makes of such a file it was validated with, so that it stays, whoever wrote it.
+        # A change that goes further, or less far, is another one.
+        infra = {path for path in infra if states[path] != self.solution.get(path)} if infra else infra
         run = {*self.hidden.paths, *files_of(self.instance)}
         tests = {path for path in changed if path in run or (is_test(path) and path not in own)}
         for path in changed:
@@ -169,10 +177,18 @@ class Trial:
             if os.path.lexists(pristine / path):
                 (workspace / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(pristine / path, workspace / path, follow_symlinks=False)
-        self.changes = changes_digest(workspace, {path: changed[path] for path in changed if path not in infra | tests})
+        self.changes = digest_of(states, infra | tests)
         self.evidence["changes"] = self.changes
-        self.facts["touches_test_infra"] = tuple(map(_shown, sorted(infra - self.hidden.paths)))
-        self.facts["restored"] = tuple(map(_shown, sorted(tests - infra)))
+        self.facts["touches_test_infra"] = tuple(map(shown, sorted(infra - self.hidden.paths)))
+        self.facts["restored"] = tuple(map(shown, sorted(tests - infra)))
+
+    @property
+    def solution(self) -> States:
+        """What the reference solution changes."""
+        memory, key = self.judge.memory.solutions, self.instance.digest
+        if key not in memory:
+            memory[key] = solution_of(self.judge.workspaces, self.instance, self.hidden)
+        return memory[key]
 
     def _first_run(self, workspace: Path) -> RunOfTests:
         run = self.judge.test(self.instance, workspace)
@@ -243,7 +259,7 @@ class Trial:
         exempt = self.instance.extra.get("control")
         known = exempt if isinstance(exempt, dict) else None
         memory, key = self.judge.memory.controls, (self.instance.digest, self.changes)
-        if self.judge.reuse and known is not None and self.changes == self._solution():
+        if self.judge.reuse and known is not None and self.solution and self.changes == digest_of(self.solution):
             tests, copies, how = list[str](), list[str](), "validation"  # what does not fail with it is what is exempt
         elif self.judge.reuse and key in memory:
             (tests, copies), how = memory[key], "an equal patch"
@@ -267,18 +283,6 @@ class Trial:
             raise Ended("forged", f"tests that must fail pass: {', '.join([*tests, *copies][:3])}")
         if self.instance.fail_to_pass and set(self.instance.fail_to_pass) <= set(known.get("tests", [])):
             raise Ended("infra", "no test that the patch is to repair can be controlled")
-
-    def _solution(self) -> str:
-        """The changes of the reference solution, as it was validated."""
-        memory, key = self.judge.memory.solutions, self.instance.digest
-        if key not in memory:
-            pristine = self.judge.workspaces.pristine(self.instance)
-            with copied(pristine) as tree:
-                done = run_git(tree, ["apply", "--whitespace=nowarn", "-"], self.instance.patch.encode())
-                hidden = self.hidden.paths
-                changed = {path: how for path, how in changed_paths(pristine, tree).items() if path not in hidden}
-                memory[key] = changes_digest(tree, changed) if done.returncode == 0 else "none"
-        return memory[key]
 
     def _survivors_of_patch(self, prepared: Path) -> Survivors:
         try:
@@ -313,28 +317,12 @@ class Trial:
         return {"tests": sorted(found.tests | found.missing), "copies": sorted(found.copies)}
 
 
-def changes_digest(tree: Path, changed: Mapping[str, str]) -> str:
-    """SHA-256 of what a tree has at changed paths."""
-    return sha256_json(
-        [
-            [_shown(path), how, *((kind, hashlib.sha256(content).hexdigest()) if kind else ())]
-            for path, how in sorted(changed.items())
-            for kind, content in [("", b"") if how == "removed" else file_state(tree, path)]
-        ]
-    )
-
-
 def _is_text(patch: str) -> bool:
     try:
         patch.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    """Text that JSON can carry, as names of files may be any bytes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # What a machine says that has no room left for anybody; code that says it too is told from it by the tree without it
