@@ -1,12 +1,18 @@
 """SWE-bench: whether verdicts stay what they are, and whether honest patches are taken for cheats.
 
 python benchmarks/swebench_stability.py INSTANCES.jsonl [...] --work FOLDER [--repeats 5] [--honest 40] [--seconds 600]
+python benchmarks/swebench_stability.py INSTANCES.jsonl [...] --work FOLDER --rewards 1000 [--seconds 600]
 
 Judges the reference solution of each instance so many times with two hash seeds by one worker and by two, and other
 edits of the solution's lines, right and wrong ones, once each with a control of its own. Prints how many reference
 solutions are resolved, how many verdicts or outcomes of tests differ between repeats, and how many of all honest
 patches were told to be forged, refused, invalid, or to touch how tests are found. What is in FOLDER is not judged
 again; after so many seconds it stops, and the same command goes on.
+
+With --rewards it asks so many times for the rewards of 20 patches of the ten instances whose tests are shortest (each
+solution, and another edit of it) by one `RewardFn`, whose workspaces are warm, and once each without walls. Prints how
+many rewards and outcomes of tests differ, what a reward takes, and what the process holds more at the end: open files,
+threads, processes, temporary folders, control groups, and memory.
 """
 
 from __future__ import annotations
@@ -14,6 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,14 +29,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from lmlab.files import read_jsonl, sha256_json
 from lmlab.methods.swebench import Instance, Judge, load_instances
 from lmlab.methods.swebench.config import SandboxConfig
 from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.inference.memory import edits_of
+from lmlab.sandbox import choose_executor
 from lmlab.stats import wilson
 
 _SEEDS = ("0", "1")
+_SHORTEST = 10  # instances whose rewards are asked for again and again
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,68 @@ def planned(paths: list[Path], repeats: int, honest: int) -> Iterator[Work]:
                 yield from (Work("edit", judge, each, patch, 0, "0", 1) for patch in edits)
 
 
+def held() -> dict[str, float]:
+    """What this process holds: numbers of things, and MiB."""
+    me = psutil.Process()
+    return {
+        "open files": me.num_fds(),
+        "threads": me.num_threads(),
+        "processes": len(me.children(recursive=True)),
+        "temporary folders": len(list(Path(tempfile.gettempdir()).glob("lmlab-*"))),
+        "control groups": len(list(Path("/sys/fs/cgroup").glob(f"**/lmlab-{os.getpid()}-*"))),
+        "memory, MiB": round(me.memory_info().rss / 2**20, 1),
+    }
+
+
+def rewards(paths: list[Path], count: int, seconds: float, log: Path) -> None:
+    """Ask for rewards again and again."""
+    known = []
+    for path in paths:
+        judge = open_judge(SandboxConfig(timeout_s=300), trees_beside(path))
+        known += [(judge, each) for each in load_instances(path)]
+    known.sort(key=lambda each: (min(each[1].extra["run_s"]["after"]), each[1].instance_id))
+    asked = []
+    for judge, each in known[:_SHORTEST]:
+        fn = RewardFn([each], judge)
+        asked += [(fn, each, each.patch), *((fn, each, patch) for patch in edits_of(each, judge.workspaces, 1)[1])]
+    rows = list(read_jsonl(log)) if log.exists() else []
+    spent, first, began = list[float](), dict[str, float](), time.monotonic()
+    with open(log, "a", encoding="utf-8") as file:
+        while len(rows) < count and time.monotonic() - began < seconds:
+            fn, each, patch = asked[len(rows) % len(asked)]
+            started = time.monotonic()
+            reward = fn(each.instance_id, patch)
+            spent.append(time.monotonic() - started)
+            found = fn.last[each.instance_id]
+            name = f"{each.instance_id}/{sha256_json(patch)[:12]}"
+            rows.append({"name": name, "reward": reward, "outcomes": sha256_json(dict(sorted(found.statuses.items())))})
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+            if len(spent) == 2 * len(asked):  # all is warm
+                first = held()
+    for what in ("reward", "outcomes"):
+        seen = {row["name"]: {other[what] for other in rows if other["name"] == row["name"]} for row in rows}
+        flips = sum(len(each) > 1 for each in seen.values())
+        print(f"{len(rows)} rewards of {len(seen)} patches; patches whose {what} differ: {flips}", end="; ")
+        print(f"without a reward: {sum(row['reward'] is None for row in rows)}")
+    warm = sorted(spent[len(asked) :])
+    if warm:
+        told = f"median {statistics.median(warm):.3f} s, 95th of a hundred {warm[int(0.95 * len(warm))]:.3f} s"
+        print(f"a reward of {len(warm)} in this process: {told}, {len(warm) / sum(warm):.2f} a second")
+    if first:
+        print(f"held after {2 * len(asked)} rewards: {first}\nheld after {len(spent)} rewards: {held()}")
+    last = {row["name"]: row for row in rows}
+    differ = []
+    for fn, each, patch in asked:
+        name = f"{each.instance_id}/{sha256_json(patch)[:12]}"
+        bare = replace(fn.judge, executor=choose_executor("local", unsafe=True), reuse=False)
+        found = bare.judge(each, patch)
+        outcomes = sha256_json(dict(sorted(found.statuses.items())))
+        if name in last and (float(found.resolved), outcomes) != (last[name]["reward"], last[name]["outcomes"]):
+            differ.append((name, found.status, found.reason))
+    print(f"{len(asked)} patches without walls; that differ: {differ or 0}")
+
+
 def main() -> None:
     """Judge and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,8 +167,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--honest", type=int, default=40, help="other edits of each solution")
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--rewards", type=int, default=0, help="ask for so many rewards in place of all else")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.rewards:
+        print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        place = options.work / "tmp"  # of its own, as others may leave folders in the system's
+        place.mkdir(exist_ok=True)
+        tempfile.tempdir = str(place)
+        rewards(options.instances, options.rewards, options.seconds, options.work / "rewards.jsonl")
+        print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
+        return
     log = options.work / "outcomes.jsonl"
     rows = list(read_jsonl(log)) if log.exists() else []
     done = {row["name"] for row in rows}
