@@ -466,6 +466,9 @@ def test_commands_ask_rank_and_write_records(
     assert ranked.code == 0 and json.loads((tmp_path / "hits.jsonl").read_text())["instance_id"] == built.instance_id
     written = lmlab("swe", "train-data", *common, "--context-mix", "oracle=1", "--out", tmp_path / "sft.jsonl")
     assert written.code == 0 and "1 conversation of 1 instance:" in written.out
+    asked = lmlab("swe", "prompt", *common, "--context", "oracle", "--style", "style-3", "--out", tmp_path / "p.jsonl")
+    row = json.loads((tmp_path / "p.jsonl").read_text())
+    assert asked.code == 0 and "1 prompt, the longest of" in asked.out and "Write the patch now." in row["text"]
     wrong = lmlab("swe", "train-data", *common, "--context-mix", "orcle=1", "--out", tmp_path / "x.jsonl")
     assert wrong.code == 2 and "Did you mean 'oracle'" in wrong.err
     checked = lmlab("swe", "check", "-i", tmp_path / "i.jsonl", "--lite")

@@ -73,6 +73,36 @@ infer_help = example(
 )
 
 
+@options(
+    InferConfig, only=("encoder", "split_names", "device", "context", "granularity", "as_reference", "budget", "style")
+)
+@options(WorkspaceConfig, "where")
+@options(InstancesConfig, "chosen")
+@options(CountingConfig, "counting")
+def prompt(
+    settings: InferConfig,
+    where: WorkspaceConfig,
+    chosen: InstancesConfig,
+    counting: CountingConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Prompts, JSON lines.")] = Path("prompts.jsonl"),
+) -> None:
+    """Write the prompts that `infer` would ask, as a text dataset (instance_id, text) that other programs can ask."""
+    from lmlab.files import write_jsonl
+    from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
+    from lmlab.methods.swebench.inference.infer import prompts_of
+    from lmlab.methods.swebench.instances.load import load_chosen
+
+    found, count = load_chosen(chosen), _count(counting.tokenizer)
+    texts = prompts_of(found, open_workspaces(where, trees_beside(chosen.instances)), settings, count)
+    rows = ({"instance_id": each.instance_id, "text": text} for each, text in zip(found, texts, strict=True))
+    print(f"{counted(write_jsonl(out, rows), 'prompts')}, the longest of {max(map(count, texts)):,} tokens: {out}")
+
+
+prompt_help = example(
+    "lmlab swe prompt -i benchmark/instances.jsonl --context oracle --style style-3 --budget 27000 --out prompts.jsonl"
+)
+
+
 @options(SandboxConfig)
 @options(AgentConfig, "how")
 @options(EndpointSettings, "access")
@@ -135,15 +165,19 @@ def retrieve(
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.ranking import Ranker, documents, recall
     from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.progress import progress
 
     workspaces = open_workspaces(where, trees_beside(chosen.instances))
     ranker = Ranker(by, how.encoder, how.split_names, how.device)
     rows, recalls = [], []
-    for instance in load_instances(chosen.instances, chosen.split):
-        hits = ranker.files(documents(workspaces.pristine(instance)), instance.problem_statement, k)
-        listed = [{"docid": path, "score": score} for path, score in hits]
-        rows.append({"instance_id": instance.instance_id, "hits": listed})
-        recalls.append([recall([path for path, _ in hits[:top]], instance) for top in (1, 5, k)])
+    instances = load_instances(chosen.instances, chosen.split)
+    with progress("retrieve", len(instances), "issues") as advance:
+        for instance in instances:
+            hits = ranker.files(documents(workspaces.pristine(instance)), instance.problem_statement, k)
+            listed = [{"docid": path, "score": score} for path, score in hits]
+            rows.append({"instance_id": instance.instance_id, "hits": listed})
+            recalls.append([recall([path for path, _ in hits[:top]], instance) for top in (1, 5, k)])
+            advance()
     write_jsonl(out, rows)
     table = []
     for place, top in enumerate((1, 5, k)):

@@ -70,30 +70,33 @@ def adequacy(
     mutants: Annotated[int, typer.Option(min=1, help="Mutants of each solution.")] = 10,
 ) -> None:
     """Say how many mutants of each solution its tests kill, and which of its lines they run: mutants that live are
-    wrong patches that would pass."""
+    wrong patches that would pass. Scores are written as they come; what has one by the same settings is kept."""
     from dataclasses import replace
 
     from lmlab.methods.swebench.building.adequacy import adequacy as measure
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.harness.result import HARNESS_VERSION
     from lmlab.methods.swebench.instances.load import load_instances, write_instances
     from lmlab.progress import progress
 
-    every = load_instances(instances)
+    every = list(load_instances(instances))
     wanted = {each.instance_id for each in load_instances(instances, None, chosen.ids)}
     judge = open_judge(settings, trees_beside(instances))
-    scored, rows = [], []
+    asked = {"mutants": mutants, "seed": drawn.seed, "full_suite": how.full_suite, "harness": HARNESS_VERSION}
+    rows: list[list[object]] = []
     with progress("adequacy", len(wanted), "instances") as advance:
-        for each in every:
-            if each.instance_id in wanted:
-                found = measure(each, judge, mutants, drawn.seed, how.full_suite)
-                each = replace(each, extra={**each.extra, "adequacy": found.to_row()})
-                score = "" if found.score is None else f"{found.score:.2f}"
-                covered = "" if found.covered is None else f"{found.covered:.2f}"
-                wrong = "" if found.wrong is None else found.wrong
-                rows.append([each.instance_id, found.mutants, found.killed, score, covered, wrong])
-                advance()
-            scored.append(each)
-    write_instances(instances, scored)
+        for place, each in enumerate(every):
+            if each.instance_id not in wanted:
+                continue
+            told = each.extra.get("adequacy")
+            if not isinstance(told, dict) or told.get("asked") != asked:
+                told = {**measure(each, judge, mutants, drawn.seed, how.full_suite).to_row(), "asked": asked}
+                every[place] = replace(each, extra={**each.extra, "adequacy": told})
+                write_instances(instances, every)
+            shares = ["" if told[name] is None else f"{told[name]:.2f}" for name in ("score", "covered")]
+            wrong = "" if told["wrong"] is None else told["wrong"]
+            rows.append([each.instance_id, told["mutants"], told["killed"], *shares, wrong])
+            advance()
     print_rows(["instance", "mutants", "killed", "score", "lines run", "surely wrong, accepted"], rows)
 
 

@@ -143,8 +143,8 @@ def warn_of_bare(bare: Sequence[str], total: int, budget: int) -> None:
     """
     if bare:
         warnings.warn(
-            f"No file is shown in {counted(len(bare), 'prompts')} of {total}, as none has room in {budget:,} tokens (the"
-            f" first is of {bare[0]}). Raise --budget, or show parts of files: --granularity symbol, --context"
+            f"No file is shown in {counted(len(bare), 'prompts')} of {total}, as none has room in {budget:,} tokens"
+            f" (the first is of {bare[0]}). Raise --budget, or show parts of files: --granularity symbol, --context"
             " oracle-collapsed.",
             stacklevel=3,
         )

@@ -28,20 +28,22 @@ def prompts_of(
     """The prompt of each instance. The tests, the hints and the solution are in none of them."""
     found, bare = [], list[str]()
     ranker = Ranker(encoder=config.encoder, split_names=config.split_names, device=config.device)
-    for instance in instances:
-        context = make_context(
-            instance,
-            workspaces.pristine(instance),
-            config.context,
-            config.budget,
-            count,
-            ranker=ranker,
-            granularity=config.granularity,
-            as_reference=config.as_reference,
-        )
-        if not context.files and config.context != "none":
-            bare.append(instance.instance_id)
-        found.append(make_prompt(instance.problem_statement, context, config.style))
+    with progress("prompts", len(instances), "issues") as advance:
+        for instance in instances:
+            context = make_context(
+                instance,
+                workspaces.pristine(instance),
+                config.context,
+                config.budget,
+                count,
+                ranker=ranker,
+                granularity=config.granularity,
+                as_reference=config.as_reference,
+            )
+            if not context.files and config.context != "none":
+                bare.append(instance.instance_id)
+            found.append(make_prompt(instance.problem_statement, context, config.style))
+            advance()
     warn_of_bare(bare, len(found), config.budget)
     return found
 

@@ -11,6 +11,7 @@ from lmlab.methods.swebench.inference.contexts import Count, Source, approximate
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.inference.ranking import Ranker
 from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.progress import progress
 
 
 def sft_records(
@@ -39,21 +40,23 @@ def sft_records(
         raise UserError("The mix of contexts has no weights.", "Write it as oracle=0.5,bm25=0.5.")
     generator = random.Random(seed)
     bare, made = list[str](), 0
-    for instance in instances:
-        source = generator.choices(names, weights)[0]
-        tree = workspaces.pristine(instance)
-        context = make_context(instance, tree, source, budget, count, ranker=ranker, seed=seed)
-        prompt = make_prompt(instance.problem_statement, context)
-        target = f"<patch>\n{instance.patch.rstrip()}\n</patch>"
-        if count(prompt) + count(target) > max_tokens:
-            continue
-        made += 1
-        if not context.files and source != "none":
-            bare.append(instance.instance_id)
-        yield {
-            "id": instance.instance_id,
-            "domain": instance.repo,
-            "context": source,
-            "messages": [*messages_of(prompt), {"role": "assistant", "content": target}],
-        }
+    with progress("train-data", len(instances), "instances") as advance:
+        for instance in instances:
+            advance()
+            source = generator.choices(names, weights)[0]
+            tree = workspaces.pristine(instance)
+            context = make_context(instance, tree, source, budget, count, ranker=ranker, seed=seed)
+            prompt = make_prompt(instance.problem_statement, context)
+            target = f"<patch>\n{instance.patch.rstrip()}\n</patch>"
+            if count(prompt) + count(target) > max_tokens:
+                continue
+            made += 1
+            if not context.files and source != "none":
+                bare.append(instance.instance_id)
+            yield {
+                "id": instance.instance_id,
+                "domain": instance.repo,
+                "context": source,
+                "messages": [*messages_of(prompt), {"role": "assistant", "content": target}],
+            }
     warn_of_bare(bare, made, budget)
