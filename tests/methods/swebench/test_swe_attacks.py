@@ -472,6 +472,35 @@ def test_what_the_solution_makes_of_the_runners_files_is_no_cheat_and_opens_no_d
     assert cases.judge(instance, instance.patch).evidence["control"]["by"] == "validation"
 
 
+def test_a_runner_that_leaves_no_results_is_held_by_its_log_and_the_control(cases: Judge, built: Instance) -> None:
+    """unittest's own runner: its log alone says what passed, and each of these logs says that all did."""
+    tests = (
+        BASE[_TESTS].replace("import pytest\n\n", "").replace("def test_mul():\n    assert calc.mul(2, 3) == 6\n", "")
+    )
+    tests += "\n    def test_sum(self):\n        self.assertEqual(calc.add(1, 2), 3)\n"
+    ids = [f"{name} (tests.test_calc.TestParse.{name})" for name in ("test_sum", "test_number", "test_mul_inherited")]
+    told = {**built.extra, "test_command": "python -m unittest -v", "test_files": [_TESTS]}
+    instance = replace(
+        built,
+        test_patch=_patch({_TESTS: tests}),
+        log_parser="parse_log_django",
+        fail_to_pass=(ids[0],),
+        pass_to_pass=tuple(ids[1:]),
+        extra={key: value for key, value in told.items() if key != "control"},
+    )
+    printed = f"print({''.join(f'{chr(10)}{each} ... ok' for each in ids)!r}, flush=True)\n"
+    for patch, status in (
+        (built.patch, "resolved"),
+        (_before("import unittest\nunittest.TestCase._callTestMethod = lambda *a: None\n"), "forged"),
+        (_before(f"{printed}import os; os._exit(0)"), "forged"),
+        (_before(f"{printed}import os; os._exit(1)"), "invalid"),
+        (_before(_ALWAYS), "forged"),
+        (_patch({_SOURCE: BASE[_SOURCE] + "\n"}), "unresolved"),
+    ):
+        result = cases.judge(instance, patch)
+        assert result.evidence["results"] is None and result.status == status, (patch, result)
+
+
 def test_a_control_that_a_patch_holds_up_is_no_failure_of_the_surroundings(
     cases: Judge, built: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
