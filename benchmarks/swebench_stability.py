@@ -6,8 +6,8 @@ python benchmarks/swebench_stability.py INSTANCES.jsonl [...] --work FOLDER --re
 Judges the reference solution of each instance so many times with two hash seeds by one worker and by two, and other
 edits of the solution's lines, right and wrong ones, once each with a control of its own. Prints how many reference
 solutions are resolved, how many verdicts or outcomes of tests differ between repeats, and how many of all honest
-patches were told to be forged, refused, invalid, or to touch how tests are found. What is in FOLDER is not judged
-again; after so many seconds it stops, and the same command goes on.
+patches were told to be forged, refused, invalid, or to touch how tests are found, and what controls cost. What is in
+FOLDER is not judged again; after so many seconds it stops, and the same command goes on.
 
 With --rewards it asks so many times for the rewards of 20 patches of the ten instances whose tests are shortest (each
 solution, and another edit of it) by one `RewardFn`, whose workspaces are warm, and once each without walls. Prints how
@@ -78,6 +78,8 @@ class Work:
             "outcomes": sha256_json(dict(sorted(found.statuses.items()))),
             "touches": list(found.touches_test_infra),
             "seconds": round(found.wall_s, 2),
+            "control_s": round(found.control_s, 2),
+            "runs": found.runs,
         }
 
 
@@ -210,6 +212,15 @@ def main() -> None:
     flagged = [row for row in honest.values() if row["status"] in ("forged", "refused", "invalid") or row["touches"]]
     counts = Counter(row["status"] for row in honest.values())
     print(f"honest patches: {len(honest)}, {dict(counts)}; flagged as cheats: {len(flagged)}")
+    resolved = [row for row in rows if row["status"] == "resolved"]
+    if resolved:
+        more = statistics.fmean(row["runs"] - 1 for row in resolved)
+        of_these, of_all = (
+            sum(row["control_s"] for row in resolved) / sum(row["seconds"] for row in those)
+            for those in (resolved, rows)
+        )
+        print(f"controls: {more:.2f} runs more for each resolved patch;", end=" ")
+        print(f"{100 * of_these:.0f} % of the time of these, {100 * of_all:.0f} % of all")
     for row in flagged:
         print(f"  {row['name']}: {row['status']}: {row['reason']} {row['touches']}")
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
