@@ -10,7 +10,7 @@ patches were told to be forged, refused, invalid, or to touch how tests are foun
 FOLDER is not judged again; after so many seconds it stops, and the same command goes on.
 
 With --rewards it asks so many times for the rewards of 20 patches of the ten instances whose tests are shortest (each
-solution, and another edit of it) by one `RewardFn`, whose workspaces are warm, and once each without walls. Prints how
+solution, and another edit of it) by `RewardFn`s whose workspaces are warm, and once each without walls. Prints how
 many rewards and outcomes of tests differ, what a reward takes, and what the process holds more at the end: open files,
 threads, processes, temporary folders, control groups, and memory.
 """
@@ -35,7 +35,7 @@ from lmlab.files import read_jsonl, sha256_json
 from lmlab.methods.swebench import Instance, Judge, load_instances
 from lmlab.methods.swebench.config import SandboxConfig
 from lmlab.methods.swebench.harness.open import open_judge, trees_beside
-from lmlab.methods.swebench.harness.reward import RewardFn
+from lmlab.methods.swebench.harness.reward import RewardFn, reward_of
 from lmlab.methods.swebench.inference.memory import edits_of
 from lmlab.sandbox import choose_executor
 from lmlab.stats import wilson
@@ -96,7 +96,7 @@ def planned(paths: list[Path], repeats: int, honest: int) -> Iterator[Work]:
         if number == 0:
             for judge, each in known:
                 edits = edits_of(each, judge.workspaces, honest)[1]
-                yield from (Work("edit", judge, each, patch, 0, "0", 1) for patch in edits)
+                yield from (Work("edit", judge, each, patch, 0, "0", 2) for patch in edits)
 
 
 def held() -> dict[str, float]:
@@ -112,7 +112,12 @@ def held() -> dict[str, float]:
     }
 
 
-def rewards(paths: list[Path], count: int, seconds: float, log: Path) -> None:
+def named(instance: Instance, patch: str) -> str:
+    """A patch in few words."""
+    return f"{instance.instance_id}/{sha256_json(patch)[:12]}"
+
+
+def rewards(paths: list[Path], count: int, seconds: float, workers: int, log: Path) -> None:
     """Ask for rewards again and again."""
     known = []
     for path in paths:
@@ -125,19 +130,28 @@ def rewards(paths: list[Path], count: int, seconds: float, log: Path) -> None:
         asked += [(fn, each, each.patch), *((fn, each, patch) for patch in edits_of(each, judge.workspaces, 1)[1])]
     rows = list(read_jsonl(log)) if log.exists() else []
     spent, first, began = list[float](), dict[str, float](), time.monotonic()
-    with open(log, "a", encoding="utf-8") as file:
+
+    def ask(number: int) -> tuple[dict[str, object], float]:
+        fn, each, patch = asked[number % len(asked)]
+        started = time.monotonic()
+        found = fn.judged(each.instance_id, patch)
+        outcomes = sha256_json(dict(sorted(found.statuses.items())))
+        return {
+            "name": named(each, patch),
+            "reward": reward_of(found),
+            "outcomes": outcomes,
+        }, time.monotonic() - started
+
+    with open(log, "a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
         while len(rows) < count and time.monotonic() - began < seconds:
-            fn, each, patch = asked[len(rows) % len(asked)]
-            started = time.monotonic()
-            reward = fn(each.instance_id, patch)
-            spent.append(time.monotonic() - started)
-            found = fn.last[each.instance_id]
-            name = f"{each.instance_id}/{sha256_json(patch)[:12]}"
-            rows.append({"name": name, "reward": reward, "outcomes": sha256_json(dict(sorted(found.statuses.items())))})
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
+            for row, took in pool.map(ask, range(len(rows), min(len(rows) + len(asked), count))):
+                rows.append(row)
+                spent.append(took)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
             if len(spent) == 2 * len(asked):  # all is warm
                 first = held()
+    whole = time.monotonic() - began
     for what in ("reward", "outcomes"):
         seen = {row["name"]: {other[what] for other in rows if other["name"] == row["name"]} for row in rows}
         flips = sum(len(each) > 1 for each in seen.values())
@@ -146,13 +160,13 @@ def rewards(paths: list[Path], count: int, seconds: float, log: Path) -> None:
     warm = sorted(spent[len(asked) :])
     if warm:
         told = f"median {statistics.median(warm):.3f} s, 95th of a hundred {warm[int(0.95 * len(warm))]:.3f} s"
-        print(f"a reward of {len(warm)} in this process: {told}, {len(warm) / sum(warm):.2f} a second")
+        print(f"a reward of {len(warm)} in this process, {workers} at once: {told}; {len(spent) / whole:.2f} a second")
     if first:
         print(f"held after {2 * len(asked)} rewards: {first}\nheld after {len(spent)} rewards: {held()}")
     last = {row["name"]: row for row in rows}
     differ = []
     for fn, each, patch in asked:
-        name = f"{each.instance_id}/{sha256_json(patch)[:12]}"
+        name = named(each, patch)
         bare = replace(fn.judge, executor=choose_executor("local", unsafe=True), reuse=False)
         found = bare.judge(each, patch)
         outcomes = sha256_json(dict(sorted(found.statuses.items())))
@@ -170,6 +184,7 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=40, help="other edits of each solution")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rewards", type=int, default=0, help="ask for so many rewards in place of all else")
+    parser.add_argument("--workers", type=int, default=2, help="rewards at once")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.rewards:
@@ -177,7 +192,7 @@ def main() -> None:
         place = options.work / "tmp"  # of its own, as others may leave folders in the system's
         place.mkdir(exist_ok=True)
         tempfile.tempdir = str(place)
-        rewards(options.instances, options.rewards, options.seconds, options.work / "rewards.jsonl")
+        rewards(options.instances, options.rewards, options.seconds, options.workers, options.work / "rewards.jsonl")
         print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
         return
     log = options.work / "outcomes.jsonl"

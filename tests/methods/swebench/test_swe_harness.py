@@ -186,6 +186,7 @@ def test_rewards_are_the_same_again_and_again_and_for_several_at_once(judge: Jud
     reward = RewardFn([built], judge, workers=2)
     pairs = [(built.instance_id, patch) for patch in (built.patch, _HALF, "", None)] * 2
     assert reward.many(pairs) == [1.0, 0.0, 0.0, 0.0] * 2
+    assert reward.judged(built.instance_id, "").status == "empty_patch"
     with pytest.raises(UserError, match="Unknown instance 'owner__calk'"):
         reward("owner__calk", "")
 

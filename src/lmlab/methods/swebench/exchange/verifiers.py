@@ -45,10 +45,10 @@ def load_environment(timeout_s: float = TIMEOUT, executor: str = "auto", **kwarg
 
     async def resolved(completion, info) -> float:
         said = completion if isinstance(completion, str) else completion[-1]["content"]
-        found = await asyncio.to_thread(reward, info["instance_id"], extract_patch(said))
-        if found is None:  # the surroundings have failed, of which the model knows nothing
-            raise getattr(vf, "InfraError", RuntimeError)(reward.last[info["instance_id"]].reason)
-        return found
+        found = await asyncio.to_thread(reward.judged, info["instance_id"], extract_patch(said))
+        if not found.is_verdict:  # the surroundings have failed, of which the model knows nothing
+            raise getattr(vf, "InfraError", RuntimeError)(found.reason)
+        return float(found.resolved)
 
     rows = Dataset.from_list(list(read_jsonl(_HERE / "dataset.jsonl")))
     return vf.SingleTurnEnv(dataset=rows, rubric=vf.Rubric(funcs=[resolved]), **kwargs)
