@@ -472,13 +472,18 @@ def test_what_the_solution_makes_of_the_runners_files_is_no_cheat_and_opens_no_d
     assert cases.judge(instance, instance.patch).evidence["control"]["by"] == "validation"
 
 
-def test_a_runner_that_leaves_no_results_is_held_by_its_log_and_the_control(cases: Judge, built: Instance) -> None:
+@pytest.mark.parametrize("docstring", ["", "The sum.\n\nOf two."])
+def test_a_runner_that_leaves_no_results_is_held_by_its_log_and_the_control(
+    docstring: str, cases: Judge, built: Instance
+) -> None:
     """unittest's own runner: its log alone says what passed, and each of these logs says that all did."""
     tests = (
         BASE[_TESTS].replace("import pytest\n\n", "").replace("def test_mul():\n    assert calc.mul(2, 3) == 6\n", "")
     )
-    tests += "\n    def test_sum(self):\n        self.assertEqual(calc.add(1, 2), 3)\n"
-    ids = [f"{name} (tests.test_calc.TestParse.{name})" for name in ("test_sum", "test_number", "test_mul_inherited")]
+    tests += f'\n    def test_sum(self):\n        """{docstring}"""\n        self.assertEqual(calc.add(1, 2), 3)\n'
+    names = ("test_sum", "test_number", "test_mul_inherited")
+    ids = [f"{name} (tests.test_calc.TestParse.{name})" for name in names]
+    ids[0] = docstring.partition("\n")[0] or ids[0]
     told = {**built.extra, "test_command": "python -m unittest -v", "test_files": [_TESTS]}
     instance = replace(
         built,

@@ -12,7 +12,7 @@ from lmlab.methods.swebench.building.candidate import Rejection
 from lmlab.methods.swebench.building.mutations import lines_of
 from lmlab.methods.swebench.building.settings import Kind
 from lmlab.methods.swebench.building.validate import apply_gold
-from lmlab.methods.swebench.harness.controls.control import functions_of
+from lmlab.methods.swebench.harness.controls.control import ANYWHERE, functions_of
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import passing, statuses_of
 from lmlab.methods.swebench.harness.workspaces.workspace import diff_against
@@ -31,9 +31,10 @@ def impossible(instance: Instance, judge: Judge, kind: Kind = "conflicting", see
         solution still passes.
     """
     hidden = judge.workspaces.hidden_tests(instance)
-    for file, names in sorted(functions_of(instance.fail_to_pass).items()):
-        written = hidden.written.get(file)
-        changed = None if written is None else contradicted(written[1].decode("utf-8", "replace"), names, kind, seed)
+    functions = functions_of(instance.fail_to_pass)
+    for file, (_, content) in sorted(hidden.written.items()):
+        names = functions.get(file, set()) | functions.get(ANYWHERE, set())
+        changed = contradicted(content.decode("utf-8", "replace"), names, kind, seed) if names else None
         if changed is None:
             continue
         text, function = changed

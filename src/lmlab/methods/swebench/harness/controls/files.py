@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmlab.methods.swebench.harness.controls.control import Control, control_source, functions_of
+from lmlab.methods.swebench.harness.controls.control import ANYWHERE, Control, control_source, functions_of
 from lmlab.methods.swebench.harness.testing import files_of
 from lmlab.methods.swebench.harness.workspaces.trees import tree_files
 from lmlab.methods.swebench.instances.instance import Instance
@@ -31,7 +31,7 @@ def write_controls(instance: Instance, prepared: Path, repaired: Sequence[str]) 
         source = place.read_text(encoding="utf-8", errors="replace")
         if "def test" not in source:
             continue
-        control = control_source(source, functions.get(path, set()), seed + path)
+        control = control_source(source, functions.get(path, set()) | functions.get(ANYWHERE, set()), seed + path)
         if control is not None:
             place.unlink()
             place.write_text(control.source, encoding="utf-8")
