@@ -159,6 +159,33 @@ def test_a_collection_smaller_than_the_default_depths_is_measured_at_those_it_ha
     assert not (tmp_path / "hardened").exists()
 
 
+def test_documents_alone_can_be_attacked_measured_and_defended(run, place, small, tmp_path):
+    """With questions of elsewhere, whatever splits the collection has, or none, or no questions at all."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "corpus.jsonl").write_text((small / "corpus.jsonl").read_text())
+    common = ("--data", alone, "--encoder", place, "--cache", tmp_path / "cache", "--precision", "fp32")
+    lines = (small / "queries.jsonl").read_text().splitlines(keepends=True)
+    mine, others = tmp_path / "mine.jsonl", tmp_path / "others.jsonl"
+    mine.write_text("".join(lines[:40]))
+    others.write_text("".join(lines[40:]))
+    out, gate = tmp_path / "attack", tmp_path / "gate"
+    code, _, err = run("craft", *common, *FAST, "--queries", mine, "--objective", "coverage", "--out", out)
+    assert code == 0, err
+    code, text, err = run("evaluate", "--passages", out, *common, "--queries", others, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["queries"] == 40 and found["ndcg_before"] is None, err
+    split = ("--queries", others, "--split", "test")
+    whole = ("--data", small, "--encoder", place, "--cache", tmp_path / "cache", "--precision", "fp32")
+    code, text, _ = run("evaluate", "--passages", out, *whole, *split, "--json")
+    assert code == 0 and json.loads(text)["asr"] == found["asr"] and json.loads(text)["ndcg_before"] is not None
+    assert run("detect", "fit", *common, "--sentinels", others, "--rate", "0.05", "--out", gate)[0] == 0
+    code, text, _ = run("detect", "score", "--passages", out, "--gate", gate, *common)
+    assert code == 0 and json.loads(text)["clean"] == 60
+    code, _, err = run("craft", *common, *FAST, "--queries", mine, "--start", "gold", "--out", tmp_path / "gold")
+    assert code == 2 and "queries.jsonl" in err
+
+
 def test_where_queries_are_documents_the_deepest_default_is_what_others_leave(run, place, attack, tmp_path):
     data = write_collection(tmp_path / "self", documents=20, queries=12)
     for path in (data / "queries.jsonl", *(data / "qrels").iterdir()):
@@ -208,7 +235,9 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     curves = json.loads(text)
     assert all(point["fpr"] <= point["rate"] + 1e-9 for point in curves["hubness"])
     pairs = ("detect", "fit", "--data", small, *common, "--rate", "0.05", "--detector", "near_duplicate")
-    assert run(*pairs, "--out", tmp_path / "pairs")[0] == 0
+    code, text, _ = run(*pairs, "--out", tmp_path / "pairs", "--json")
+    told = {"detectors": ["near_duplicate"], "rate": 0.05, "out": str(tmp_path / "pairs")}
+    assert code == 0 and json.loads(text) == told
     code, _, err = run("gate", source, "--gate", tmp_path / "pairs", "--encoder", common[1])
     assert code == 2 and "here each comes alone" in " ".join(err.split())
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
@@ -242,7 +271,8 @@ def test_a_report_has_defenses_beside_every_attack_or_says_that_it_has_none(run,
         assert row["asr"]["20"] <= undefended["20"] + 0.1 and (refused < 1 or row["asr"]["20"] == 0)
     page = (tmp_path / "report.html").read_text()
     assert "ASR@20, undefended" in page and "ASR@20, defended" in page and "Clean nDCG@10" in page
-    code, text, err = run(*arguments, "--no-defenses")
+    code, text, err = run(*arguments, "--no-defenses", "--json")
+    assert json.loads(text)["attacks"][0]["found"]["asr"] == undefended
     page = (tmp_path / "report.html").read_text()
     assert code == 0 and "has no table of defenses, as was asked for" in page
     assert "no table of defenses" in (tmp_path / "report.md").read_text()
@@ -293,8 +323,9 @@ def test_a_dot_product_retriever_is_told_of_long_vectors(run, tmp_path):
 
 
 def test_other_tools_files_are_written_and_read_and_what_was_read_is_told_as_json(run, place, attack, tmp_path):
-    code, _, err = run("export", attack, "--out", tmp_path / "theirs", "--name", "small", "--encoder", place)
-    assert code == 0, err
+    exported = ("export", attack, "--out", tmp_path / "theirs", "--name", "small", "--encoder", place)
+    code, text, err = run(*exported, "--json")
+    assert code == 0 and json.loads(text) == {"files": 3, "out": str(tmp_path / "theirs")}, err
     given = ("import", tmp_path / "theirs", "--encoder", place, "--out", tmp_path / "ours", "--json")
     code, text, err = run(*given)
     assert code == 0, err

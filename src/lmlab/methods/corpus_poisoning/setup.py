@@ -20,7 +20,16 @@ from lmlab.files import sha256_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
 from lmlab.methods.corpus_poisoning.config import ChosenConfig
 from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits, stored_hits
-from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, RetrievalDataset, load_dataset
+from lmlab.retrieval import (
+    AnyEncoder,
+    EmbeddingStore,
+    ExactIndex,
+    Queries,
+    RetrievalDataset,
+    load_dataset,
+    read_corpus,
+)
+from lmlab.retrieval.collections.read import collection_name, collection_part, collection_root
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Kind
 from lmlab.retrieval.store import collection_folder, encoder_folder
@@ -100,6 +109,18 @@ class Target:
             UserError: it is damaged, or holds crafted documents: figures of a clean corpus would be wrong.
         """
         return cls(retriever, load_dataset(place, split, ignore_missing, "error", judged), place)
+
+    @classmethod
+    def of_documents(cls, retriever: Retriever, place: str, asked: Queries | None = None) -> Target:
+        """Its documents alone, with other queries or none: neither its own queries nor judgments need to be there.
+
+        Raises:
+            UserError: as of `load`.
+        """
+        root = collection_root(place)
+        corpus = read_corpus(collection_part(root, "corpus"), "error")
+        queries = Queries((), ()) if asked is None else asked
+        return cls(retriever, RetrievalDataset(collection_name(root), "", corpus, queries, {}), place)
 
     @property
     def name(self) -> str:

@@ -44,8 +44,10 @@ def craft_for(
         target = Target.load(retriever, data, split, ignore_missing, judged=False)
         asked, vectors = target.data.queries, target.queries()
     needs_corpus = config.objective == "coverage" or config.target_asr is not None
-    if needs_corpus and target is None:
-        target = Target.load(retriever, data, split, ignore_missing, judged=False)
+    if target is None and config.start == "gold":
+        target = Target.load(retriever, data, split, ignore_missing)
+    elif target is None and needs_corpus:
+        target = Target.of_documents(retriever, data, asked)
     hits = None
     if needs_corpus and target is not None:
         if config.coverage_rank > target.depth(asked):

@@ -13,9 +13,9 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
     Gate,
     Passages,
     collection_options,
+    documents_of,
     encoder_options,
     retriever,
-    target_of,
 )
 from lmlab.methods.corpus_poisoning.config import DetectorsConfig, RateConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig
@@ -28,7 +28,7 @@ detect_sweep_help = example("lmlab poison detect sweep --data data/scifact --pas
 gate_help = example("lmlab poison gate new.jsonl --gate gate --out verdicts.jsonl")
 
 
-@collection_options()
+@collection_options(exclude=("split", "ignore_missing"))
 @options(DetectorsConfig)
 @options(RateConfig, "strictness")
 @encoder_options()
@@ -43,7 +43,7 @@ def detect_fit(
     """Fit detectors on one half of a clean corpus, set the gate's threshold on the other, and write the gate."""
     from lmlab.methods.corpus_poisoning.defend.run import context_of, dump, fit_gate
 
-    target = target_of(which, collection)
+    target = documents_of(which, collection)
     gate = fit_gate(target, context_of(target, settings), settings.detectors, strictness.rate, out)
     if as_json:
         print(dump({"detectors": list(gate.detectors), "rate": gate.rate, "out": str(out)}))
@@ -52,7 +52,7 @@ def detect_fit(
 
 
 @options(DetectorsConfig, exclude=("detectors", "sentinels", "sentinel_count"))
-@collection_options(data=None)
+@collection_options(exclude=("split", "ignore_missing"), data=None)
 @encoder_options()
 def detect_score(
     passages: Passages,
@@ -69,13 +69,13 @@ def detect_score(
 
     clean = None
     if collection.data:
-        target = target_of(which, collection)
+        target = documents_of(which, collection)
         clean = Texts(target.data.corpus.texts, target.documents)
     opened = open_gate(retriever(which), gate, settings.language_model, settings.masked_model)
     print(dump(score_passages(opened, read_texts(passages), clean)))
 
 
-@collection_options()
+@collection_options(exclude=("split", "ignore_missing"))
 @options(DetectorsConfig)
 @encoder_options()
 def detect_sweep(
@@ -84,7 +84,7 @@ def detect_sweep(
     """Shares of clean and of crafted passages that each detector refuses, over thresholds; JSON."""
     from lmlab.methods.corpus_poisoning.defend.run import context_of, dump, sweep_passages
 
-    target = target_of(which, collection)
+    target = documents_of(which, collection)
     print(dump(sweep_passages(target, context_of(target, settings), settings.detectors, passages)))
 
 

@@ -61,3 +61,10 @@ def target_of(which: EncoderConfig, collection: CollectionConfig) -> Target:
     from lmlab.methods.corpus_poisoning.setup import Target
 
     return Target.load(retriever(which), collection.data, collection.split, collection.ignore_missing)
+
+
+def documents_of(which: EncoderConfig, collection: CollectionConfig) -> Target:
+    """The documents of a collection as a retriever sees them: neither queries nor judgments need to be there."""
+    from lmlab.methods.corpus_poisoning.setup import Target
+
+    return Target.of_documents(retriever(which), collection.data)

@@ -26,6 +26,7 @@ from lmlab.methods.corpus_poisoning.measure.evaluate import (
 from lmlab.methods.corpus_poisoning.measure.late import late_scores
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target, chosen_queries
 from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, TwoTowerEncoder, make_index, read_queries
+from lmlab.retrieval.collections.read import judged_queries
 from lmlab.words import counted
 
 _EXPLAINED = 3  # passages of which it is told what carries them
@@ -54,10 +55,14 @@ def evaluate_on(
     """
     if index not in INDEX_KINDS:
         raise UserError(f"Unknown index '{index}'.", f"Known: {', '.join(INDEX_KINDS)}.")
-    target = Target.load(retriever, data, split, ignore_missing, judged=False)  # success needs none
-    crafted = AdversarialSet.load(place)
     name = None if queries is None else f"queries-{Path(queries).name}"
-    asked = target.data.queries if queries is None else read_queries(queries)
+    if queries is not None and split not in judged_queries(data):
+        target = Target.of_documents(retriever, data, read_queries(queries))
+        asked = target.data.queries
+    else:
+        target = Target.load(retriever, data, split, ignore_missing, judged=False)  # success needs none
+        asked = target.data.queries if queries is None else read_queries(queries)
+    crafted = AdversarialSet.load(place)
     notices = list(target.data.notices)
     documents = len(target.data.corpus)
     k_values = depths.depths(target.depth(asked)) if isinstance(depths, DepthsConfig) else depths

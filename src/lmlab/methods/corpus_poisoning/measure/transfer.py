@@ -34,7 +34,7 @@ def transfer_matrix(
     rows = []
     for retriever in retrievers:
         for data in collections:
-            target = Target.load(retriever, data, split, ignore_missing)
+            target = Target.load(retriever, data, split, ignore_missing, judged=False)  # success needs none
             documents = len(target.data.corpus)
             require_depth(k, documents, str(data))
             queries, hits = target.queries(), target.hits(max(100, k))
