@@ -24,6 +24,7 @@ from lmlab.methods.edge_pruning.graph.formats import (
     write_edge_list,
 )
 from lmlab.methods.edge_pruning.report import circuit_page, graph_block
+from lmlab.models import ModelConfig
 
 
 @pytest.fixture
@@ -136,6 +137,28 @@ def test_a_browser_draws_the_graph(circuit, tmp_path):
     }
     assert {match for match in re.findall(r'data-name="([^"]+)"', text)} == used
     assert "(the circuit)" in text and not re.search(r'class="graph-note"[^>]*>The graph could not', text)
+
+
+@needs_browser
+def test_many_edges_are_few_paths_and_those_of_a_part_stand_out(tmp_path):
+    """A path for each of thousands of edges takes seconds."""
+    shape = {"vocab_size": 11, "num_layers": 8, "d_model": 24, "num_heads": 12, "d_ff": 8, "max_seq_len": 8}
+    graph = CircuitGraph(ModelConfig(**shape))
+    kept_E = torch.arange(graph.num_edges) % 3 == 0
+    circuit = Circuit(graph, kept_E, "interchange", torch.rand(graph.num_edges, generator=torch.manual_seed(0)))
+    assert circuit.num_edges > 4000
+    point = """
+        const slider = document.querySelector(".graph-slider");
+        slider.value = 1000; slider.dispatchEvent(new Event("input"));
+        const box = Array.from(document.querySelectorAll(".graph-node")).find((each) => each.dataset.name === "m3");
+        box.dispatchEvent(new Event("pointerenter"));
+    """
+    text = drawn(circuit_page(circuit).write(tmp_path / "page.html"), point)
+    into = sum(reader == "m3" for _, reader in circuit.edges)
+    out = sum(writer == "m3" for writer, _ in circuit.edges)
+    assert f'data-edges="{circuit.num_edges}"' in text
+    assert 0 < text.count('class="graph-edge"') < 20 and text.count('class="graph-edge marked"') == into + out > 20
+    assert f"m3: {into} edges in, {out} out" in text
 
 
 @needs_browser

@@ -24,6 +24,7 @@ from lmlab.methods.edge_pruning import (
     make_examples,
     measure_each,
     read_examples,
+    search,
 )
 from lmlab.methods.edge_pruning.examples.load import Loaded
 from lmlab.methods.edge_pruning.masking.gates import Gates
@@ -110,6 +111,36 @@ def test_padding_is_invisible_where_attention_is_not_causal(network, ablation):
     rows = [next(iter(task.run(kept_E.float())))[1][0] for task in tasks]
     assert torch.allclose(rows[0], rows[1], atol=1e-9)
     assert torch.allclose(tasks[0].full(torch.tensor([0])), tasks[1].full(torch.tensor([0])), atol=1e-9)
+
+
+_SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "nap", "relp", "atp-star")
+
+
+@pytest.mark.parametrize("kind", ["no_norm", "gpt2"])
+@pytest.mark.parametrize("method", [*_SCORED, "ifr", "exact"])
+def test_scores_of_an_example_do_not_depend_on_those_beside_it(network, kind, method):
+    """Scores are means over examples, so those of a short and a long one are the mean of each alone."""
+    model = network(kind)
+    graph = CircuitGraph(model.config)
+    pairs = [([5, 9, 11, 3], [6, 9, 12, 3]), ([7, 1, 2, 4, 8, 6, 10], [3, 1, 2, 5, 8, 9, 10])]
+
+    def scores(chosen):
+        clean, corrupted = ([each[side] for each in chosen] for side in (0, 1))
+        ends, count = [[len(each) - 1] for each in clean], len(chosen)
+        examples = make_examples(clean, corrupted, ends, [4] * count, [9] * count)
+        task = Counterfactuals(MaskedModel(model, graph), examples)
+        return search(task, FindConfig(method=method, num_edges=5)).scores_E.double()
+
+    alone = [scores([pair]) for pair in pairs]
+    assert torch.allclose(scores(pairs), (alone[0] + alone[1]) / 2, atol=1e-9)
+    assert float(alone[0].abs().max()) > 1e-6
+
+
+def test_a_circuit_to_be_unlike_must_mean_the_same_by_its_edges(network, task_of):
+    task = task_of(network("llama"))
+    other = Circuit(task.masked.graph, torch.ones(task.masked.graph.num_edges, dtype=torch.bool), "zero")
+    with pytest.raises(UserError, match="found under the ablation zero, this search goes by interchange"):
+        find_circuit(task, FindConfig(), force=True, unlike=[other])
 
 
 def test_a_page_of_a_large_circuit_is_written(tmp_path):

@@ -2,7 +2,8 @@
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const GAP_X = 74, GAP_Y = 62, HEIGHT = 20, STEP = 14;
+  const GAP_Y = 62, HEIGHT = 20, STEP = 14, LETTER = 7.2;
+  const MANY = 2000; // edges; of more, those of a kind and a width are one path, which is drawn ten times as fast
   const make = (name, attributes, parent) => {
     const element = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -40,14 +41,42 @@
     }
     const largest = Math.max(1e-12, ...data.edges.map((edge) => Math.abs(edge[3] ?? 0)));
     const view = { x: 0, y: 0, scale: 1 };
-    let size = [1, 1], pinned = null, stage = null, lines = [], boxes = new Map();
+    let size = [1, 1], pinned = null, stage = null, marks = null, lines = [], places = new Map(), boxes = new Map();
 
     // The slider is logarithmic: circuits have few edges of many.
     const toEdges = (value) => Math.max(1, Math.round(Math.exp((value / 1000) * Math.log(data.edges.length))));
     const toValue = (edges) => (data.edges.length > 1 ? Math.round((1000 * Math.log(edges)) / Math.log(data.edges.length)) : 1000);
 
+    function course(edge) {
+      const [x1, y1] = places.get(edge[0]), [x2, y2] = places.get(edge[1]), bend = Math.max(16, Math.min(90, (y1 - y2) / 2));
+      const shift = edge[2] < 3 ? (edge[2] - 1) * 14 : 0; // queries, keys and values enter side by side
+      return `M${x1},${y1 - HEIGHT / 2} C${x1},${y1 - bend} ${x2 + shift},${y2 + bend} ${x2 + shift},${y2 + HEIGHT / 2}`;
+    }
+    const width = (edge) => 0.8 + 2.2 * Math.sqrt(edge[3] === null ? 1 : Math.abs(edge[3]) / largest);
+    const text = (edge) => `${data.nodes[edge[0]][0]} → ${data.nodes[edge[1]][0]}${edge[2] < 3 ? "." + data.kinds[edge[2]][2] : ""}` + (edge[3] === null ? "" : `, ${data.weight} ${edge[3].toPrecision(4)}`);
+
+    function one(edge, parent) {
+      const line = make("path", { d: course(edge), class: "graph-edge", stroke: colors[edge[2]], "stroke-width": width(edge).toFixed(2) }, parent);
+      line.addEventListener("pointerenter", () => { line.classList.add("marked"); note.textContent = text(edge); });
+      line.addEventListener("pointerleave", () => { if (pinned === null) line.classList.remove("marked"); note.textContent = hint; });
+      return line;
+    }
+    function together(edges, parent) {
+      const groups = new Map();
+      for (const edge of edges) {
+        const key = `${edge[2]} ${width(edge).toFixed(0)}`;
+        if (!groups.has(key)) groups.set(key, []);
+        groups.get(key).push(course(edge));
+      }
+      for (const [key, courses] of groups) {
+        const [kind, size] = key.split(" ");
+        make("path", { d: courses.join(" "), class: "graph-edge", stroke: colors[Number(kind)], "stroke-width": size }, parent);
+      }
+    }
+
     function draw(shown) {
-      const edges = passing(shown), rows = new Map(), places = new Map();
+      const edges = passing(shown), rows = new Map();
+      places = new Map();
       const used = new Set(edges.flatMap((edge) => [edge[0], edge[1]]));
       data.nodes.forEach((node, number) => {
         if (!used.has(number)) return;
@@ -55,7 +84,10 @@
         rows.get(node[1]).push(number);
       });
       const levels = [...rows.keys()].sort((a, b) => a - b), widest = Math.max(1, ...levels.map((level) => rows.get(level).length));
-      const gap = Math.min(2 * GAP_X, Math.max(GAP_X, (svg.clientWidth || 800) / widest));
+      // names that stand beside others must fit
+      const beside = levels.filter((level) => rows.get(level).length > 1).flatMap((level) => rows.get(level));
+      const gapX = 20 + LETTER * beside.reduce((most, number) => Math.max(most, data.nodes[number][0].length), 7);
+      const gap = Math.min(2 * gapX, Math.max(gapX, (svg.clientWidth || 800) / widest));
       levels.forEach((level, depth) => {
         const row = rows.get(level);
         row.sort((a, b) => data.nodes[a][2] - data.nodes[b][2] || a - b);
@@ -69,29 +101,19 @@
       svg.replaceChildren();
       stage = make("g", {}, svg);
       const under = make("g", {}, stage), over = make("g", {}, stage);
+      marks = make("g", {}, under);
       for (const [from, to] of data.links) {
         if (!places.has(from) || !places.has(to)) continue;
         const [x1, y1] = places.get(from), [x2, y2] = places.get(to);
         make("line", { x1, y1: y1 - HEIGHT / 2, x2, y2: y2 + HEIGHT / 2, class: "graph-link" }, under);
       }
-      lines = edges.map((edge) => {
-        const [x1, y1] = places.get(edge[0]), [x2, y2] = places.get(edge[1]), bend = Math.max(16, Math.min(90, (y1 - y2) / 2));
-        const shift = edge[2] < 3 ? (edge[2] - 1) * 14 : 0; // queries, keys and values enter side by side
-        const weight = edge[3] === null ? 1 : Math.abs(edge[3]) / largest;
-        const line = make("path", {
-          d: `M${x1},${y1 - HEIGHT / 2} C${x1},${y1 - bend} ${x2 + shift},${y2 + bend} ${x2 + shift},${y2 + HEIGHT / 2}`,
-          class: "graph-edge", stroke: colors[edge[2]], "stroke-width": (0.8 + 2.2 * Math.sqrt(weight)).toFixed(2),
-        }, under);
-        line.dataset.text = `${data.nodes[edge[0]][0]} → ${data.nodes[edge[1]][0]}${edge[2] < 3 ? "." + data.kinds[edge[2]][2] : ""}` + (edge[3] === null ? "" : `, ${data.weight} ${edge[3].toPrecision(4)}`);
-        line.addEventListener("pointerenter", () => { line.classList.add("marked"); note.textContent = line.dataset.text; });
-        line.addEventListener("pointerleave", () => { if (pinned === null) line.classList.remove("marked"); note.textContent = hint; });
-        return [line, edge];
-      });
+      lines = edges.map((edge) => [edges.length > MANY ? null : one(edge, under), edge]);
+      if (edges.length > MANY) together(edges, under);
       boxes = new Map();
       for (const [number, [x, y]] of places) {
         const box = make("g", { class: "graph-node", transform: `translate(${x},${y})` }, over), name = data.nodes[number][0];
-        const width = Math.min(GAP_X - 8, 12 + 7.2 * name.length);
-        make("rect", { x: -width / 2, y: -HEIGHT / 2, width, height: HEIGHT, rx: 5 }, box);
+        const across = 12 + LETTER * name.length;
+        make("rect", { x: -across / 2, y: -HEIGHT / 2, width: across, height: HEIGHT, rx: 5 }, box);
         make("text", { "text-anchor": "middle", y: 4 }, box).textContent = name;
         box.dataset.name = name;
         box.addEventListener("pointerenter", () => { if (pinned === null) mark(number); });
@@ -109,9 +131,11 @@
     function mark(number) {
       const near = new Set([number]);
       let into = 0, out = 0;
+      marks.replaceChildren();
       for (const [line, edge] of lines) {
         const mine = number !== null && (edge[0] === number || edge[1] === number);
-        line.classList.toggle("marked", mine);
+        if (line !== null) line.classList.toggle("marked", mine);
+        else if (mine) one(edge, marks).classList.add("marked");
         if (mine) { near.add(edge[0]); near.add(edge[1]); if (edge[0] === number) out += 1; else into += 1; }
       }
       for (const [each, box] of boxes) box.classList.toggle("dim", number !== null && !near.has(each));

@@ -56,14 +56,18 @@ def neurons(
     ]
     which = "held out from the search" if held_out is not None else "that the search saw"
     table = Table(title=f"Neurons kept, on {counted(len(measured.examples), 'examples')} {which}", title_justify="left")
-    for column in ("share", "neurons", "distance", "faithfulness"):
+    for column in ("share", "neurons", "distance", "standard error", "faithfulness", "95 % interval"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             f"{100 * row['fraction']:g} %",
             f"{row['neurons']:,}",
             f"{row['distance']:.4g}",
+            "" if row["distance_error"] is None else f"{row['distance_error']:.2g}",
             f"{row['faithfulness']:.4g}",
+            ""
+            if row["faithfulness_low"] is None
+            else f"{row['faithfulness_low']:.3f} to {row['faithfulness_high']:.3f}",
         )
     print_table(table)
     found = areas(rows)

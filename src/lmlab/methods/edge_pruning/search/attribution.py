@@ -15,6 +15,7 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.config import Attribution, Metric
 from lmlab.methods.edge_pruning.graph.store import Store
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.masking.masked import Inputs
 from lmlab.methods.edge_pruning.masking.metrics import require_metric, values
 from lmlab.methods.edge_pruning.search.dropped import sizes_of_dropped_gradients
 from lmlab.models import Transformer
@@ -149,24 +150,24 @@ def _gradient_path(
     """From the clean embeddings of tokens toward the corrupted run: each step has the length of a part of the straight
     way, and the direction that brings the logits nearest to those of the corrupted run.
     """
-    model, positions_BP = task.masked.model, task.inputs(index_B).positions_BP
-    target_BPV = _logits_of(model, corrupted[0].expand_as(clean[0]), positions_BP).detach()
+    model, inputs = task.masked.model, task.inputs(index_B)
+    target_BPV = _logits_of(model, corrupted[0].expand_as(clean[0]), inputs).detach()
     stride_B = (corrupted[0] - clean[0]).flatten(1).norm(dim=1) / steps
     point_BTD = clean[0].detach()
     for _ in range(steps):
         yield (point_BTD, *clean[1:])
         point_BTD = point_BTD.detach().requires_grad_()
         with torch.enable_grad():
-            gap = (_logits_of(model, point_BTD, positions_BP) - target_BPV).square().sum()
+            gap = (_logits_of(model, point_BTD, inputs) - target_BPV).square().sum()
             (slope_BTD,) = torch.autograd.grad(gap, point_BTD)
         length_B = slope_BTD.flatten(1).norm(dim=1).clamp(min=1e-12)
         point_BTD = point_BTD.detach() - slope_BTD * (stride_B / length_B)[:, None, None]
 
 
-def _logits_of(model: Transformer, embedded_BTD: Tensor, positions_BP: Tensor) -> Tensor:
-    logits_BTV = model(inputs_embeds_BTD=embedded_BTD).logits_BTV
+def _logits_of(model: Transformer, embedded_BTD: Tensor, inputs: Inputs) -> Tensor:
+    logits_BTV = model(inputs_embeds_BTD=embedded_BTD, attention_mask_BT=inputs.real_BT).logits_BTV
     assert logits_BTV is not None
-    return logits_BTV.gather(1, positions_BP[..., None].expand(-1, -1, logits_BTV.shape[-1]))
+    return logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, logits_BTV.shape[-1]))
 
 
 @torch.no_grad()

@@ -152,6 +152,12 @@ def find_circuit(
     if unlike:
         for each in unlike:
             each.require(graph_hash=graph.describe()["hash"])
+            if each.ablation != task.ablation:
+                raise UserError(
+                    f"The circuit to be unlike was found under the ablation {each.ablation}, this search goes by"
+                    f" {task.ablation}, so their edges do not mean the same.",
+                    "Find both under the same --ablation.",
+                )
         unlike_E = torch.stack([each.kept_E for each in unlike]).any(0)
         searched["unlike"] = sha256_json(unlike_E.nonzero().flatten().tolist())[:16]
     with nullcontext() if directory is None else one_job(directory, "--run"):

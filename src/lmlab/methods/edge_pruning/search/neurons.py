@@ -70,10 +70,14 @@ def top_neurons(scores_WD: Tensor, count: int) -> Tensor:
 def neuron_curve(
     task: Counterfactuals, scores_WD: Tensor, ends: Ends, fractions: Sequence[float] = FRACTIONS
 ) -> list[dict[str, float]]:
-    """The figures of the best neurons at each share of all, with all edges; the number is cut, not rounded."""
+    """The figures of the best neurons at each share of all, with all edges; the number is cut, not rounded.
+    With the standard error of the distance and the interval of faithfulness where there are two examples or more.
+    """
     everything_E, rows = torch.ones(task.masked.graph.num_edges), []
     for fraction in fractions:
         count = int(fraction * scores_WD.numel())
         found = ends.summary(measure_each(task, everything_E, top_neurons(scores_WD, count)))
-        rows.append({"fraction": fraction, "neurons": count, **found["circuit"]})
+        low, high = found["intervals"].get("faithfulness", (None, None))
+        known = {"distance_error": found["errors"].get("distance"), "faithfulness_low": low, "faithfulness_high": high}
+        rows.append({"fraction": fraction, "neurons": count, **found["circuit"], **known})
     return rows
