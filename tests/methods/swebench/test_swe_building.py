@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, Rejection, statement_of, version_in
 from lmlab.methods.swebench.building.collect import collect_archives, collect_git
 from lmlab.methods.swebench.building.declared import declared_requirements, required_environment
+from lmlab.methods.swebench.building.leaks import Part, holds, telling_lines
 from lmlab.methods.swebench.building.many import validate_all
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
 from lmlab.methods.swebench.building.validate import validate
@@ -407,3 +408,25 @@ def test_environments_hold_what_is_asked_for_and_what_is_declared(tmp_path: Path
     asked = RequiredConfig(requirements=("six", "mock"))
     assert required_environment(asked, None).requirements == ("pytest", "six", "mock")
     assert required_environment(asked, tmp_path).requirements == ("pytest", "six", "mock", "pytest<9")
+
+
+def test_lines_that_anybody_writes_are_no_leak_and_a_copy_is(tmp_path: Path) -> None:
+    own = [f"    return self.part_{number} + other.part_{number}" for number in range(20)]
+    usual = [
+        "    def __repr__(self) -> str:",
+        "    def __eq__(self, other: object) -> bool:",
+        "    def f(self) -> None:",
+    ]
+    (tmp_path / "a.py").write_text("def before(value, other):\n    pass\n")
+
+    def parts(lines: Sequence[str]) -> list[Part]:
+        before = (tmp_path / "a.py").read_text()
+        patch = diff_of({"a.py": before}.get, {"a.py": before + "".join(f"{line}\n" for line in lines)})
+        return telling_lines(Instance("a__a-1", "a/a", "", patch=patch), tmp_path)
+
+    others = "class Other:\n" + "\n".join(usual)
+    assert not holds(others.encode(), parts([*usual, *own]))
+    assert holds("\n".join([*usual, *own[:8], "x = 1"]).encode(), parts([*usual, *own]))
+    assert not holds(others.encode(), parts(usual[:1]))  # one line, and nothing of what stands beside it
+    assert holds(f"def before(value, other):\n    pass\n{usual[0]}\n".encode(), parts(usual[:1]))
+    assert parts(["x = 1"]) == []

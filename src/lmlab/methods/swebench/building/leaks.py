@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.distributed import scratch_folder
@@ -15,9 +16,11 @@ from lmlab.methods.swebench.harness.workspaces.trees import MOST_BYTES, tree_fil
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 
+_ANYBODYS = ("#", "import ", "from ")
 _SHORTEST = 20  # characters of a line that tells something
 _MOST_BYTES = 4 << 20  # of a file that is searched
-_SAME_LINES = 3  # lines of a solution in one file of the environment that are no accident
+_SAME_LINES = 3  # lines of a solution in one file of the environment that may be no accident ...
+_SAME_SHARE = 0.3  # ... where they are that much of what it adds to a file: `def __repr__(self) -> str:` is anybody's
 
 
 def scan_leaks(instance: Instance, judge: Judge) -> list[str]:
@@ -29,10 +32,10 @@ def scan_leaks(instance: Instance, judge: Judge) -> list[str]:
     found = []
     with judge.workspaces.fresh(instance) as tree:
         found += scan_repository(tree)
-        lines = telling_lines(instance, tree)
+        parts = telling_lines(instance, tree)
     environment = judge.built(instance)
     with _packages(environment) as packages:
-        holding = _holding(packages, lines, _SAME_LINES)
+        holding = [path for path in tree_files(packages) if holds(_content(packages / path), parts)] if parts else []
     found += [f"the environment's {path} has lines of the solution" for path in holding]
     name = instance.repo.rpartition("/")[2].lower().replace("_", "-")
     installed = {line.partition("==")[0].lower().replace("_", "-") for line in environment.lock}
@@ -73,30 +76,58 @@ def scan_repository(tree: Path) -> list[str]:
     return found
 
 
-def telling_lines(instance: Instance, tree: Path) -> set[bytes]:
-    """Added lines of the solution that no file of the base tree has."""
-    added = {
-        line.strip().encode()
-        for file in read_diff(instance.patch)
-        if file.path.endswith(".py")
-        for hunk in file.hunks
-        for line in hunk.added
-        if len(line.strip()) >= _SHORTEST and not line.strip().startswith(("#", "import ", "from "))
-    }
-    for path in tree_files(tree) if added else ():
+@dataclass(frozen=True)
+class Part:
+    """What the solution adds to one file.
+
+    Attributes:
+        added: lines that no file of the base tree has.
+        around: unchanged lines beside them, where the added ones are too few to tell a copy from an accident.
+    """
+
+    added: frozenset[bytes]
+    around: frozenset[bytes]
+
+
+def telling_lines(instance: Instance, tree: Path) -> list[Part]:
+    """The longer lines of the solution, by file."""
+    files = [file for file in read_diff(instance.patch) if file.path.endswith(".py")]
+    added = [_long(line for hunk in file.hunks for line in hunk.added) for file in files]
+    for path in tree_files(tree) if any(added) else ():
         text = _content(tree / path)
-        added = {line for line in added if line not in text}
-    return added
+        added = [{line for line in each if line not in text} for each in added]
+    return [
+        Part(
+            frozenset(each),
+            frozenset(
+                ()
+                if len(each) >= _SAME_LINES
+                else _long(line[1:] for hunk in file.hunks for line in hunk.lines if line.startswith(" "))
+            ),
+        )
+        for file, each in zip(files, added, strict=True)
+        if each
+    ]
 
 
-def _holding(folder: Path, lines: set[bytes], at_least: int) -> list[str]:
-    if not lines:
-        return []
-    least = min(at_least, len(lines))
-    return [path for path in tree_files(folder) if _count(_content(folder / path), lines) >= least]
+def _long(lines: Iterable[str]) -> set[bytes]:
+    stripped = (line.strip() for line in lines)
+    return {each.encode() for each in stripped if len(each) >= _SHORTEST and not each.startswith(_ANYBODYS)}
 
 
-def _count(text: bytes, lines: set[bytes]) -> int:
+def holds(text: bytes, parts: Sequence[Part]) -> bool:
+    """Whether a file has what the solution adds to some file."""
+    for part in parts:
+        same = _count(text, part.added)
+        every = part.added | part.around
+        if same >= max(min(_SAME_LINES, len(part.added)), _SAME_SHARE * len(part.added)) and (
+            not part.around or _count(text, every) >= min(_SAME_LINES, len(every))
+        ):
+            return True
+    return False
+
+
+def _count(text: bytes, lines: Iterable[bytes]) -> int:
     return sum(line in text for line in lines)
 
 
