@@ -3,8 +3,8 @@
 python benchmarks/swebench_mining.py --work FOLDER [--releases 7] [--mutants 5] [PACKAGE ...]
 
 Runs `lmlab swe collect`, `validate` and `adequacy` for each package on its newest releases, and prints candidates,
-valid and flaky ones, reasons, adequacy, minutes, and processor time a candidate, the environment included. What is in
-FOLDER is neither fetched nor run again; of a package that was stopped and taken up again no times are told.
+valid and flaky ones, reasons, adequacy, and minutes, the environment included. What is in FOLDER is neither fetched nor
+run again; of a package that was stopped and taken up again no minutes are told.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
     out.mkdir(parents=True, exist_ok=True)
     begun.touch()
     lmlab = (sys.executable, "-m", "lmlab", "swe")
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
     _run(*lmlab, "collect", *map(str, places), "--name", f"{package}/{package}", "--out", str(out))
     candidates = [json.loads(line) for line in (out / "candidates.jsonl").read_text().splitlines()]
     instances = []
@@ -77,14 +76,11 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         _run(*lmlab, "validate", str(out / "candidates.jsonl"), "--timeout-s", "120", *wanted)
         instances = [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
     if whole:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-        spent.write_text(json.dumps([round((time.monotonic() - began) / 60, 2), round(cpu, 1)]))
+        spent.write_text(json.dumps(round((time.monotonic() - began) / 60, 2)))
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()] if candidates else []
     if instances and mutants:
         _run(*lmlab, "adequacy", str(out / "instances.jsonl"), "--full-suite", "--mutants", str(mutants))
         instances = [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
-    minutes, cpu_s = json.loads(spent.read_text()) if spent.exists() else (None, None)
     scores = [each["adequacy"] for each in instances if each.get("adequacy", {}).get("score") is not None]
     return {
         "package": package,
@@ -93,8 +89,7 @@ def mine(package: str, needs: tuple[str, ...], work: Path, releases: int, mutant
         "valid": len(instances),
         "flaky tests": sum(len(each["flaky"]) for each in instances),
         "reasons": dict(Counter(each["reason"] for each in rejected)),
-        "minutes": minutes,
-        "CPU s a candidate": None if cpu_s is None else round(cpu_s / max(1, len(candidates)), 1),
+        "minutes": json.loads(spent.read_text()) if spent.exists() else None,
         "scores": [round(each["score"], 3) for each in scores],
         "covered": [round(each["covered"], 3) for each in scores if each["covered"] is not None],
         "surely wrong, accepted": [each["wrong"] for each in scores],
