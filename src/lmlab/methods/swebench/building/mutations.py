@@ -335,11 +335,16 @@ _HOLE = "_lmlab_cut_"
 
 def _cut(lines: Sequence[str], node: ast.expr) -> str | None:
     """The text of an expression in the file; None where that is another one, as it was changed or made anew."""
-    if getattr(node, "end_col_offset", None) is None or node.lineno > len(lines):
+    last, end = getattr(node, "end_lineno", None), getattr(node, "end_col_offset", None)
+    if last is None or end is None or last > len(lines):
         return None
-    text = ast.get_source_segment("".join(lines), node)
+    # Not ast.get_source_segment, which takes the whole file apart for each node
+    whole = [line.encode() for line in lines[node.lineno - 1 : last]]
+    whole[-1] = whole[-1][:end]
+    whole[0] = whole[0][node.col_offset :]
+    text = b"".join(whole).decode("utf-8", "replace")
     try:
-        same = text is not None and ast.dump(ast.parse(f"({text})", mode="eval").body) == ast.dump(node)
+        same = ast.dump(ast.parse(f"({text})", mode="eval").body) == ast.dump(node)
     except (SyntaxError, ValueError):
         return None
     return text if same else None
