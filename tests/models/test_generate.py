@@ -85,6 +85,13 @@ def test_the_narrowest_filters_are_greedy(options, model):
     )
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-46, 1e-40, 1e-29, 1e-12])
+def test_a_temperature_near_zero_is_greedy(temperature, model):
+    greedy = first_ids(model, max_new_tokens=20, temperature=0)
+    assert first_ids(model, max_new_tokens=20, temperature=temperature) == greedy
+    assert first_ids(model, max_new_tokens=20, temperature=temperature, top_k=3, top_p=0.9) == greedy
+
+
 def test_an_end_token_ends_a_text_and_is_no_part_of_it(model):
     free = first_ids(model, max_new_tokens=20, temperature=0)
     end = free[0][7]

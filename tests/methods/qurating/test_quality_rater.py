@@ -32,6 +32,14 @@ from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.reports import Note, Page
 
 
+def test_labels_at_a_temperature_near_zero_are_certain_or_even() -> None:
+    scores = torch.tensor([[0.3], [1.1]])
+    for label, target in ((0.75, 1.0), (0.25, 0.0), (0.5, 0.5)):
+        labels = torch.tensor([[[-100.0], [label]], [[1 - label], [-100.0]]])
+        certain = torch.tensor([[[-100.0], [target]], [[1 - target], [-100.0]]])
+        assert bt_loss(scores, labels, 0.0, 1e-308).item() == pytest.approx(bt_loss(scores, certain, 0.0).item())
+
+
 @pytest.mark.parametrize(("confidence", "temperature"), list(product([0.0, 0.5, 0.8], [0.5, 1.0, 2.0])))
 def test_the_loss_is_that_of_a_loop(confidence: float, temperature: float) -> None:
     rng = np.random.default_rng(0)

@@ -15,6 +15,8 @@ from lmlab.errors import LmlabError
 from lmlab.models.generation.continuation import Continuation, Decode, TopTokens
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 
+_COLDEST = 1e-30  # below it logits over the temperature exceed fp32, and the likeliest token is drawn for sure
+
 
 def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None, raises: bool = True) -> None:
     """Choose a token for every row that is not done.
@@ -69,7 +71,7 @@ def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
                 logits_RV[place].masked_fill_(~row.guide.allowed().to(logits_RV.device), float("-inf"))
     groups: dict[tuple[float, int | None, float | None, float | None], list[int]] = {}
     for place, row in enumerate(rows):
-        if row.config.temperature > 0 and not row.done:
+        if row.config.temperature >= _COLDEST and not row.done:
             config = row.config
             groups.setdefault((config.temperature, config.top_k, config.top_p, config.min_p), []).append(place)
     chosen_R = logits_RV.argmax(-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmlab.judging import MISSING
 
 _SLACK = 1e-9  # rounding must not decide at the boundary
+_COLDEST = 1e-30  # below it fp32 divides by zero; labels are 0, 1 or 0.5 long before
 
 
 def kept_labels(labels: Tensor, confidence: float = 0.5) -> Tensor:
@@ -35,7 +36,7 @@ def pair_loss(
     wide_PC = difference_PC if difference_PC.dtype == torch.float64 else difference_PC.float()
     target_PC = labels_PC.to(wide_PC.dtype)
     if temperature != 1:
-        target_PC = torch.sigmoid(torch.logit(target_PC.clamp(0, 1)) / temperature)
+        target_PC = torch.sigmoid(torch.logit(target_PC.clamp(0, 1)) / max(temperature, _COLDEST))
     terms_PC = F.binary_cross_entropy_with_logits(wide_PC, torch.where(kept_PC, target_PC, 0.5), reduction="none")
     return torch.where(kept_PC, terms_PC, 0.0).sum(), kept_PC.sum()
 
