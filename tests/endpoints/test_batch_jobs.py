@@ -26,6 +26,7 @@ class Provider:
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks, self.lose_answers, self.faults, self.status = looks, 0, 0, "completed"
         self.seen: list[str] = []
+        self.fails: set[str] = set()
 
     def call(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         self.seen.append(f"{method} {path}")
@@ -54,6 +55,8 @@ class Provider:
         return 404, b"{}"
 
     def _look(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if batch["id"] in self.fails:
+            return batch | {"status": "failed", "errors": {"data": [{"message": "Enqueued token limit reached"}]}}
         batch["left"] -= 1
         if batch["left"] > 0:
             return batch | {"status": "in_progress"}
@@ -129,6 +132,17 @@ def test_batches_are_handed_in_waited_for_and_collected(provider, tmp_path):
     provider.seen.clear()
     with jobs(provider, tmp_path) as work:
         assert work.run(asked(9), 0.01) == {} and not any("POST" in call for call in provider.seen)
+
+
+def test_one_batch_that_is_refused_costs_the_others_nothing(provider, tmp_path):
+    provider.fails, provider.looks = {"batch-1"}, 3
+    with jobs(provider, tmp_path, most=4) as work, pytest.raises(LmlabError, match="Enqueued token limit"):
+        work.run(asked(8), 0.01)
+    assert len(provider.batches) == 2
+    with jobs(provider, tmp_path, most=4) as work:  # other files, so that their hashes find no batch again
+        assert work.run(asked(8)[::-1], 0.01) == {"ok": 8}
+    handed_in = [len(provider.files[each["input_file_id"]].splitlines()) for each in provider.batches.values()]
+    assert handed_in == [4, 4, 4] and kept(tmp_path) == 8
 
 
 def test_a_run_that_was_cut_off_collects_the_same_batches(provider, tmp_path, monkeypatch):

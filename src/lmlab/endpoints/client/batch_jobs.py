@@ -196,10 +196,14 @@ class BatchJobs:
             return
         if now["status"] == "failed":
             errors = (now.get("errors") or {}).get("data") or ["no reason given"]
-            self._state.unlink(missing_ok=True)
+            others = [each for each in batches if each is not batch]
+            if others:  # under way, or paid for: the next run collects them and hands in what this one asked
+                self._keep(others)
+            else:
+                self._state.unlink(missing_ok=True)
             raise LmlabError(
                 f"The provider refuses the batch {batch['id']}: {error_message(errors[0], self._secrets)}",
-                "Change the requests, and try again.",
+                "Change the requests, or wait if it is a limit that passes, and try again.",
             )
         asked = self._asked(batch)
         for kind in ("output_file_id", "error_file_id"):
