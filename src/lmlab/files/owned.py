@@ -191,6 +191,21 @@ def write_manifest(
     write_json(path / MANIFEST, content if done else content | {"stale": sorted(stale)})
 
 
+def add_notes(path: str | Path, names: Iterable[str]) -> None:
+    """Count files that were written beside a result, such as a look into it, among its notes: they go with it when it
+    is replaced. Of a folder that nobody owns nothing is said.
+
+    Raises:
+        UserError: another process is writing the folder.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        return
+    with only_writer(path, "Run the same command again when it is done."):
+        manifest = _manifest(path)
+        write_json(path / MANIFEST, manifest | {"other": list(dict.fromkeys([*manifest.get("other", ()), *names]))})
+
+
 def only_owned(files: Sequence[str], root: Path) -> list[str]:
     """Those of some files that are data, where a manifest says what is.
 

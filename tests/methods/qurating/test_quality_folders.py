@@ -14,6 +14,7 @@ import pytest
 
 from lmlab.data import Tokenizer, record_source
 from lmlab.errors import UserError
+from lmlab.files import read_json
 from lmlab.methods.qurating import select
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.selecting.curriculum import write_ordered
@@ -46,6 +47,44 @@ def test_a_second_choice_replaces_the_first(tmp_path: Path, kind: str, lmlab: Ca
     refused = lmlab("quality", "filter", "--in", str(out), "--min", "r=0", "--out", str(out))
     assert refused.code == 2 and "lmlab quality select" in refused.err
     assert len(list(record_source(str(out)).records())) == 190
+
+
+def test_what_a_report_wrote_beside_a_choice_goes_with_it(tmp_path: Path, lmlab: Callable[..., Any]) -> None:
+    table = {"id": list(range(60)), "r": np.arange(60.0), "length": [5] * 60, "text": [f"text {n}" for n in range(60)]}
+    pq.write_table(pa.table(table), tmp_path / "rated.parquet")
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen/mine.md").write_text("mine")
+    choose = ("quality", "select", "--in", tmp_path / "rated.parquet", "--metric", "r", "--mode", "top_k")
+    assert lmlab(*choose, "--tokens", "50%", "--out", tmp_path / "chosen").code == 0
+    look = ("quality", "report", "--in", tmp_path / "rated.parquet", "--selection", tmp_path / "chosen")
+    found = lmlab(*look, "--clusters", 0, "--out", tmp_path / "q.html")
+    assert found.code == 0, found.err
+    notes = {"analysis.json", "extremes.md", "plan.json"}
+    assert notes <= {path.name for path in (tmp_path / "chosen").iterdir()}
+    assert lmlab(*choose, "--tokens", "20%", "--out", tmp_path / "chosen").code == 0
+    left = {path.name for path in (tmp_path / "chosen").iterdir()}
+    assert not notes & left and {"mine.md", "selection.json", "0-of-1.parquet"} <= left
+
+
+def test_thousands_of_domains_are_shown_by_the_largest(tmp_path: Path, lmlab: Callable[..., Any]) -> None:
+    count = 3000
+    labels = [f"d{n}" if n % 2 else f"large {n % 10}" for n in range(count)]
+    table = {"id": list(range(count)), "r": np.arange(count) / count, "length": [5] * count, "d": labels}
+    pq.write_table(pa.table(table | {"text": ["a text"] * count}), tmp_path / "rated.parquet")
+    choose = ("quality", "select", "--in", tmp_path / "rated.parquet", "--metric", "r", "--mode", "top_k")
+    assert lmlab(*choose, "--tokens", "50%", "--domain", "d", "--out", tmp_path / "chosen").code == 0
+    look = ("quality", "report", "--in", tmp_path / "rated.parquet", "--selection", tmp_path / "chosen")
+    found = lmlab(*look, "--clusters", 0, "--groups", "d", "--out", tmp_path / "q.html")
+    assert found.code == 0, found.err
+    page = (tmp_path / "q.html").read_text()
+    assert "1,456 others" in page and "1,482 others" in page
+    analysis = read_json(tmp_path / "chosen/analysis.json")
+    assert len(analysis["bias"]["d"]) == len(analysis["histograms"]["r"]["domains"]) == 24
+    assert sum(row["rows"] for row in analysis["bias"]["d"]) == count
+    plan = lmlab(
+        "quality", "plan", "--in", tmp_path / "rated.parquet", "--metric", "r", "--tokens", 100, "--domain", "d"
+    )
+    assert plan.code == 0 and "the 12 largest" in plan.out
 
 
 def test_an_external_sort_orders_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ from lmlab.reports.blocks import NoteKind
 from lmlab.stats import without_noise
 from lmlab.words import counted
 
+_DOMAINS = 50  # of the table of domains: the largest of thousands
 CONFIDENCE = (
     "A label y is the chance that the second text of a pair is better, by votes in both orders; its confidence is"
     " |2y - 1|: 0 where votes are even, 1 where all agree."
@@ -232,7 +233,7 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
         "Mode": report["config"]["mode"].replace("_", "-"),
         "Mean z": "-" if report["mean_z"] is None else f"{report['mean_z']:+.2f}",
     }
-    rows = [
+    every = [
         [
             name or "all",
             each["of_rows"],
@@ -242,6 +243,11 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
         ]
         for name, each in report["domains"].items()
     ]
+    rows = every
+    if len(every) > _DOMAINS:
+        by_size = sorted(every, key=lambda row: -row[3])
+        shown, rest = by_size[: _DOMAINS - 1], by_size[_DOMAINS - 1 :]
+        rows = [*shown, [f"{len(rest):,} others", *(sum(column) for column in list(zip(*rest, strict=True))[1:])]]
     blocks: list[Block] = [
         Facts(facts),
         Paragraph(f"Noise: {report['noise']}."),
@@ -252,7 +258,7 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
             "Domains before and after.",
         ),
     ]
-    moved = max((abs(row[3] - row[4]) for row in rows), default=0.0)
+    moved = max((abs(share - chosen) for _, _, _, share, chosen in every), default=0.0)
     if report["config"]["domain"] is None:
         blocks.append(
             Note(

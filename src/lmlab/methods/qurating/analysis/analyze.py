@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from lmlab.methods.qurating.selecting.tables.lengths import LengthColumn, Measur
 from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, Tabular, as_floats
 
 _AVERAGE = "_average"
+NOTES = ("analysis.json", "extremes.md")  # files of an analysis
+_LABELS = 24  # of a column that a page shows
 _BINS = 41  # edges of 40 bars, between the outer thousandths
 _TEXT_CHARACTERS = 4000  # of each text in memory: what a page can show
 
@@ -55,14 +58,14 @@ class Analysis:
 
     def write(self, directory: Path) -> None:
         """Write `analysis.json` and `extremes.md`."""
-        write_json(directory / "analysis.json", vars(self))
-        write_text(directory / "extremes.md", markdown([Extreme(**each) for each in self.extremes]))
+        write_json(directory / NOTES[0], vars(self))
+        write_text(directory / NOTES[1], markdown([Extreme(**each) for each in self.extremes]))
 
     @classmethod
     @reads("an analysis of a selection")
     def read(cls, directory: Path) -> Analysis | None:
         """What `write` wrote; None where there is nothing."""
-        path = directory / "analysis.json"
+        path = directory / NOTES[0]
         return cls(**read_mapping(path)) if path.exists() else None
 
 
@@ -94,7 +97,7 @@ def analyze(
     rows = _sample(rated, columns, list(dict.fromkeys(names)), lengths, settings.max_rows)
     ratings = {name: rows[f"#{column}"] for name, column in zip(criteria, columns, strict=True)}
     z = {name: _standard(values) for name, values in ratings.items()}
-    domains = [str(value) for value in rows[domain]] if domain else [""] * len(rows["#place"])
+    domains = largest([str(value) for value in rows[domain]]) if domain else [""] * len(rows["#place"])
     chosen = _chosen(rows, rated, manifest, lengths.columns)
     found = Analysis(len(rows["#place"]), rows["#total"], criteria)
     found.histograms = {name: _histogram(ratings[name], domains, chosen) for name in criteria}
@@ -103,7 +106,9 @@ def analyze(
     main = _main(z, selection, len(rows["#place"]))
     for column in settings.groups:
         finite = np.isfinite(main)
-        groups = [value for value, keep in zip(rows[column], finite, strict=True) if keep]
+        groups = largest(
+            [("" if value is None else str(value)) for value, keep in zip(rows[column], finite, strict=True) if keep]
+        )
         found.bias[column] = [each.row() for each in bias_report(main[finite], chosen[finite], groups)]
     texts = [str(value or "")[:_TEXT_CHARACTERS] for value in rows[text]] if text in known else []
     ids = rows[id] if id else rows["#place"].tolist()
@@ -115,6 +120,16 @@ def analyze(
             each for name in criteria for each in _extremes(name, ratings[name], ids, domains, texts, settings.examples)
         ]
     return found
+
+
+def largest(labels: Sequence[Any], most: int = _LABELS) -> list[Any]:
+    """The labels, all but the largest put together: a page cannot show thousands, nor does a reader compare them."""
+    counts = Counter(labels)
+    if len(counts) <= most:
+        return list(labels)
+    kept = {label for label, _ in counts.most_common(most - 1)}
+    rest = f"{len(counts) - len(kept):,} others"
+    return [label if label in kept else rest for label in labels]
 
 
 def _sample(

@@ -15,6 +15,7 @@ from lmlab.methods.qurating.config import AnalysisConfig, RatingOptions
 from lmlab.methods.qurating.selecting.settings import USUAL_SEED, SelectionSettings, ShardOptions, TableFormat
 from lmlab.words import counted
 
+_SHOWN = 12  # columns of a table in a terminal
 In = Annotated[
     list[Path],
     typer.Option("--in", help="Annotated corpus: file or folder of Parquet, Arrow or JSON lines. May be repeated."),
@@ -63,12 +64,11 @@ def plan(
     )
     print("Effective rows are those among which the first draw is spread, not those that are chosen.")
     if settings.domain is not None:
-        names = list(found.corpus_domains)
-        shares = [
-            ["corpus", *found.corpus_domains.values()],
-            *([each.name, *each.domains.values()] for each in found.outlooks),
-        ]
-        print_rows(["setting", *names], shares, f"Shares of tokens by {settings.domain}")
+        names = sorted(found.corpus_domains, key=lambda name: -found.corpus_domains[name])[:_SHOWN]
+        lines = [("corpus", found.corpus_domains), *((each.name, each.domains) for each in found.outlooks)]
+        shares = [[line, *(of[name] for name in names)] for line, of in lines]
+        few = "" if len(names) == len(found.corpus_domains) else f", the {len(names)} largest"
+        print_rows(["setting", *names], shares, f"Shares of tokens by {settings.domain}{few}")
     names = [each.name for each in found.outlooks]
     print_rows(
         ["overlap with", *names],
@@ -295,8 +295,8 @@ def report(
 ) -> None:
     """Show what a choice did to domains, topics and groups of texts, what it cost, and what it brought."""
     from lmlab.config import validate
-    from lmlab.files import read_mapping, write_json
-    from lmlab.methods.qurating.analysis.analyze import analyze
+    from lmlab.files import add_notes, read_mapping, write_json
+    from lmlab.methods.qurating.analysis.analyze import NOTES, analyze
     from lmlab.methods.qurating.analysis.worth import worth_sections
     from lmlab.methods.qurating.report import selection_page
     from lmlab.methods.qurating.selecting.plan import plan_selection
@@ -309,7 +309,9 @@ def report(
     further = worth_sections(selection, judged, compared or [])
     places, measure = _locations(where), _measure(tokenizer)
     manifest = Manifest.read(selection / "manifest.parquet")
-    analyze(places, manifest, config, settings, reading.text, measure).write(selection)
+    found = analyze(places, manifest, config, settings, reading.text, measure)
+    add_notes(selection, [*NOTES, "plan.json"])
+    found.write(selection)
     write_json(selection / "plan.json", plan_selection(places, config, measure=measure).to_json())
     print(
         f"Page: {selection_page(selection, 'A selection by quality', further).write(out)}\nTexts to read:"
