@@ -260,6 +260,7 @@ def neural_arm(
     folder: Path,
     seed: int,
     tokens: int,
+    batch: int,
     shuffle: bool = True,
 ) -> float:
     """Nats a token of a small transformer trained once on the chosen documents, mean over domains."""
@@ -284,13 +285,13 @@ def neural_arm(
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=128, num_heads=4, max_seq_len=512)
     model = Transformer(config).initialize(seed)
     settings = TrainerConfig(
-        steps=max(1, min(tokens // width, len(flat)) // 16),
-        batch_size=16,
+        steps=max(1, min(tokens // width, len(flat)) // batch),
+        batch_size=batch,
         precision="auto",
         optimizer=OptimizerConfig(learning_rate=2e-3),
         log_every=1000,
     )
-    Trainer(model, language_model_step, Loader(Rows(), 16, seed, shuffle=shuffle), settings, folder).fit()
+    Trainer(model, language_model_step, Loader(Rows(), batch, seed, shuffle=shuffle), settings, folder).fit()
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     model.eval()
     with torch.no_grad():
@@ -320,6 +321,7 @@ def neural_arms(
     folder: Path,
     seed: int,
     tokens: int,
+    batch: int,
 ) -> dict[str, float]:
     """Nats a token of small transformers by arm, on equally many tokens. Those of the curriculum read the uniform
     choice in the order of expertise.
@@ -332,52 +334,77 @@ def neural_arms(
     found = {}
     for name in NEURAL:
         chosen = choose(pool, encoded, ratings[:, 0], True, seed=seed, **ARMS[name])
-        found[name] = neural_arm([encoded[number] for number in chosen], tests, tokenizer, folder / name, seed, tokens)
+        found[name] = neural_arm(
+            [encoded[number] for number in chosen], tests, tokenizer, folder / name, seed, tokens, batch
+        )
     for name, descending in CURRICULA.items():
         chosen = choose(pool, encoded, ratings[:, 0], True, seed=seed, **ARMS["uniform"])
         table = pa.table({"id": [pool[number].id for number in chosen], "r": ratings[chosen, 1]})
         order = order_rows(table, "r", tau=2.0, seed=seed, descending=descending, id="id").column("row").to_pylist()
         ids = [encoded[chosen[row]] for row in order]
-        found[name] = neural_arm(ids, tests, tokenizer, folder / name, seed, tokens, shuffle=False)
+        found[name] = neural_arm(ids, tests, tokenizer, folder / name, seed, tokens, batch, shuffle=False)
     return found
 
 
-def one_seed(
-    world: tuple[list[Document], np.ndarray, list[Document], Tokenizer], options: argparse.Namespace, seed: int
-) -> dict[str, Any]:
-    """A rater, what trigram models and, if asked for, transformers make of its choices; all of one seed."""
-    pool, levels, held, tokenizer = world
+def rated(
+    world: tuple[list[Document], np.ndarray, list[Document], Tokenizer],
+    options: argparse.Namespace,
+    seed: int,
+    folder: Path,
+    results: dict[str, Any],
+) -> np.ndarray:
+    """Ratings of the pool by both criteria, [N, 2]; how good the rater is goes to `results`."""
+    pool, levels, _, tokenizer = world
     utility = utilities(pool, levels)
+    start = time.process_time()
+    rater, figures = train(pool, utility, options.pairs, folder / "rater", tokenizer, seed=seed)
+    results["rater"] = figures
+    for name in CRITERIA:
+        at = figures[name]["at"]
+        print(
+            f"{name:>10}: accuracy {at['0']['accuracy']:.3f} (ceiling {at['0']['ceiling']:.3f}), "
+            f"at m=0.5 {at['0.5']['accuracy']:.3f}, "
+            f"Spearman with the truth {figures[name]['spearman']:.3f}"
+        )
+    print(
+        f"  trained in {time.process_time() - start:.0f} s of processor time,"
+        f" {figures['training']['tokens_per_second']:,.0f} tokens/s",
+        flush=True,
+    )
+    for control in ("shuffled", "flipped") if options.controls else ():
+        _, found = train(pool, utility, options.pairs, folder / control, tokenizer, control, seed)
+        results[control] = found
+        for name in CRITERIA:
+            print(
+                f"{control} {name}: accuracy {found[name]['at']['0']['accuracy']:.3f}, Spearman"
+                f" {found[name]['spearman']:.3f}"
+            )
+    return rater.rate([each.text for each in pool])
+
+
+def one_seed(
+    world: tuple[list[Document], np.ndarray, list[Document], Tokenizer],
+    options: argparse.Namespace,
+    seed: int,
+    ratings: np.ndarray | None = None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """A rater, what trigram models and, if asked for, transformers make of its choices; all of one seed. Returns the
+    figures, and the ratings of the pool.
+
+    Arguments:
+        ratings: of a rater that is trained already.
+    """
+    pool, levels, held, tokenizer = world
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        rater, figures = train(pool, utility, options.pairs, Path(folder) / "rater", tokenizer, seed=seed)
-        results["rater"] = figures
-        for name in CRITERIA:
-            at = figures[name]["at"]
-            print(
-                f"{name:>10}: accuracy {at['0']['accuracy']:.3f} (ceiling {at['0']['ceiling']:.3f}), "
-                f"at m=0.5 {at['0.5']['accuracy']:.3f}, "
-                f"Spearman with the truth {figures[name]['spearman']:.3f}"
-            )
-        print(
-            f"  trained in {time.process_time() - start:.0f} s of processor time,"
-            f" {figures['training']['tokens_per_second']:,.0f} tokens/s",
-            flush=True,
-        )
-        for control in ("shuffled", "flipped") if options.controls else ():
-            _, found = train(pool, utility, options.pairs, Path(folder) / control, tokenizer, control, seed)
-            results[control] = found
-            for name in CRITERIA:
-                print(
-                    f"{control} {name}: accuracy {found[name]['at']['0']['accuracy']:.3f}, Spearman"
-                    f" {found[name]['spearman']:.3f}"
-                )
-        ratings = rater.rate([each.text for each in pool])
+        if ratings is None:
+            ratings = rated(world, options, seed, Path(folder), results)
         results["trigram"] = trigram_arms(pool, levels, ratings[:, 0], held, tokenizer, list(ARMS), 42 + seed)
         if options.neural:
-            results["neural"] = neural_arms(pool, ratings, held, tokenizer, Path(folder), seed, options.neural_tokens)
-    return results
+            results["neural"] = neural_arms(
+                pool, ratings, held, tokenizer, Path(folder), seed, options.neural_tokens, options.batch
+            )
+    return results, ratings
 
 
 def summary(seeds: list[dict[str, Any]]) -> list[str]:
@@ -404,21 +431,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=1, help="of rater, noise and models")
+    parser.add_argument("--one-rater", action="store_true", help="that of the first seed chooses for all of them")
     parser.add_argument("--controls", action="store_true", help="also train on shuffled and on opposite labels")
     parser.add_argument("--neural", action="store_true", help="also train small transformers")
     parser.add_argument("--neural-tokens", type=int, default=300_000, help="at most; one pass over the choice")
+    parser.add_argument("--batch", type=int, default=16, help="rows of 192 tokens of the transformers' steps")
     parser.add_argument("--out", type=Path, help="a file of results; seeds that it holds are not run again")
     options = parser.parse_args()
     world = prepare()
-    settings = {"pairs": options.pairs, "neural": options.neural, "controls": options.controls}
+    settings = {
+        name: getattr(options, name) for name in ("pairs", "neural", "controls", "one_rater", "neural_tokens", "batch")
+    }
     results: dict[str, Any] = {"pieces": len(world[0]), "held_out": len(world[2]), "settings": settings, "seeds": []}
     if options.out and options.out.exists():
         found = json.loads(options.out.read_text())
         if found["settings"] != settings:
             parser.error(f"{options.out} holds results of {found['settings']}")
         results = found
-    while len(results["seeds"]) < options.seeds:
-        results["seeds"].append(one_seed(world, options, len(results["seeds"])))
+    kept = np.array(results["ratings"]) if "ratings" in results else None
+    while (seed := len(results["seeds"])) < options.seeds:
+        found, ratings = one_seed(world, options, seed, kept)
+        results["seeds"].append(found)
+        if options.one_rater and kept is None:
+            kept, results["ratings"] = ratings, ratings.tolist()
         if options.out:
             options.out.write_text(json.dumps(results, indent=2))
     print("\n".join(summary(results["seeds"])))
