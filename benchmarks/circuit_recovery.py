@@ -167,7 +167,8 @@ def report(arguments: argparse.Namespace) -> None:
             for each in found
         ]
         share = wilson(sum(good), len(good))
-        silent = sum(not ok and each["converged"] and method != "random" for ok, each in zip(good, found, strict=True))
+        # converged is null where single edges were not tried
+        silent = sum(not ok and each["converged"] is True for ok, each in zip(good, found, strict=True))
         areas = [each["auroc"] for each in found if each["auroc"] is not None]
         print(
             f"| {method} | {len(found)} | {100 * sum(good) / len(good):.1f} % | {100 * share.low:.1f} to"

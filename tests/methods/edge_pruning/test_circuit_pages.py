@@ -21,6 +21,7 @@ from lmlab.methods.edge_pruning import (
     search,
     with_bootstrap,
 )
+from lmlab.methods.edge_pruning.graph.kinds import count_kinds, mean_depths
 from lmlab.methods.edge_pruning.prompts import busiest_heads, prompts_section
 from lmlab.methods.edge_pruning.report import circuit_page, strongest_paths
 from lmlab.methods.edge_pruning.search import attribution
@@ -206,3 +207,27 @@ def test_prompts_without_a_model_are_refused(lmlab, network, task_of, tmp_path, 
     done = lmlab("circuits", "report", tmp_path / "c.json", "-o", tmp_path / "page.html", *given)
     assert done.code == 2 and "Give --model too." in done.err and not (tmp_path / "page.html").exists()
     assert lmlab("circuits", "report", tmp_path / "c.json", "-o", tmp_path / "page.html").code == 0
+
+
+def test_circuits_of_different_graphs_stand_side_by_side_by_kinds_of_edges(lmlab, network, tmp_path):
+    """As those of two rungs of a ladder."""
+    found = {}
+    for name, layers, keep in (("small", 1, ("a0.h0.q", "m0")), ("large", 3, ("m2", "resid_post"))):
+        graph = CircuitGraph(network("llama", num_layers=layers).config)
+        kept_E = torch.tensor([reader in keep for _, reader in graph.edges()])
+        found[name] = Circuit(graph, kept_E, "interchange")
+        found[name].save(tmp_path / f"{name}.json")
+    kinds = count_kinds(found["small"])
+    # embeds to the query; embeds and four heads to the feed-forward network
+    assert kinds["embedding to query"] == (1, 4) and kinds["embedding to key"] == (0, 2)
+    assert kinds["embedding to feed-forward"] == (1, 1) and kinds["head to feed-forward"] == (4, 4)
+    assert kinds["feed-forward to output"] == (0, 1) and "head to query" not in kinds
+    kept, all_ = (sum(each) for each in zip(*kinds.values(), strict=True))
+    assert (kept, all_) == (found["small"].num_edges, found["small"].graph.num_edges)
+    assert mean_depths(found["small"]) == pytest.approx((4 / 6 / 2, 1 / 2))  # 4 of 6 writers are heads of the layer
+    page = tmp_path / "p.html"
+    done = lmlab("circuits", "report", tmp_path / "small.json", "--with", tmp_path / "large.json", "-o", page)
+    assert done.code == 0, done.err
+    assert "head to feed-forward" in page.read_text() and "Difference to" not in page.read_text()
+    done = lmlab("circuits", "compare", tmp_path / "small.json", tmp_path / "large.json")
+    assert done.code == 2 and "different graphs" in done.err and "circuits report" in done.err

@@ -196,6 +196,10 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
         (("report", "no.json"), "No such file"),
         (("data", "ioi", "--tokenizer", "nowhere", "--out", "x.jsonl"), "where a tokenizer is needed"),
         (("convert", "DATA", "--out", "x.json"), "either --from or --to"),
+        (
+            ("data", "pronouns", "--tokenizer", "MODEL", "--shots", "2", "--out", "x.jsonl"),
+            "--shots has no influence: the task pronouns",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence(lmlab, small, monkeypatch, arguments, message):

@@ -279,7 +279,7 @@ def report(
     if len({each.resolve() for each in (circuit, *(others or []))}) <= len(others or []):
         raise UserError("--with: a circuit is named twice.", "Name each circuit once.")
     compared = {str(each): Circuit.load(each) for each in others or []}
-    require_comparable({str(circuit): found, **compared}, force)
+    require_comparable({str(circuit): found, **compared}, force, by_kind=True)
     shown = None
     if model is not None:
         loaded, measured = task_of_circuit(found, model, task)
@@ -316,6 +316,8 @@ def make_data(
     from lmlab.methods.edge_pruning import generate
     from lmlab.runs import Vocabulary
 
+    if task != "boolean" and made.shots != CircuitExamplesConfig.model_fields["shots"].default:
+        raise UserError(f"--shots has no influence: the task {task} has no solved examples.", "Leave it out.")
     rows = generate(task, Vocabulary.find(made.tokenizer).load(), how.count, drawn.seed, how.split, made.shots)
     print(f"{write_jsonl(out, rows)} examples: {out}")
 

@@ -12,9 +12,10 @@ import torch
 
 from lmlab.config import flatten
 from lmlab.methods.edge_pruning.config import CONVERGED
-from lmlab.methods.edge_pruning.graph.circuit import Circuit
+from lmlab.methods.edge_pruning.graph.circuit import Circuit, same_graph
 from lmlab.methods.edge_pruning.graph.formats import ends_of, node_of, parts_of, shared_inputs
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
+from lmlab.methods.edge_pruning.graph.kinds import count_kinds, mean_depths
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.methods.edge_pruning.search.find import ranking
 from lmlab.reports import Bounds, Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
@@ -75,7 +76,7 @@ def circuit_page(
 
     Arguments:
         curves: rows of `curve` by method.
-        others: circuits of the same graph to compare it with, by name.
+        others: circuits to compare it with, by name; those of another graph by kinds of edges only.
         prompts: what it does on single prompts (`prompts_section`).
     """
     sections = [
@@ -86,9 +87,10 @@ def circuit_page(
     ]
     if curves:
         sections.append(_curves(circuit, curves))
-    if others:
+    alike = {name: each for name, each in (others or {}).items() if same_graph(circuit, each)}
+    if alike:
         rows: list[list[Any]] = [
-            [name, *list(overlap(circuit.kept_E, each.kept_E).values())[1:]] for name, each in others.items()
+            [name, *list(overlap(circuit.kept_E, each.kept_E).values())[1:]] for name, each in alike.items()
         ]
         columns = ["circuit", "its edges", "shared", "Jaccard index", "share of the smaller", "shared by chance", "p"]
         sections.append(
@@ -97,7 +99,8 @@ def circuit_page(
                 [Table(columns, rows, "p is the probability that random circuits of these sizes share as many.")],
             )
         )
-        sections += [_difference(circuit, name, each) for name, each in others.items()]
+        sections += [_difference(circuit, name, each) for name, each in alike.items()]
+    sections += [_by_kind(circuit, name, each) for name, each in (others or {}).items() if name not in alike]
     sections += [] if prompts is None else [prompts]
     sections += [_paths(circuit), _parts(circuit), _origin(circuit)]
     about = circuit.about
@@ -136,6 +139,28 @@ def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
     ]
     facts = Facts({side[0].capitalize(): f"{count:,}" for side, count in zip(_SIDES, counts, strict=True)})
     return Section(f"Difference to {name}", [facts, drawn])
+
+
+def _by_kind(circuit: Circuit, name: str, other: Circuit) -> Section:
+    """Two circuits of different graphs, such as those of two rungs of a ladder: how much of each kind they keep."""
+    here, there = count_kinds(circuit), count_kinds(other)
+    rows: list[list[Any]] = [
+        [kind, *_share(*here.get(kind, (0, 0))), *_share(*there.get(kind, (0, 0)))] for kind in {**here, **there}
+    ]
+    rows.append(["all", *_share(circuit.num_edges, circuit.graph.num_edges)])
+    rows[-1] += _share(other.num_edges, other.graph.num_edges)
+    columns = ["kind of edge", "edges here", "% kept here", "edges there", "% kept there"]
+    depths = {
+        f"Mean depth of {what} {where}": "-" if math.isnan(depth) else f"{depth:.2f}"
+        for where, each in (("here", circuit), ("there", other))
+        for what, depth in zip(("writers", "readers"), mean_depths(each), strict=True)
+    }
+    text = "The graphs differ, so that edges are compared by their kinds. A depth of 0 is the embeddings, 1 the output."
+    return Section(f"Beside {name}", [Facts(depths), Table(columns, rows)], text)
+
+
+def _share(kept: int, of: int) -> list[Any]:
+    return [kept, 100 * kept / of if of else None]
 
 
 def _places(graph: CircuitGraph) -> dict[str, tuple[int, int, int]]:

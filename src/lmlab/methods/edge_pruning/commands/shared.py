@@ -199,19 +199,24 @@ def show_stability(circuits: Sequence[Circuit], best: Circuit) -> None:
     )
 
 
-def require_comparable(circuits: Mapping[str, Circuit], force: bool = False) -> None:
+def require_comparable(circuits: Mapping[str, Circuit], force: bool = False, by_kind: bool = False) -> None:
     """See that edges of circuits, by name, mean the same.
+
+    Arguments:
+        by_kind: circuits of different graphs are compared by kinds of edges.
 
     Raises:
         UserError: they belong to different graphs, or pruned edges carry different things in them.
     """
     from lmlab.errors import UserError
+    from lmlab.methods.edge_pruning.graph.circuit import same_graph
 
     (first_name, first), *others = circuits.items()
     for name, each in others:
-        if each.graph.describe()["hash"] != first.graph.describe()["hash"]:
+        if not by_kind and not same_graph(each, first):
             raise UserError(
-                f"'{first_name}' and '{name}' belong to different graphs, so their edges cannot be compared."
+                f"'{first_name}' and '{name}' belong to different graphs, so their edges cannot be compared.",
+                f"Their kinds can: lmlab circuits report {first_name} --with {name}",
             )
         if each.ablation != first.ablation:
             text = f"pruned edges carry {first.ablation} in '{first_name}' and {each.ablation} in '{name}'"
