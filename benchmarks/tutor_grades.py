@@ -42,7 +42,6 @@ from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
 
 DEVELOPMENT = Path(__file__).with_name("tutor_development_items.yaml")  # to choose settings by, with --items
-LENGTH = 384  # of the rows that are learned from, in tokens
 CUT = 40  # words, at which all answers are compared too: longer ones say more key points
 
 
@@ -60,7 +59,8 @@ def main() -> None:
     parser.add_argument("--max-words", type=int, default=120, help="of the part of a chapter before a dialogue")
     parser.add_argument("--asked-words", type=int, default=200, help="of the part of a chapter before a question")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--steps", type=int, default=32, help="of the optimizer, of two rows of 384 tokens each")
+    parser.add_argument("--steps", type=int, default=32, help="of the optimizer, of two rows each")
+    parser.add_argument("--length", type=int, default=384, help="of the rows that are learned from, in tokens")
     parser.add_argument("--controls", nargs="*", choices=["inverted", "strange"], default=["inverted", "strange"])
     parser.add_argument("--references", action="store_true", help="grade answers that no model has written too")
     given = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
     started = seconds()
     models = {"base": Path(given.model), **tune(given, books)}
     print(f"tuning: {seconds() - started:.0f} CPU s", flush=True)
-    show_losses(models, given.out)
+    show_losses(models, given.out, given.length)
     asked = given.out / given.items.stem
     asked.mkdir(exist_ok=True)
     questions = asked / "questions.jsonl"
@@ -177,7 +177,7 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
         "start": given.model,
         "lora": {"rank": 16},
         "packing": "best_fit",
-        "seq_len": LENGTH,
+        "seq_len": given.length,
         "max_epochs": 10,
         "trainer": {
             "steps": given.steps,
@@ -193,7 +193,7 @@ def tune(given: argparse.Namespace, books: Path) -> dict[str, Path]:
         "dialogues": "dialogues",
         "tokenizer": given.model,
         "format": "template",
-        "max_len": LENGTH + 1,
+        "max_len": given.length + 1,
     }
     stages: dict[str, Any] = {
         "dialogues": {
@@ -246,10 +246,10 @@ def exchange(path: Path, out: Path) -> None:
     write_jsonl(out, [{**row, "conversation": row.pop("mine")} for row in rows])
 
 
-def show_losses(models: dict[str, Path], out: Path) -> None:
+def show_losses(models: dict[str, Path], out: Path, length: int) -> None:
     """The loss of answers in dialogues about chapters that no model has learned from."""
     tokenizer = Tokenizer.load(models["base"])
-    dialogues = heldout_dialogues(out / "run" / "dialogues" / "heldout.jsonl", tokenizer, LENGTH + 1, "template", 24)
+    dialogues = heldout_dialogues(out / "run" / "dialogues" / "heldout.jsonl", tokenizer, length + 1, "template", 24)
     chapters = [chapter for chapter, _ in dialogues]
     losses = {}
     for name, model in models.items():
