@@ -12,6 +12,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from lmlab.errors import UserError
 from lmlab.judging import (
+    at_equal_length,
     both_orders,
     draw_labels,
     estimate_mean,
@@ -144,6 +145,25 @@ def test_a_liking_for_length_is_taken_out() -> None:
     assert found.controlled.high < 0.5 < found.raw.low  # the raw share calls the wrong one the better
     easy = length_controlled([1, 1, 1], [5, 6, 9], [1, 2, 3], resamples=20)  # length explains everything
     assert 0 < easy.controlled.value < 1
+
+
+def test_grades_at_equal_length_are_those_of_a_line() -> None:
+    """Longer answers get better grades, the system itself is worse: the raw difference has the wrong sign."""
+    rng = np.random.default_rng(0)
+    long, short = rng.integers(100, 900, 800), rng.integers(100, 500, 800)
+    gap = np.tanh((long - short) / (long - short).std())
+    grades = -5 + 20 * gap + rng.normal(0, 10, 800)
+    found = at_equal_length(grades, long, short, (np.arange(800) // 4).tolist(), resamples=200)
+    oracle = scipy_stats.linregress(gap, grades)
+    assert found.controlled is not None and found.controlled.value == pytest.approx(oracle.intercept, abs=1e-9)
+    assert found.slope == pytest.approx(oracle.slope, abs=1e-9)
+    assert found.controlled.high < 0 < found.raw.low
+    assert found.controlled.low < -5 < found.controlled.high
+    same = at_equal_length([1.0, 2.0, 6.0], [4, 4, 4], [4, 4, 4], resamples=50)
+    assert same.controlled == same.raw and same.raw.value == 3
+    assert at_equal_length([1.0, 2.0], [9, 8], [4, 3], resamples=50).controlled is None  # length, or the system?
+    with pytest.raises(UserError, match="no comparisons"):
+        at_equal_length([], [], [])
 
 
 def test_both_orders() -> None:

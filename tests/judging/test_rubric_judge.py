@@ -306,3 +306,10 @@ def test_weights_that_are_no_numbers_are_refused_by_place(weights: object) -> No
 def test_weights_in_every_form_of_a_list(weights: object) -> None:
     record = {"question": "q", "answer": "a", "key_points": ["x", "y"], "weights": weights}
     assert item_of(record, "row 1", "1").weights == (2.0, -1.0)
+
+
+def test_an_empty_cell_of_a_table_is_nothing_and_no_name() -> None:
+    nan = float("nan")
+    record = {"question": "q", "answer": nan, "id": nan, "group": nan, "system": nan, "key_points": nan, "chapter": nan}
+    found = item_of(record, "row 1", "7")
+    assert (found.id, found.group, found.system, found.chapter, found.answer) == ("7", "", "", None, "")

@@ -17,7 +17,15 @@ from .measures.agreement import Agreement, cohen_kappa, grade_agreement, krippen
 from .measures.bradley_terry import Disconnected, components, fit_bradley_terry, wins_of
 from .measures.calibration import Calibration, cross_calibrated, fit_calibration, read_calibration, write_calibration
 from .measures.conformal import Conformal, fit_conformal
-from .measures.length import BothOrders, LengthControlled, both_orders, length_controlled, length_effect
+from .measures.length import (
+    AtEqualLength,
+    BothOrders,
+    LengthControlled,
+    at_equal_length,
+    both_orders,
+    length_controlled,
+    length_effect,
+)
 from .measures.position_bias import OrderEffects, order_effects
 from .measures.prediction_powered import Estimated, draw_labels, estimate_mean, rogan_gladen
 from .measures.validation import Validation, validate_judge
@@ -49,6 +57,7 @@ __all__ = [
     "AnswerJudge",
     "AnswerJudgeConfig",
     "Asking",
+    "AtEqualLength",
     "BadJudgment",
     "BothOrders",
     "Calibration",
@@ -92,6 +101,7 @@ __all__ = [
     "Validation",
     "Verdict",
     "Wording",
+    "at_equal_length",
     "both_orders",
     "cohen_kappa",
     "comparable_scores",

@@ -54,6 +54,24 @@ def test_a_missing_column_is_named_with_those_there_are():
     assert read_item({"question": "q"}, "closed").closed_book
 
 
+def test_empty_cells_of_tables_are_nothing_and_truth_values_may_be_numbers(tmp_path):
+    nan = float("nan")
+    rows = [{"question": "q", "chapter": "c", "key_points": ["p"], "path_to_chapter": nan, "difficulty": nan,
+             "closed_book": 1.0, "misleading_question": nan, "answer_in_chapter": 0.0, "id": nan},
+            {"question": "r", "chapter": nan, "closed_book": 1.0}]  # fmt: skip
+    item = read_item(rows[0])
+    assert (item.path_to_chapter, item.difficulty, item.id) == ("", "", item_id("q", ""))
+    assert (item.closed_book, item.misleading, item.answer_in_chapter) == (True, None, False)
+    assert read_item(rows[1], "closed").chapter == ""
+    with pytest.raises(MissingColumn, match="no column 'chapter'"):
+        read_item(rows[1])
+
+
+@pytest.mark.parametrize("chapter", ["", " \n\t"])
+def test_a_question_without_a_chapter_is_asked_alone_and_not_about_nothing(chapter):
+    assert user_message(TutorItem("i", "Why?", chapter), "open") == "Why?"
+
+
 def test_equal_questions_about_other_chapters_without_paths_are_told_apart(tmp_path):
     rows = [{"question": "What is it about?", "chapter": text} for text in ("one", "two", "one")]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -81,17 +99,17 @@ def test_prompts_in_both_formats_hold_each_special_token_once(tutor):
 
 
 def test_overflow_names_all_offenders_before_any_answer(tutor, tmp_path):
-    rows = [question(n, n) for n in range(3)] + [question(n, n, chapter="long " * 2000) for n in (3, 4)]
+    rows = [question(n, n) for n in range(3)] + [question(n, n, chapter="long " * 2000) for n in range(3, 12)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = load_items(tmp_path / "q.jsonl")
-    with pytest.raises(ContextOverflow, match="2 of 5 prompts") as told:
+    with pytest.raises(ContextOverflow, match="9 of 12 prompts") as told:
         answer_locally(str(tutor), items, config(), tmp_path / "out")
     assert all(item.id in str(told.value) for item in items[3:])
     assert not (tmp_path / "out" / "answers.jsonl").exists()
     rows = answer_locally(str(tutor), items, config(overflow="skip"), tmp_path / "skip")
-    assert [row["answer_status"] for row in rows] == ["ok"] * 3 + ["skipped"] * 2
+    assert [row["answer_status"] for row in rows] == ["ok"] * 3 + ["skipped"] * 9
     rows = answer_locally(str(tutor), items, config(overflow="truncate_middle"), tmp_path / "cut")
-    assert [bool(row["tutor"].get("tokens_cut")) for row in rows] == [False] * 3 + [True] * 2
+    assert [bool(row["tutor"].get("tokens_cut")) for row in rows] == [False] * 3 + [True] * 9
 
 
 def test_a_shortened_chapter_keeps_its_first_and_last_third(tutor):

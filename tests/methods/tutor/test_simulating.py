@@ -11,9 +11,16 @@ from lmlab.endpoints import Endpoint, MockBackend
 from lmlab.errors import Interrupted, UserError
 from lmlab.judging import Asking, RubricJudge
 from lmlab.methods.tutor.config import AnswerConfig, StudentConfig
-from lmlab.methods.tutor.items.item import load_items
+from lmlab.methods.tutor.items.item import TutorItem, load_items
 from lmlab.methods.tutor.scoring.score import score
-from lmlab.methods.tutor.simulating.converse import Conversation, converse, grade_conversations, leaks, rubric
+from lmlab.methods.tutor.simulating.converse import (
+    Conversation,
+    converse,
+    grade_conversations,
+    leaks,
+    rubric,
+    student_request,
+)
 
 ANSWERS = AnswerConfig(max_new_tokens=8)
 
@@ -118,3 +125,11 @@ def test_an_answer_that_is_given_before_the_student_tries_is_a_leak(tmp_path):
     assert of("How far?", gives, "Why?", gives) == [2, 4]
     assert of("How far?", hints, "I think it is a light year.", gives) == []
     assert of("How far?", hints, "Which one?", gives) == [4]
+
+
+def test_marks_of_templates_in_a_question_stay_what_they_are():
+    item = TutorItem("i", "What do {points}, {done} and {x} stand for?", key_points=("the {level} of it",))
+    talk = Conversation(item, "that {goal} is all")
+    said = student_request(talk, StudentConfig(), AnswerConfig()).messages[0]["content"]
+    assert item.question in said and "that {goal} is all" in said and "- the {level} of it" in said
+    assert said.count("[UNDERSTOOD]") == 1

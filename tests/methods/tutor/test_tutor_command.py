@@ -91,11 +91,22 @@ def test_two_tutors_are_compared_and_a_page_is_written(lmlab, tutor, questions, 
         lmlab("tutor", "grade", tmp_path / name, "--judge", "mock:s", "--replies", judge_script)
     told = lmlab("tutor", "compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "two.html")
     assert told.code == 0 and "no difference is shown" in told.out and (tmp_path / "two.html").exists()
+    assert "At equal length: +0.0 points" in told.out
     exported = lmlab("tutor", "export", tmp_path / "a", "--out", tmp_path / "generations")
     assert exported.code == 0, exported.err
     (file,) = (tmp_path / "generations" / "openbook").rglob("*.json")
     assert json.loads(file.read_text())[0]["correctness"] == 2.0
     assert lmlab("tutor", "import", file, "--out", tmp_path / "back").code == 0
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text('{"match": "", "text": "A"}\n')
+    ranked = ("tutor", "rank", tmp_path / "a", tmp_path / "b", "--judge", "mock:first", "--mode", "votes",
+              "--generations", "1", "--replies", votes, "--out", tmp_path / "ranked")  # fmt: skip
+    assert "0 pairs of answers" in lmlab(*ranked, "--dry-run").out  # all their answers are equal
+    told = lmlab(*ranked)
+    assert told.code == 0 and "1. " in told.out and "+0.00" in told.out, told.err
+    report = json.loads((tmp_path / "ranked" / "report.json").read_text())
+    assert report["pairs"][0]["by_rule"] == 12 and (tmp_path / "ranked" / "report.html").exists()
+    assert lmlab("tutor", "rank", tmp_path / "a", "--judge", "mock:x", "--out", tmp_path / "r").code == 2
     assert lmlab("tutor", "report", tmp_path / "back").code == 0
 
 
@@ -162,6 +173,13 @@ def test_a_tutor_that_judges_itself_and_questions_that_are_there_twice_are_told(
     rows = [json.loads(line) for line in next((out / "grades").glob("*.jsonl")).read_text().splitlines()]
     assert rows[0]["grades"] == rows[3]["grades"] and rows[0]["id"] == rows[3]["id"]
     assert "6 replies" in lmlab("judge", "cache-stats", out).out  # three answers and their grades
+    for name in ("own", "other"):
+        assert lmlab("tutor", "generate", "--model", f"mock:{name}", "--data", questions, "--out", tmp_path / name,
+                     *who).code == 0  # fmt: skip
+    told = lmlab("tutor", "compare", tmp_path / "other", tmp_path / "own", "--judge", "mock:own", *who)
+    assert told.code == 0 and "self_judging" in told.err
+    assert "self_judging" in lmlab("tutor", "report", tmp_path / "own").err
+    assert "self_judging" not in lmlab("tutor", "report", tmp_path / "other").err
 
 
 def test_an_endpoint_that_is_down_ends_with_code_5_and_the_run_goes_on_later(lmlab, tmp_path, monkeypatch):

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from lmlab.errors import UserError
+from lmlab.judging import RuleJudge, fit_bradley_terry
 from lmlab.methods.tutor.answering.run import begin_run
 from lmlab.methods.tutor.config import AnswerConfig, ScoreConfig
 from lmlab.methods.tutor.items.item import TutorItem, read_item
 from lmlab.methods.tutor.report import headline, sections
-from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known
+from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, equal_length_verdict
 from lmlab.methods.tutor.scoring.grade import keep_items, kept_items
 from lmlab.methods.tutor.scoring.judges import is_same_model
+from lmlab.methods.tutor.scoring.rank import criterion_of, rank
 from lmlab.methods.tutor.scoring.reference import import_answers
 from lmlab.methods.tutor.scoring.score import breakdowns, mean_figure, score, too_many_ungraded
 from lmlab.reports import Page
@@ -111,6 +113,67 @@ def test_tutors_are_compared_on_what_both_have_a_grade_for():
     assert (found["better"], found["worse"]) == (20, 0)
     with pytest.raises(UserError, match="different judges"):
         compare_rows(first, [{**each, "judge": {**JUDGE, "prompt_hash": "other"}} for each in better])
+
+
+def test_a_tutor_that_only_talks_more_is_no_better_at_equal_length():
+    """The judge gives a point of three for each hundred characters beyond the first hundred."""
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(100, 400, (60, 2))
+    sizes[:, 1] = np.minimum(400, sizes[:, 1] + 60)
+    rows = [[{**row(n, (size - 100) / 100), "tutor": {"model": name, "output": "x" * size}}
+             for n, size in enumerate(sizes[:, place].tolist())] for place, name in enumerate("ab")]  # fmt: skip
+    found = compare_rows(rows[0], rows[1])
+    at = found["equal_length"]
+    assert found["low"] > 0 and at["low"] < 0 < at["high"] and abs(at["difference"]) < 4 and at["slope"] > 0
+    assert at["second_length"] > at["first_length"] + 20 and "At equal length" in equal_length_verdict(found)
+    assert abs(at["wins_at_equal_length"] - 0.5) < abs(at["wins"] - 0.5)
+    always = [{**each, "tutor": {"model": "c", "output": each["tutor"]["output"] + "x" * 9}} for each in rows[0]]
+    assert "not known" in equal_length_verdict(compare_rows(rows[0], always))
+
+
+def answers(name, texts):
+    return [{"id": f"q{n}", "cluster": f"c{n // 2}", "question": f"What is {n}?", "key_points": [f"point {n}"],
+             "answer_status": "ok", "tutor": {"model": name, "output": text}}
+            for n, text in enumerate(texts)]  # fmt: skip
+
+
+def test_tutors_are_ranked_by_what_a_judge_prefers_in_both_orders():
+    seen = []
+
+    def prefers_second(question):
+        seen.append(question)
+        a, b = (text.rpartition("Answer: ")[2] for text in (question.text_a, question.text_b))
+        return 0.9 if len(set(b)) > len(set(a)) else 0.1 if len(set(a)) > len(set(b)) else 0.8
+
+    judge = RuleJudge(prefers_second, "more letters")
+    tutors = {"poor": answers("p", ["aa"] * 20), "good": answers("g", ["abc"] * 20), "fair": answers("f", ["ab"] * 20)}
+    tutors["good"][3]["tutor"]["output"] = " "  # loses by rule
+    tutors["fair"][4]["tutor"]["output"] = "aa"  # as good as the same words
+    tutors["fair"][5]["tutor"]["output"] = "cc"  # the judge likes the second place there
+    tutors["fair"][6]["answer_status"] = "endpoint_error"
+    found, rows = rank(judge, criterion_of(), tutors)
+    assert [each["tutor"] for each in found["tutors"]] == ["good", "fair", "poor"]
+    by_names = {(each["first"], each["second"]): each for each in found["pairs"]}
+    pair = by_names["poor", "fair"]
+    assert (pair["n"], pair["by_rule"], pair["wins"]["value"]) == (19, 1, pytest.approx(1 / 19))
+    assert (pair["orders_disagree"], pair["ties"]) == (pytest.approx(1 / 18), pytest.approx(2 / 19))
+    assert by_names["poor", "good"]["wins"]["value"] == pytest.approx(1 / 20)
+    assert by_names["poor", "good"]["first_place"] == pytest.approx(0.5)
+    assert not any(question.text_a == question.text_b or "Answer:  " in question.text_a for question in seen)
+    assert any("- point 3" in question.text_a for question in seen) and len(rows) == 20 + 19 + 19
+    wins = np.zeros((3, 3)) + 0.1
+    for row in rows:
+        i, j = (list(tutors).index(row[side]) for side in ("first", "second"))
+        wins[i, j] += row["wins"]
+        wins[j, i] += 1 - row["wins"]
+    scores = {each["tutor"]: each["score"]["value"] for each in found["tutors"]}
+    assert [scores[name] for name in tutors] == pytest.approx(fit_bradley_terry(wins).tolist())
+    hidden = [answers("a", ["one\u200b two", "x"]), answers("b", ["three 555-0199", "y"])]
+    seen.clear()
+    rank(judge, criterion_of(), dict(zip("ab", hidden, strict=True)), redact=[r"\d{3}-\d{4}"])
+    assert not any(mark in question.text_a + question.text_b for question in seen for mark in ("\u200b", "0199"))
+    with pytest.raises(UserError, match="share no question"):
+        rank(judge, criterion_of(), {"a": tutors["poor"][:1], "b": tutors["fair"][1:]})
 
 
 def test_sequential_comparison_stops_when_it_knows_and_keeps_its_level():

@@ -185,8 +185,9 @@ def judgebench(
     from rich.table import Table as RichTable
 
     from lmlab.files import write_json, write_jsonl
+    from lmlab.judging.answers.pairs import answer_criterion, questions_of
     from lmlab.judging.answers.rows import REPLIES
-    from lmlab.judging.people.judgebench import answer_criterion, questions_of, read_judgebench, score_pairs
+    from lmlab.judging.people.judgebench import read_judgebench, score_pairs
 
     pairs, criterion = read_judgebench(data), answer_criterion(clause)
     judge = settings.make(out / REPLIES)

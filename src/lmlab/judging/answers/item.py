@@ -68,6 +68,13 @@ def key_points_of(value: Any) -> tuple[str, ...]:
     return tuple(point for each in value if not _is_nothing(each) and (point := " ".join(_unmarked(str(each)).split())))
 
 
+def without_blanks(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with None for the not-a-number by which tables of numbers mark an empty cell: else it would be a text
+    `nan`, and all such rows of one name.
+    """
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
+
+
 def _is_nothing(value: Any) -> bool:
     """None, a truth value, or the not-a-number that tables write for an empty cell."""
     return value is None or isinstance(value, bool) or (isinstance(value, float) and math.isnan(value))

@@ -16,7 +16,7 @@ from typing import IO, Any
 from lmlab.errors import UserError
 from lmlab.files import ParseError, json_value, locked
 from lmlab.judging.answers.grades import GRADED, AnswerJudge, judge_answers
-from lmlab.judging.answers.item import AnswerItem, key_points_of
+from lmlab.judging.answers.item import AnswerItem, key_points_of, without_blanks
 
 GRADES, REPLIES = "grades.jsonl", "replies.sqlite"
 _AT_ONCE = 256  # answers between two writes
@@ -59,6 +59,7 @@ def item_of(record: dict[str, Any], where: str, default_id: str) -> AnswerItem:
     Raises:
         UserError: a column is missing, or no text.
     """
+    record = without_blanks(record)
     values: dict[str, Any] = {}
     for field, names in _NAMES.items():
         values[field] = next((record[name] for name in names if record.get(name) is not None), None)

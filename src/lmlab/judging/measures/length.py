@@ -57,8 +57,7 @@ def length_controlled(
     gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
     if not len(y) or len(gap) != len(y):
         raise UserError("There are no comparisons, or not as many lengths as comparisons.")
-    spread = float(gap.std()) or 1.0
-    columns = [np.ones(len(y)), np.tanh(gap / spread)]
+    columns = [np.ones(len(y)), _bounded(gap)]
     if difficulty is not None:
         hard = np.asarray(difficulty, float)
         columns.append(hard - hard.mean())
@@ -73,6 +72,73 @@ def length_controlled(
     controlled = bootstrap(at_zero, len(y), 0.95, resamples, seed, clusters)
     raw = bootstrap(lambda chosen: float(y[chosen].mean()), len(y), 0.95, resamples, seed, clusters)
     return LengthControlled(raw, controlled, float(_logistic(x, y)[1]))
+
+
+@dataclass(frozen=True)
+class AtEqualLength:
+    """The mean difference of the grades of two systems.
+
+    Attributes:
+        raw: as it is.
+        controlled: as it would be for answers of equal length; None where every answer is longer, or shorter, by the
+            same, so that length and system cannot be told apart.
+        slope: grade points for each unit of tanh of the standardized difference of lengths; above 0 where the longer
+            answer of a question gets the better grade.
+    """
+
+    raw: Interval[float]
+    controlled: Interval[float] | None
+    slope: float
+
+
+def at_equal_length(
+    differences: ArrayLike,
+    lengths: ArrayLike,
+    other_lengths: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> AtEqualLength:
+    """The mean difference of grades at equal length: what `length_controlled` is for wins, by least squares on a
+    constant and the same function of the difference of lengths, read at a difference of 0.
+
+    Where one system's answers are nearly all longer, that is outside of what was seen, and the interval says so by its
+    width.
+
+    Arguments:
+        differences: the grade of a system less that of the other, a question.
+        lengths, other_lengths: of their answers.
+        clusters: what each question belongs to.
+
+    Raises:
+        UserError: there are no comparisons.
+    """
+    y = np.asarray(differences, float)
+    gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
+    if not len(y) or len(gap) != len(y):
+        raise UserError("There are no comparisons, or not as many lengths as comparisons.")
+    x = _bounded(gap)
+    raw = bootstrap(lambda chosen: float(y[chosen].mean()), len(y), level, resamples, seed, clusters)
+    if not np.ptp(x):
+        return AtEqualLength(raw, None if x[0] else raw, 0.0)
+
+    def fitted(chosen: NDArray[np.int64]) -> tuple[float, float]:
+        a, b = x[chosen], y[chosen]
+        centered = a - a.mean()
+        power = float((centered**2).sum())
+        slope = float(centered @ b) / power if power > 1e-12 else math.nan
+        return float(b.mean() - slope * a.mean()), slope
+
+    controlled = bootstrap(lambda chosen: fitted(chosen)[0], len(y), level, resamples, seed, clusters)
+    return AtEqualLength(raw, controlled, fitted(np.arange(len(y)))[1])
+
+
+def _bounded(gap: Floats) -> Floats:
+    """Differences of lengths in their standard deviations, and no more than 1: an answer ten times as long is not ten
+    times as favored.
+    """
+    return np.tanh(gap / (float(gap.std()) or 1.0))
 
 
 @dataclass(frozen=True)

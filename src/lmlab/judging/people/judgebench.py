@@ -8,27 +8,24 @@ from pathlib import Path
 
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
-from lmlab.judging.judge import Judge, Question, Verdict
+from lmlab.judging.answers.pairs import AnswerPair, compare_answers
+from lmlab.judging.judge import Judge
 from lmlab.judging.measures.length import BothOrders, LengthControlled, both_orders, length_controlled
-from lmlab.judging.wording import Criterion, load_wording, make_criterion
+from lmlab.judging.wording import Criterion
 from lmlab.stats import Interval, bootstrap
 
 _BETTER = {"A>B": 1.0, "A<B": 0.0, "B>A": 0.0, "B<A": 1.0}
 
 
 @dataclass(frozen=True)
-class LabeledPair:
-    """Two answers to a question.
+class LabeledPair(AnswerPair):
+    """Two answers to a question of which one is right.
 
     Attributes:
         first_wins: whether the first is the right one.
         source: of the question.
     """
 
-    id: str
-    question: str
-    first: str
-    second: str
     first_wins: bool
     source: str
 
@@ -79,37 +76,19 @@ class PairScore:
     right: tuple[float | None, ...]
 
 
-def answer_criterion(clause: str | None = None) -> Criterion:
-    """Which answer is right, in the words of `judgebench-v1.yaml`, or by a clause of one's own."""
-    return make_criterion("correctness", clause, load_wording(Path(__file__).with_name("judgebench-v1.yaml")))
-
-
-def questions_of(criterion: Criterion, pairs: Sequence[LabeledPair]) -> list[Question]:
-    """Every pair in both orders, one after the other."""
-    found = []
-    for pair in pairs:
-        asked = [f"Question: {pair.question}\n\nAnswer: {text}" for text in (pair.first, pair.second)]
-        found += [Question(criterion, asked[0], asked[1]), Question(criterion, asked[1], asked[0])]
-    return found
-
-
 def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]) -> PairScore:
     """Show every pair in both orders.
 
     Raises:
         UserError: the judge has no verdict on any pair.
     """
-    questions = questions_of(criterion, pairs)
-    verdicts: list[Verdict | None] = [None] * len(questions)
-    judge.compare(questions, verdicts.__setitem__)
-    shares = [_share(each) for each in verdicts]
-    both = [(a, 1 - b) for a, b in zip(shares[::2], shares[1::2], strict=True) if a is not None and b is not None]
-    known = [a is not None and b is not None for a, b in zip(shares[::2], shares[1::2], strict=True)]
+    shares = compare_answers(judge, criterion, pairs)
+    both = [each for each in shares if each is not None]
     if not both:
         raise UserError("The judge has no verdict on any pair.", "See what it replies.")
     orders = both_orders([a for a, _ in both], [b for _, b in both])
     wins = iter(orders.wins)
-    said = [next(wins) if keep else None for keep in known]
+    said = [None if each is None else next(wins) for each in shares]
     right = [
         None if win is None else win if pair.first_wins else 1 - win for win, pair in zip(said, pairs, strict=True)
     ]
@@ -121,7 +100,7 @@ def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]
     return PairScore(
         _accuracy([value or 0.0 for value in right]),
         orders,
-        known.count(False),
+        len(shares) - len(both),
         {source: (_accuracy(values), len(values)) for source, values in sorted(sources.items())},
         length_controlled([value for _, value in judged], [each[0] for each in sizes], [each[1] for each in sizes]),
         tuple(right),
@@ -135,10 +114,3 @@ def _longer_first(pair: LabeledPair) -> bool:
 
 def _accuracy(right: Sequence[float]) -> Interval[float]:
     return bootstrap(lambda chosen: float(sum(right[each] for each in chosen) / len(chosen)), len(right))
-
-
-def _share(verdict: Verdict | None) -> float | None:
-    """The share of votes for the first text that is shown."""
-    if verdict is None or verdict.votes_a < 0 or verdict.votes_b < 0 or verdict.votes_a + verdict.votes_b <= 0:
-        return None
-    return verdict.votes_a / (verdict.votes_a + verdict.votes_b)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlab.evals.rows import Row
-from lmlab.methods.tutor.scoring.compare import verdict
+from lmlab.methods.tutor.scoring.compare import equal_length_verdict, verdict
 from lmlab.reports import Block, Details, Facts, Figure, Note, Paragraph, Sample, Section, Table, bar_chart
 from lmlab.words import counted
 
@@ -57,18 +57,58 @@ def comparison_section(comparison: dict[str, Any]) -> Section:
     """Two tutors side by side."""
     rows = [[comparison[name], comparison[f"{name}_score"]] for name in ("first", "second")]
     blocks: list[Block] = [
-        Paragraph(verdict(comparison)),
+        Paragraph(f"{verdict(comparison)} {equal_length_verdict(comparison)}"),
         Table(["tutor", f"{comparison['headline']}, %"], rows),
         Facts(
             {
                 "better on": counted(comparison["better"], "questions"),
                 "worse on": f"{comparison['worse']:,}",
+                "wins, a tie being half of one": _shares(comparison["equal_length"]),
                 "p of no difference": "unknown" if comparison["p"] is None else f"{comparison['p']:.3g}",
                 "judge": comparison["judge"]["name"],
             }
         ),
     ]
     return Section("Compared", blocks, "Paired over the questions that both have a grade for, by chapters.", rank=1)
+
+
+def ranking_section(ranking: dict[str, Any]) -> Section:
+    """Tutors in their order, and each two beside each other."""
+    scores = [
+        [each["tutor"], each["comparisons"], *(_hundredth(each["score"][name]) for name in ("value", "low", "high"))]
+        for each in ranking["tutors"]
+    ]
+    pairs = [
+        [each["first"], each["second"], each["n"], each["missing"], _share_text(each["wins"]),
+         _share_text(each["at_equal_length"]), _percent(each["orders_disagree"]), _percent(each["first_place"])]
+        for each in ranking["pairs"]
+    ]  # fmt: skip
+    columns = ["first", "second", "pairs", "no verdict", "first wins", "at equal length", "orders disagree",
+               "first place wins"]  # fmt: skip
+    blocks: list[Block] = [
+        Table(["tutor", "pairs", "score, logits", "low", "high"], scores),
+        Table(columns, pairs, "A pair whose winner changes with the order is a tie, which is half a win."),
+        Facts({"judge": ranking["judge"]["name"], "prompt": ranking["judge"]["prompt_hash"]}),
+    ]
+    return Section("Ranked", blocks, "By Bradley and Terry, with intervals over chapters.", rank=1)
+
+
+def _share_text(share: dict[str, Any]) -> str:
+    inside = "" if share["low"] is None else f" [{share['low']:.0%}, {share['high']:.0%}]"
+    return f"{share['value']:.0%}{inside}"
+
+
+def _percent(value: float | None) -> str:
+    return "none shown" if value is None else f"{value:.0%}"
+
+
+def _hundredth(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _shares(at: dict[str, Any]) -> str:
+    equal = at["wins_at_equal_length"]
+    return f"{at['wins']:.0%}" + ("" if equal is None else f"; {equal:.0%} at equal length")
 
 
 def _overview(report: dict[str, Any], comparison: dict[str, Any] | None) -> list[Block]:
@@ -87,7 +127,8 @@ def _overview(report: dict[str, Any], comparison: dict[str, Any] | None) -> list
     if report.get("only_orders"):
         blocks.append(Note(ONLY_ORDERS))
     if comparison is not None:
-        blocks += [Paragraph(f"Against {comparison['first']}: {verdict(comparison)}")]
+        told = f"{verdict(comparison)} {equal_length_verdict(comparison)}"
+        blocks += [Paragraph(f"Against {comparison['first']}: {told}")]
     statuses = [[status, count] for status, count in report["by_status"].items()]
     if len(statuses) > 1:
         blocks.append(Table(["status", "answers"], statuses, "What became of the answers."))

@@ -20,7 +20,7 @@ from lmlab.methods.tutor.items.item import load_items
 from lmlab.methods.tutor.report import figure_text, headline, sections
 from lmlab.methods.tutor.scoring.compare import compare_rows
 from lmlab.methods.tutor.scoring.grade import grade_run, graded_rows, keep_items
-from lmlab.methods.tutor.scoring.judges import judge_of
+from lmlab.methods.tutor.scoring.judges import flag_of, judge_of
 from lmlab.methods.tutor.scoring.score import score
 from lmlab.methods.tutor.writing.write import WritingAccount, told, write_about
 from lmlab.reports import Paragraph, Sample, Section, Table
@@ -70,13 +70,15 @@ class TutorResults(Results):
 class TutorEvaluate(Stage[TutorEvaluateConfig, TutorResults]):
     """Writes answers.jsonl, grades/, report.json; replies of a judge are kept in replies.sqlite."""
 
+    version: ClassVar[int] = 2  # comparisons are told at equal length too
+
     def run(self, config: TutorEvaluateConfig, context: StageContext) -> TutorResults:
         """Ask, grade, score, compare."""
         items = load_items(context.inputs["questions"], config.answers.book)[: config.answers.limit]
         keep_items(items, context.directory)
         answer_locally(str(context.inputs["model"]), items, config.answers, context.directory)
         judge = judge_of(config.grading, context.directory)
-        rows, _ = grade_run(context.directory, judge)
+        rows, _ = grade_run(context.directory, judge, flag=flag_of(config.grading, context.directory))
         found = score(rows, config.scores)
         write_json(context.directory / "report.json", found)
         if config.against is not None:

@@ -30,9 +30,8 @@ def user_message(item: TutorItem, book: Book, chapter: str | None = None) -> str
     Arguments:
         chapter: what stands in place of the item's own.
     """
-    if book == "closed":
-        return item.question
-    return chapter_part(item.chapter if chapter is None else chapter) + item.question
+    shown = item.chapter if chapter is None else chapter
+    return item.question if book == "closed" or not shown.strip() else chapter_part(shown) + item.question
 
 
 @dataclass(frozen=True)

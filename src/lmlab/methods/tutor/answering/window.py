@@ -11,7 +11,6 @@ from lmlab.methods.tutor.answering.prompts import Asking, user_message
 from lmlab.methods.tutor.config import Overflow
 from lmlab.methods.tutor.items.item import Book, TutorItem
 
-_SHOWN = 5  # ids in a message: enough to see what is too long
 _CUT = "\n\n[...]\n\n"
 
 
@@ -56,8 +55,7 @@ def prompts_for(
     if not long or overflow == "skip":
         return [each if len(each.ids) <= room else Prompt(each.item, []) for each in found]
     if overflow == "error":
-        told = ", ".join(f"{each.item.id} ({len(each.ids)} tokens)" for each in long[:_SHOWN])
-        told += f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
+        told = ", ".join(f"{each.item.id} ({len(each.ids)} tokens)" for each in long)
         raise ContextOverflow(
             f"ContextOverflow: {len(long)} of {len(found)} prompts do not fit {room} tokens (a window of {limit} with"
             f" {answer_tokens} for the answer): {told}.",

@@ -11,7 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import OnlyTell, example
 from lmlab.errors import UserError
 from lmlab.judging import AnswerJudgeConfig
-from lmlab.judging.config import PriceTable
+from lmlab.judging.config import JudgeConfig, PriceTable
 from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, ScoreConfig, StudentConfig
 from lmlab.words import counted
 
@@ -29,6 +29,10 @@ report_help = example("lmlab tutor report runs/tutor --out tutor.html")
 compare_help = example(
     "lmlab tutor compare runs/base runs/tuned",
     "lmlab tutor compare runs/base runs/tuned --judge openai:gpt-4o --sequential",
+)
+rank_help = example(
+    "lmlab tutor rank runs/base runs/tuned runs/api --judge openai:gpt-4o --base-url https://api.openai.com/v1"
+    " --key-env OPENAI_API_KEY --out runs/ranked --dry-run",
 )
 dialogue_help = example(
     "lmlab tutor dialogue-eval --tutor local:models/mine --student openai:gpt-4o-mini --judge openai:gpt-4o"
@@ -106,13 +110,13 @@ def grade(
 ) -> None:
     """Grade a tutor's answers by the key points of experts. What is graded is not graded again."""
     from lmlab.methods.tutor.scoring.grade import estimate_grading, grade_run
-    from lmlab.methods.tutor.scoring.judges import judge_of, names_the_tutor
+    from lmlab.methods.tutor.scoring.judges import flag_of, judge_of
 
     made = judge_of(settings, run, table.prices)
     if dry_run:
         print(estimate_grading(run, made))
         return
-    rows, path = grade_run(run, made, new_run, flag="self_judging" if names_the_tutor(settings, run) else None)
+    rows, path = grade_run(run, made, new_run, flag=flag_of(settings, run))
     print(f"Grades: {path}")
     _tell(run, rows, scores)
 
@@ -154,9 +158,11 @@ def compare(
     """
     from lmlab.files import write_json
     from lmlab.methods.tutor.report import comparison_section
-    from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, verdict
+    from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, equal_length_verdict, verdict
     from lmlab.methods.tutor.scoring.grade import grader_of, shared_chapters
-    from lmlab.methods.tutor.scoring.judges import judge_of
+    from lmlab.methods.tutor.scoring.judges import flag_of, judge_of
+    from lmlab.methods.tutor.scoring.score import SELF_JUDGED
+    from lmlab.progress import console
     from lmlab.reports import Page
 
     chapters = shared_chapters(first, second)
@@ -164,17 +170,73 @@ def compare(
         raise UserError(f"'{first}' and '{second}' share no question.", "Ask both tutors the same set.")
     named = settings.model_copy(update={"judge": tuple(judge or ())})
     judges = [judge_of(named, place, table.prices) if judge else None for place in (first, second)]
-    graders = [grader_of(place, each) for place, each in zip((first, second), judges, strict=True)]
+    flags = [flag_of(named, place) for place in (first, second)]
+    graders = [grader_of(place, *each) for place, *each in zip((first, second), judges, flags, strict=True)]
     if sequential:
         found = compare_until_known(graders[0], graders[1], chapters, scores, looks)
     else:
         ids = [id for each in chapters.values() for id in each]
         found = compare_rows(graders[0](ids), graders[1](ids), scores)
     print(f"{found['first']}: {found['first_score']:.1f} %\n{found['second']}: {found['second_score']:.1f} %")
-    print(verdict(found))
+    print(f"{verdict(found)}\n{equal_length_verdict(found)}")
+    if any(flags):
+        console.print(f"warning: {SELF_JUDGED}", style="yellow", markup=False)
     if out is not None:
         write_json(out.with_suffix(".json"), found)
         print(f"Page: {Page('Two tutors', sections=[comparison_section(found)]).write(out)}")
+
+
+@options(JudgeConfig, flags={"judge": ("--judge", "-j")}, exclude=("orders",))
+@options(ScoreConfig, into="scores", exclude=("max_ungraded",))
+@options(AnswerJudgeConfig, "shown", only=("redact",))
+def rank(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of answers of two tutors or more.")],
+    settings: JudgeConfig,
+    scores: ScoreConfig,
+    shown: AnswerJudgeConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of verdicts, replies and the page.")],
+    clause: Annotated[
+        str | None, typer.Option(help="Completes 'choose the one which ...'.", show_default=False)
+    ] = None,
+    dry_run: OnlyTell = False,
+) -> None:
+    """Put tutors in an order by a judge that is shown two answers at a time, in both orders. Replies are kept: the same
+    command goes on where it was cut off.
+    """
+    from lmlab.files import write_json, write_jsonl
+    from lmlab.judging.answers.pairs import questions_of
+    from lmlab.judging.answers.rows import REPLIES
+    from lmlab.methods.tutor.endpoints import refuse_secrets
+    from lmlab.methods.tutor.report import ranking_section
+    from lmlab.methods.tutor.scoring.grade import read_answers
+    from lmlab.methods.tutor.scoring.rank import criterion_of, pairs_of
+    from lmlab.methods.tutor.scoring.rank import rank as put_in_order
+    from lmlab.reports import Page
+
+    names = [str(run) for run in runs]
+    if len(set(names)) < max(2, len(names)):
+        raise UserError("A ranking needs the folders of two tutors or more, each once.", "Name them: runs/a runs/b.")
+    refuse_secrets(settings.base_url)
+    tutors = {name: read_answers(run) for name, run in zip(names, runs, strict=True)}
+    criterion, judge = criterion_of(clause), settings.make(out / REPLIES)
+    if dry_run:
+        met = [each for several in pairs_of(tutors, shown.redact).values() for each in several]
+        asked = [each.pair for each in met if each.settled is None]
+        print(f"{counted(len(asked), 'pairs')} of answers, each in both orders")
+        asks = getattr(judge, "estimate", None)
+        print("Nobody is asked, and it costs nothing." if asks is None else asks(questions_of(criterion, asked)))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    found, rows = put_in_order(judge, criterion, tutors, scores, shown.redact)
+    write_jsonl(out / "pairs.jsonl", rows)
+    write_json(out / "report.json", found)
+    for number, each in enumerate(found["tutors"], 1):
+        score = each["score"]
+        inside = "" if score["low"] is None else f" [{score['low']:+.2f}, {score['high']:+.2f}]"
+        print(f"{number}. {each['tutor']}: {score['value']:+.2f}{inside} over {counted(each['comparisons'], 'pairs')}")
+    if found["missing"]:
+        print(f"{counted(found['missing'], 'pairs')} without a verdict in both orders count for nobody")
+    print(f"Page: {Page('Tutors ranked', sections=[ranking_section(found)]).write(out / 'report.html')}")
 
 
 @options(StudentConfig)
@@ -204,7 +266,7 @@ def dialogue_eval(
     from lmlab.methods.tutor.items.item import load_items
     from lmlab.methods.tutor.report import headline
     from lmlab.methods.tutor.scoring.judges import is_same_model
-    from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, score, too_many_ungraded
+    from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, SELF_JUDGING, score, too_many_ungraded
     from lmlab.methods.tutor.simulating.converse import ROWS, converse, grade_conversations, rubric
     from lmlab.progress import console
 
@@ -214,7 +276,7 @@ def dialogue_eval(
     speakers = [endpoint_of(name, endpoint) for name in (tutor, student)]
     rows = converse(items, speakers[0], speakers[1], settings, answers, out, redact=endpoint.redact)
     made = RubricJudge(rubric(), endpoint_of(judge, endpoint), Asking(redact=endpoint.redact), out / "replies.sqlite")
-    flags = ("self_judging",) if is_same_model(judge, tutor) else ()
+    flags = (SELF_JUDGING,) if is_same_model(judge, tutor) else ()
     graded = grade_conversations(rows, items, made, answers.book, flags)
     write_jsonl(out / "graded.jsonl", graded)
     found = score(graded, scores)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lmlab.data import Reject, read_records
 from lmlab.errors import UserError
 from lmlab.judging import key_points_of
+from lmlab.judging.answers.item import without_blanks
 
 Book = Literal["open", "closed"]
 _CHAPTER, _POINTS, _FLAGS = ("chapter", "context"), ("key_points", "rubric"), ("closed_book", "answer_in_chapter")
@@ -127,6 +128,7 @@ def read_item(record: dict[str, Any], book: Book = "open", where: str = "the rec
         MissingColumn: as `load_items`.
         UserError: a column holds something else than it should.
     """
+    record = without_blanks(record)
     question, chapter = record.get("question"), _first(record, _CHAPTER)
     lacks = [name for name, value in (("question", question), ("chapter", chapter)) if value is None]
     if "question" in lacks or (book == "open" and lacks):
@@ -137,6 +139,8 @@ def read_item(record: dict[str, Any], book: Book = "open", where: str = "the rec
     for name, value in (("question", question), ("chapter", chapter or "")):
         if not isinstance(value, str) or (name == "question" and not value.strip()):
             raise UserError(f"{where}: '{name}' holds no text.", "Mend the record.")
+    if not str(chapter or "").strip():
+        chapter = ""
     points = key_points_of(_first(record, _POINTS))
     path = str(record.get("path_to_chapter") or "")
     given = next((record[name] for name in ("id", "item_id") if record.get(name) not in (None, "")), None)
@@ -173,7 +177,7 @@ def _flag(value: Any, where: str, name: str) -> bool | None:
     """A truth value, also as the words that tables write for one; None where there is none."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool | int) and value in (0, 1):
+    if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no", "0", "1"):
         return value.strip().lower() in ("true", "yes", "1")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.evals.rows import Row
+from lmlab.judging import at_equal_length, length_controlled
 from lmlab.methods.tutor.config import ScoreConfig
 from lmlab.methods.tutor.scoring.grade import Grade
 from lmlab.methods.tutor.scoring.score import GRADED
@@ -26,6 +27,14 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], config: ScoreConfi
     Raises:
         UserError: they were graded by different judges or wordings, or share no graded question.
     """
+    found, pairs = _compared(first, second, config)
+    return found | {"equal_length": _at_equal_length(pairs, config)}
+
+
+def _compared(
+    first: Sequence[Row], second: Sequence[Row], config: ScoreConfig
+) -> tuple[dict[str, Any], list[tuple[Row, Row]]]:
+    """The comparison as it is, and the rows that were compared."""
     judges = [rows[0]["judge"] if rows else {} for rows in (first, second)]
     kept = [{key: judge.get(key) for key in ("name", "prompt_hash")} for judge in judges]
     if kept[0] != kept[1]:
@@ -45,7 +54,7 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], config: ScoreConfi
         values[:, 0], values[:, 1], config.level, max(config.resamples, 2000), config.seed, clusters
     )
     known = bool(np.isfinite(found.low))
-    return {
+    told = {
         "first": first[0]["tutor"]["model"],
         "second": second[0]["tutor"]["model"],
         "judge": kept[0],
@@ -62,6 +71,32 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], config: ScoreConfi
         "worse": int((values[:, 1] < values[:, 0]).sum()),
         **({} if known else {"reason": "one chapter tells nothing of the spread between chapters"}),
     }
+    return told, pairs
+
+
+def _at_equal_length(pairs: Sequence[tuple[Row, Row]], config: ScoreConfig) -> dict[str, Any]:
+    """The difference as it would be between answers of equal length, and the share of wins likewise: a judge that likes
+    length takes it for quality.
+    """
+    main, top = pairs[0][0]["judge"]["headline"], float(pairs[0][0]["judge"]["maximum"])
+    gaps = np.array([100 * (b["grades"][main] - a["grades"][main]) / top for a, b in pairs])
+    lengths = np.array([[len(row["tutor"]["output"]) for row in pair] for pair in pairs])
+    clusters = [a["cluster"] for a, _ in pairs]
+    points = at_equal_length(gaps, lengths[:, 1], lengths[:, 0], clusters, config.level, seed=config.seed)
+    wins = length_controlled(
+        (np.sign(gaps) + 1) / 2, lengths[:, 1], lengths[:, 0], clusters=clusters, resamples=200, seed=config.seed
+    )
+    told = points.controlled
+    found: dict[str, Any] = {
+        "first_length": round(float(lengths[:, 0].mean()), 10),
+        "second_length": round(float(lengths[:, 1].mean()), 10),
+        "difference": None if told is None else round(told.value, 10),
+        "low": None if told is None or not np.isfinite(told.low) else round(told.low, 10),
+        "high": None if told is None or not np.isfinite(told.high) else round(told.high, 10),
+        "slope": round(points.slope, 10),
+        "wins": round(wins.raw.value, 10),
+    }
+    return found | {"wins_at_equal_length": None if told is None else round(wins.controlled.value, 10)}
 
 
 def compare_until_known(
@@ -85,6 +120,7 @@ def compare_until_known(
     rows: tuple[list[Row], list[Row]] = ([], [])
     start = 0
     found: dict[str, Any] = {}
+    pairs: list[tuple[Row, Row]] = []
     for look, end in enumerate(ends, 1):
         ids = [id for name in order[start:end] for id in chapters[name]]
         start = end
@@ -92,13 +128,13 @@ def compare_until_known(
             known += grade(ids)
         if not _pairs(rows[0], rows[1], rows[0][0]["judge"]["headline"] if rows[0] else ""):
             continue
-        found = compare_rows(rows[0], rows[1], config.model_copy(update={"level": level}))
+        found, pairs = _compared(rows[0], rows[1], config.model_copy(update={"level": level}))
         found |= {"looks": look, "level_of_a_look": level, "chapters_seen": end, "chapters_of": len(order)}
         if found["low"] is not None and (found["low"] > 0 or found["high"] < 0):
             break
     if not found:
         raise UserError("The tutors share no question that both have a grade for.", "Ask both the same questions.")
-    return found
+    return found | {"equal_length": _at_equal_length(pairs, config)}
 
 
 def _pairs(first: Sequence[Row], second: Sequence[Row], main: str) -> list[tuple[Row, Row]]:
@@ -122,3 +158,13 @@ def verdict(found: dict[str, Any]) -> str:
     )
     looked = f"; after {found['chapters_seen']} of {found['chapters_of']} chapters" if "looks" in found else ""
     return f"{told}: {known}{looked}."
+
+
+def equal_length_verdict(found: dict[str, Any]) -> str:
+    """What is left of a comparison at equal length, in a sentence."""
+    at = found["equal_length"]
+    sizes = f"answers of {at['first_length']:,.0f} and {at['second_length']:,.0f} characters on average"
+    if at["difference"] is None:
+        return f"At equal length: not known, as all {sizes} differ by the same."
+    inside = "" if at["low"] is None else f" [{at['low']:+.1f}, {at['high']:+.1f}]"
+    return f"At equal length: {at['difference']:+.1f} points{inside} ({sizes})."

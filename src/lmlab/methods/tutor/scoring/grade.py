@@ -243,9 +243,9 @@ Grade = Callable[[Sequence[str]], list[Row]]
 """What gives graded rows of questions by their ids."""
 
 
-def grader_of(directory: Path, judge: AnswerJudge | None, new_run: bool = False) -> Grade:
-    """Graded rows of a folder as they are asked for: by a judge, or as they stand there."""
+def grader_of(directory: Path, judge: AnswerJudge | None, flag: str | None = None) -> Grade:
+    """Graded rows of a folder as they are asked for: by a judge, whose rows get the flag, or as they stand there."""
     if judge is not None:
-        return lambda ids: grade_run(directory, judge, new_run, ids)[0]
+        return lambda ids: grade_run(directory, judge, only=ids, flag=flag)[0]
     known = {row["id"]: row for row in graded_rows(directory)}
     return lambda ids: [known[id] for id in ids if id in known]

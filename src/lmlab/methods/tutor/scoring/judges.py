@@ -8,6 +8,7 @@ from lmlab.files import read_mapping
 from lmlab.judging import AnswerJudge, AnswerJudgeConfig, make_answer_judge
 from lmlab.methods.tutor.answering.run import REPLIES, RUN
 from lmlab.methods.tutor.endpoints import price_of, refuse_secrets
+from lmlab.methods.tutor.scoring.score import SELF_JUDGING
 
 
 def judge_of(config: AnswerJudgeConfig, directory: Path, prices: Path | None = None) -> AnswerJudge:
@@ -24,11 +25,11 @@ def judge_of(config: AnswerJudgeConfig, directory: Path, prices: Path | None = N
     return make_answer_judge(config, directory / REPLIES)
 
 
-def names_the_tutor(config: AnswerJudgeConfig, directory: Path) -> bool:
-    """Whether a judge is the model whose answers it is to grade."""
+def flag_of(config: AnswerJudgeConfig, directory: Path) -> str | None:
+    """What every grade is marked with where a judge is the model whose answers it grades."""
     run = read_mapping(directory / RUN) if (directory / RUN).exists() else {}
     tutor = str(run.get("model", ""))
-    return any(is_same_model(name, tutor) for name in config.judge)
+    return SELF_JUDGING if any(is_same_model(name, tutor) for name in config.judge) else None
 
 
 def is_same_model(judge: str, tutor: str) -> bool:

@@ -17,6 +17,8 @@ from lmlab.words import counted
 GRADED = ("ok", "empty_answer")
 """Statuses of rows that enter means. What could not be read is no grade, and never the lowest one."""
 EXIT_UNGRADED = 3
+SELF_JUDGING = "self_judging"
+SELF_JUDGED = f"{SELF_JUDGING}: the judge is the tutor itself, and models like their own answers."
 _DEFAULTS = ScoreConfig()
 _UNASKED = ("skipped", "content_filter", "context_length", "endpoint_error")
 
@@ -181,8 +183,8 @@ def _warnings(rows: Sequence[Row], graded: Sequence[Row], config: ScoreConfig) -
             f"{len(rows) - len(graded)} of {len(rows)} answers have no grade"
             f" (more than {100 * config.max_ungraded:g} %): the score is of the others."
         )
-    if any("self_judging" in row["flags"] for row in rows):
-        told.append("self_judging: the judge is the tutor itself, and models like their own answers.")
+    if any(SELF_JUDGING in row["flags"] for row in rows):
+        told.append(SELF_JUDGED)
     ids = Counter(row["id"] for row in rows)
     if doubled := sum(count > 1 for count in ids.values()):
         told.append(

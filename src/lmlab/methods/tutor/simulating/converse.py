@@ -14,6 +14,7 @@ from lmlab.errors import UserError
 from lmlab.evals.rows import Row, RowFile
 from lmlab.files import sha256_json
 from lmlab.judging import AnswerItem, AnswerJudge, GradingRubric, fenced, judge_answers
+from lmlab.judging.wording import fill
 from lmlab.methods.tutor.answering.prompts import endpoint_messages
 from lmlab.methods.tutor.config import AnswerConfig, StudentConfig
 from lmlab.methods.tutor.dialogues.wording import chapter_part
@@ -145,16 +146,15 @@ def student_request(talk: Conversation, config: StudentConfig, answers: AnswerCo
     """The student's next turn."""
     item = talk.item
     chapter = answers.book == "open" and item.chapter
-    system = _SYSTEM
-    for name, value in {
-        "level": config.level,
-        "about": " about a chapter of a textbook" if chapter else "",
-        "goal": item.question,
-        "misconception": talk.misconception,
-        "done": DONE,
-        "points": fenced("\n".join(f"- {point}" for point in item.key_points)),
-    }.items():
-        system = system.replace(f"{{{name}}}", value)
+    system = fill(
+        _SYSTEM,
+        level=config.level,
+        about=" about a chapter of a textbook" if chapter else "",
+        goal=item.question,
+        misconception=talk.misconception,
+        done=DONE,
+        points=fenced("\n".join(f"- {point}" for point in item.key_points)),
+    )
     said = [
         {"role": "assistant" if place % 2 == 0 else "user", "content": turn} for place, turn in enumerate(talk.turns)
     ]
