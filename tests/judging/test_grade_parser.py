@@ -153,6 +153,24 @@ def test_hard_replies(
     assert (found.grades, found.status, found.flags) == ((presentation, correctness), status, flags)
 
 
+@pytest.mark.parametrize(
+    ("reply", "grades"),
+    [
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: It has about 2/3 of the ideas, but", (2.0, None)),
+        ("PRESENTATION: 2/3\nCORRECTNESS: true. GRADE: 3/3", (2.0, 3.0)),  # the first section is whole
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 2", (2.0, None)),  # of 2.5/3?
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 2/3 because it", (2.0, 2.0)),
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 2 because it", (2.0, 2.0)),
+        ("GRADE: 2/3 and GRADE: 1", (None, None)),
+        ("GRADE: 2/3 and GRADE: 1/3", (2.0, 1.0)),
+        ('{"presentation": 1, "correctness": 2} And now I', (1.0, 2.0)),
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 1/3\nSo far.\nCORRECTNESS: once more, 3/3 of", (2.0, 1.0)),
+    ],
+)
+def test_a_reply_that_was_cut_says_no_grade_in_passing(reply: str, grades: tuple[float | None, ...]) -> None:
+    assert parse_grades(reply, cut=True).grades == grades
+
+
 def mutated(seed: int) -> str:
     """A reply of the table with random changes: cuts, joins, swaps, odd characters, repetitions."""
     generator = np.random.default_rng(seed)

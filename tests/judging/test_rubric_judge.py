@@ -15,6 +15,7 @@ from lmlab.judging import (
     Asking,
     GradingRubric,
     RubricJudge,
+    counted,
     fenced,
     judge_answers,
     key_points_of,
@@ -156,6 +157,45 @@ def test_a_reply_that_was_cut_gets_more_room() -> None:
 
     (found,), asked = judged(say)
     assert [request.max_tokens for request in asked] == [800, 1600, 3200] and found.grades["presentation"] == 2
+
+
+REPORTS = {  # what users of other tools have seen become a grade: the lowest, or 0
+    "openai/evals 1712: unreadable": ("The answer deserves praise.", "missing"),
+    "NeMo Evaluator 1094: without a grade": ("PRESENTATION: nice\nCORRECTNESS: mostly", "missing"),
+    "luminary 34: prose around JSON that has no grade": ('Sure! {"presentation": "good"} Bye.', "missing"),
+    "luminary 34: a bad escape": (
+        r'{"presentation": {"grade": 2}, "correctness": {"why": "\(x\)", "grade": 3}}',
+        "missing",
+    ),
+    "luminary 34: cut": ('{"presentation": {"grade": 2}, "correctness": {"gra', "missing"),
+    "water 57: another scale": ("PRESENTATION: GRADE: 45/100\nCORRECTNESS: GRADE: 45/100", "wrong_scale"),
+    "water 57: nothing": ("   ", "empty"),
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_broken_reply_of_a_users_report_becomes_no_grade(report: str, tmp_path: Path) -> None:
+    reply, status = REPORTS[report]
+    other = AnswerItem("q2", "Why is grass green?", "It has chlorophyll.", ("chlorophyll",), group="grass")
+    say = MockBackend(lambda request: reply if "sky" in str(request.messages) else GOOD)
+    judge = RubricJudge(V1, Endpoint(model="m", concurrency=1), backend=say)
+    rows = run_judge(judge, [ITEM, other], tmp_path)
+    assert rows[0]["status"] == status and set(rows[0]["grades"].values()) == {None} and reply in rows[0]["raw"]
+    found = counted(rows)
+    assert (found["n"], found["n_graded"], found["ungraded_share"]) == (2, 1, 0.5)
+    assert found["statuses"] == {"ok": 1, status: 1}
+
+
+def test_a_cut_reply_that_only_mentions_a_fraction_is_asked_for_again() -> None:
+    def say(request: ChatRequest) -> Reply:
+        half = "PRESENTATION: GRADE: 2/3\nCORRECTNESS: It makes 2/3 of the points, of which"
+        whole = request.max_tokens > 800
+        return Reply(
+            "ok", (Choice(f"{half} one is wrong. GRADE: 1/3" if whole else half, "stop" if whole else "length"),)
+        )
+
+    (found,), asked = judged(say)
+    assert found.grades == {"presentation": 2.0, "correctness": 1.0} and len(asked) == 2
 
 
 def test_refusals_and_failures_are_statuses() -> None:

@@ -230,7 +230,7 @@ class RubricJudge:
         elif part.point is not None:
             part.verdict = parse_verdict(reply.text)
         else:
-            found = self.rubric.parse(reply.text)
+            found = self.rubric.parse(reply.text, cut=reply.choices[0].finish_reason == "length")
             if part.marks is None or _graded(found) >= _graded(part.marks):
                 part.marks = found
 

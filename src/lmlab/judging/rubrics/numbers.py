@@ -83,15 +83,24 @@ def labels_in(text: str) -> Iterator[re.Match[str]]:
             yield match
 
 
-def labeled(text: str) -> list[Written]:
-    """The grades behind the word grade, score or rating, in their order."""
-    return [grade for match in labels_in(text) if (grade := written(match)) is not None]
+def labeled(text: str, cut: bool = False) -> list[Written]:
+    """The grades behind the word grade, score or rating, in their order; of a text that was cut without the one that
+    its end may have cut.
+    """
+    whole = (match for match in labels_in(text) if not (cut and match["of"] is None and match.end() == len(text)))
+    return [grade for match in whole if (grade := written(match)) is not None]
 
 
-def last_grade(text: str) -> Written | None:
-    """The last labeled grade; without one the last number with a denominator."""
-    for matches in (labels_in(text), BARE.finditer(text)):
-        for match in reversed(list(matches)):
+def last_grade(text: str, cut: bool = False) -> Written | None:
+    """The last labeled grade; without one the last number with a denominator.
+
+    Arguments:
+        cut: the text was cut off at its end. What it says in passing is no verdict then, as the grade was to follow,
+            and a number without a denominator at the very end may be half of one.
+    """
+    labels = [each for each in labels_in(text) if not (cut and each["of"] is None and each.end() == len(text))]
+    for matches in (labels, [] if cut else list(BARE.finditer(text))):
+        for match in reversed(matches):
             if (grade := written(match)) is not None:
                 return grade
     return None

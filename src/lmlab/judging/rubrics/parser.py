@@ -17,13 +17,19 @@ TWO_CRITERIA = ("presentation", "correctness")
 _WORST_FIRST = ("wrong_scale", "out_of_range")
 
 
-def parse_grades(reply: str | None, criteria: Sequence[str] = TWO_CRITERIA, scale: Scale = HALF_POINTS) -> Marks:
+def parse_grades(
+    reply: str | None, criteria: Sequence[str] = TWO_CRITERIA, scale: Scale = HALF_POINTS, cut: bool = False
+) -> Marks:
     """The grades that a reply gives, in the order of the criteria.
 
     Thoughts are left out first. A JSON object with all criteria as keys counts before prose. In prose, each criterion
     has a header at the start of a line (or right after a completed grade), and the last grade of its section counts:
     one that is labeled (`GRADE: 2/3`), else a number with a denominator. What stands in quoted lines or between triple
     quotes is not the judge's. Without headers, exactly as many labeled grades as criteria are taken in order.
+
+    Arguments:
+        cut: the reply ended where its room did, so that its last section may lack its grade: there, labeled grades
+            alone count.
 
     Returns:
         Marks whose status is `ok`, `partial` (not all criteria have a grade), `missing`, `wrong_scale` (another
@@ -40,20 +46,20 @@ def parse_grades(reply: str | None, criteria: Sequence[str] = TWO_CRITERIA, scal
             return _marks(grades, scale, set())
         # The form with no number in it, as it was asked for: what its texts say is no grade, what stands beside may be.
         text = f"{text[: found.start]}\n{text[found.end :]}"
-    return _in_prose(without_quotes(text), criteria, scale)
+    return _in_prose(without_quotes(text), criteria, scale, cut)
 
 
-def _in_prose(text: str, criteria: Sequence[str], scale: Scale) -> Marks:
+def _in_prose(text: str, criteria: Sequence[str], scale: Scale, cut: bool) -> Marks:
     parts = sections(text, criteria)
     if not parts:
-        found = labeled(text)
+        found = labeled(text, cut)
         if len(found) != len(criteria):
             return Marks((None,) * len(criteria), "missing")
         return _marks(found, scale, {"positional"})
     grades: list[Written | None] = [None] * len(criteria)
     flags: set[str] = set()
     for part in parts:
-        if (grade := last_grade(part.text)) is None:
+        if (grade := last_grade(part.text, cut and part is parts[-1])) is None:
             continue
         before = grades[part.criterion]
         if before is not None and before.on(scale)[:2] != grade.on(scale)[:2]:

@@ -159,9 +159,9 @@ class GradingRubric(Config):
         system = ({"role": "system", "content": self.system},) if self.system else ()
         return (*system, {"role": "user", "content": content})
 
-    def parse(self, reply: str | None) -> Marks:
-        """The grades of a reply, by criterion in their order."""
-        return parse_grades(reply, self.names, self.grades)
+    def parse(self, reply: str | None, cut: bool = False) -> Marks:
+        """The grades of a reply, by criterion in their order; of one that was cut as `parse_grades`."""
+        return parse_grades(reply, self.names, self.grades, cut)
 
 
 def known_rubrics() -> list[str]:
