@@ -40,6 +40,9 @@ AllowPickle = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OnlyTell = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
+Clause = Annotated[
+    str | None, typer.Option("--clause", help="Completes 'choose the one which ...'.", show_default=False)
+]
 NewRun = Annotated[bool, typer.Option("--new-run", help="Let the folder hold another judge's grades too.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 

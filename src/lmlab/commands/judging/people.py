@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import OnlyTell, example, print_table
+from lmlab.commandline.options import Clause, OnlyTell, example, print_table
 from lmlab.commands.judging.grading import Items
 from lmlab.commands.judging.measuring import EXIT_GATE, interval_json, interval_text
 from lmlab.errors import UserError
@@ -173,9 +173,7 @@ def judgebench(
     data: Annotated[Path, typer.Argument(help="Pairs in JudgeBench's form: question, response_A, response_B, label.")],
     settings: JudgeConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of verdicts and replies.")] = Path("runs/judgebench"),
-    clause: Annotated[
-        str | None, typer.Option(help="Completes 'choose the one which ...'.", show_default=False)
-    ] = None,
+    clause: Clause = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Exit with 3 where the judge is right less often.", show_default=False)
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import OnlyTell, example
+from lmlab.commandline.options import Clause, OnlyTell, example
 from lmlab.errors import UserError
 from lmlab.judging import AnswerJudgeConfig
 from lmlab.judging.config import JudgeConfig, PriceTable
@@ -195,9 +195,7 @@ def rank(
     scores: ScoreConfig,
     shown: AnswerJudgeConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of verdicts, replies and the page.")],
-    clause: Annotated[
-        str | None, typer.Option(help="Completes 'choose the one which ...'.", show_default=False)
-    ] = None,
+    clause: Clause = None,
     dry_run: OnlyTell = False,
 ) -> None:
     """Put tutors in an order by a judge that is shown two answers at a time, in both orders. Replies are kept: the same
