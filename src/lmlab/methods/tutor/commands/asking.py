@@ -171,7 +171,8 @@ def compare(
     named = settings.model_copy(update={"judge": tuple(judge or ())})
     judges = [judge_of(named, place, table.prices) if judge else None for place in (first, second)]
     flags = [flag_of(named, place) for place in (first, second)]
-    graders = [grader_of(place, *each) for place, *each in zip((first, second), judges, flags, strict=True)]
+    sides = zip((first, second), judges, flags, strict=True)
+    graders = [grader_of(place, made, flag) for place, made, flag in sides]
     if sequential:
         found = compare_until_known(graders[0], graders[1], chapters, scores, looks)
     else:
