@@ -56,7 +56,7 @@ def test_a_missing_column_is_named_with_its_file_its_task_and_the_nearest(tmp_pa
         ("inf", 2, "not a number"),
         ("", 2, "empty"),
         ("x", 2, "not a number"),
-        (-1, 2, "above 0"),
+        (-1, 2, "between 1e-06 and 1000"),
         (1.2, 3, "between 0 and 1"),
     ],
 )

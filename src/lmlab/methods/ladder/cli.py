@@ -13,7 +13,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import DryRun, example
 from lmlab.errors import UserError
-from lmlab.methods.ladder.commands.shared import place_for, say, show, spare
+from lmlab.methods.ladder.commands.shared import files_of, place_for, say, show, spare
 from lmlab.methods.ladder.config import DecideOptions, LadderPlan
 from lmlab.runs.loading import AtOnce
 
@@ -157,6 +157,7 @@ def collect(
     table = collect_runs(
         paths, target or (), _counts(size or (), "--size", "parameters"), _counts(batch or (), "--batch", "tokens")
     )
+    spare(files_of(table), [output])  # a configuration lists more files than are named here
     write_table(table, output)
     rows = [
         [each.name, each.n if math.isfinite(each.n) else None, each.final_tokens, len(each), each.mode, each.unfinished]

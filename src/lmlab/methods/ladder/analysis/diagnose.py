@@ -18,6 +18,7 @@ from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.fit import SHRUNK, exponents_of, first_step_values
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, Points, levels
+from lmlab.methods.ladder.presenting.digits import share_text
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.words import counted
 
@@ -136,6 +137,9 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
     flags = []
     if settings.law == "line":
         return []
+    if points.x_3R.shape[1] > 1 and levels(points.x_3R[1] - points.x_3R[0]) < 2:
+        ratio = float(np.exp((points.x_3R[1] - points.x_3R[0]).mean()))
+        flags.append(f"one length, {ratio:.3g} tokens a parameter: these runs do not tell what a longer training gains")
     if settings.law == "flops":
         if levels(points.x_3R[0]) < 2:
             flags.append("one size N: these runs do not tell what a larger model gains")
@@ -201,15 +205,10 @@ def _disagreement(chain: Chain, place: int, x_3Q: Floats) -> list[str]:
     values = first_step_values(chain.settings.law, chain.first.others_BSP[place], x_3Q)
     worst = float(np.abs(values / values[:1] - 1).max())
     return (
-        [f"equally good starts differ by {_share(worst)} in the first step's prediction"]
+        [f"equally good starts differ by {share_text(worst, 1)} in the first step's prediction"]
         if worst > _DISAGREEMENT
         else []
     )
-
-
-def _share(ratio: float) -> str:
-    """In percent, or where it is large in few digits: `2.5%`, `3e+20 times`."""
-    return f"{ratio:.1%}" if ratio < _PLAIN else f"{ratio:.3g} times"
 
 
 def _condition(chain: Chain, place: int) -> float:

@@ -29,6 +29,7 @@ from lmlab.methods.ladder.checking.values import check_values, usable_rows
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
+from lmlab.methods.ladder.presenting.digits import share_text
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.progress import console
 
@@ -272,10 +273,11 @@ def _comparable(forecaster: Forecaster, run: Run, seen: float) -> list[Run]:
     rates = [_rate(each, seen, each.final_tokens) for each in found]
     known = [rate for rate in rates if rate is not None]
     own = _rate(run, seen, run.final_tokens / seen)
-    if own is not None and known and abs(own - float(np.median(known))) > _SAME_RATE:
+    usual = float(np.median(known)) if known else math.nan
+    if own is not None and abs(own - usual) > _SAME_RATE:
         raise UserError(
-            f"The learning rate of '{run.name}' stands at {own:.0%} of its peak, those of the ladder's runs stood at"
-            f" {np.median(known):.0%} at the same share of their tokens: their schedules differ.",
+            f"The learning rate of '{run.name}' stands at {share_text(own)} of its peak, those of the ladder's runs"
+            f" stood at {share_text(usual)} at the same share of their tokens: their schedules differ.",
             "Correct -d if the run is to end elsewhere.",
         )
     return found

@@ -37,8 +37,8 @@ def require_possible(table: RunTable) -> None:
     unit than the others.
 
     Raises:
-        UserError: one of them is not positive and finite, or a run's N or D is a hundred thousand times off those of
-            most runs.
+        UserError: one of them is not positive and finite, or what a law reads of a run (N, D, the FLOPs of a token, D
+            as what repeated data are worth) is a hundred thousand times off that of most runs.
     """
     for run in (*table, *(table.second or ()), *(run for each in table.lenders for run in each)):
         target = run.mode == "eval"  # of which less need be known
@@ -58,7 +58,13 @@ def require_possible(table: RunTable) -> None:
     runs = table.ladder.runs
     if not runs:
         return
-    for name, values in (("N", [run.n for run in runs]), ("D", [run.final_tokens for run in runs])):
+    read = {
+        "N": [run.n for run in runs],
+        "D": [run.final_tokens for run in runs],
+        "FLOPs a token over 6 N": [(run.flops_per_token or 6 * run.n) / (6 * run.n) for run in runs],
+        "D, as its repeated data count,": [run.worth_tokens for run in runs],
+    }
+    for name, values in read.items():
         away = np.log(values) - np.median(np.log(values))
         worst = int(np.abs(away).argmax())
         if abs(away[worst]) > math.log(_OFF):
@@ -67,6 +73,9 @@ def require_possible(table: RunTable) -> None:
                 " those of the other runs.",
                 "Count all in the same unit, in ones rather than in millions or billions.",
             )
+    for run in runs:
+        if not math.isfinite(run.flops):
+            raise UserError(f"'{run.name}' has {run.flops_per_token:g} FLOPs a token, more in all than numbers reach.")
 
 
 def oddities(table: RunTable, tasks: Sequence[Task] = ()) -> list[str]:

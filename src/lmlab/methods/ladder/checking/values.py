@@ -36,8 +36,9 @@ class Limits:
         return np.asarray(~np.isfinite(values) | (values < self.low) | (values > self.high))
 
 
-_LEAST = math.ulp(0.0)  # a loss of 0 has no logarithm; an accuracy of 0 is a bad model
-_LOSS = (_LEAST, _HIGHEST_LOSS, f"a loss must be above 0, and no more than {_HIGHEST_LOSS:g}")
+_LEAST = math.ulp(0.0)  # a figure of 0 has no logarithm; an accuracy of 0 is a bad model
+_LOWEST_LOSS = 1e-6  # a right answer of probability 0.999999: less is an empty figure, and its logarithm rules a fit
+_LOSS = (_LOWEST_LOSS, _HIGHEST_LOSS, f"a loss lies between {_LOWEST_LOSS:g} and {_HIGHEST_LOSS:g}")
 _SHARE = (0.0, 1.0, "an accuracy lies between 0 and 1")
 _LOG_SHARE = (-_HIGHEST_LOSS, 0.0, "the logarithm of a probability is at most 0, and not that low")
 _POSITIVE = (_LEAST, math.inf, "it must be above 0")

@@ -94,8 +94,13 @@ def read(
 
     table = read_runs(runs, data, second)
     places = (runs, data.config_path, data.task_file, second, *others)
-    spare([*(each for each in places if each is not None), *(Path(run.source) for run in table)], outputs)
+    spare([*(each for each in places if each is not None), *files_of(table)], outputs)
     return table
+
+
+def files_of(table: RunTable) -> list[Path]:
+    """All files that a table and the runs of its second step were read from."""
+    return [*table.files, *(files_of(table.second) if table.second is not None else [])]
 
 
 def spare(inputs: Iterable[Path], outputs: Iterable[Path | None]) -> None:

@@ -118,6 +118,7 @@ def collect(
     """
     exports = Exports(sizes or {}, batches or {}, target)
     runs: list[Run] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"No such file or directory: '{path}'.")
@@ -131,7 +132,9 @@ def collect(
         elif path.suffix == ".csv" and is_export(path):
             runs += exports.read(path)
         else:
-            runs += RunTable.read(path).runs
+            table = RunTable.read(path)
+            runs += table.runs
+            files += table.files
     runs += exports.assembled()
     if not runs:
         tables = next((Path(each) for each in paths if any(Path(each).glob("*.csv"))), None)
@@ -148,7 +151,8 @@ def collect(
     _all_used("--target", [[name] for name in named], target)
     for option, given in (("--size", sizes or {}), ("--batch", batches or {})):
         _all_used(option, [names_of(name) for name in named], list(given))
-    return RunTable(tuple(replace(run, mode="eval") if run.name in target else run for run in runs))
+    wanted = tuple(replace(run, mode="eval") if run.name in target else run for run in runs)
+    return RunTable(wanted, files=tuple(files))
 
 
 def _all_used(option: str, names: Sequence[Sequence[str]], given: Sequence[str]) -> None:

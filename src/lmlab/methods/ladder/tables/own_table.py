@@ -35,7 +35,8 @@ def from_own_table(columns: Cells, path: Path) -> RunTable:
     metrics = {
         key: numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)
     }
-    return RunTable(tuple(_own_run(name, rows, columns, metrics, path) for name, rows in places.items()))
+    runs = tuple(_own_run(name, rows, columns, metrics, path) for name, rows in places.items())
+    return RunTable(runs, files=(path,))
 
 
 def _own_run(name: str, rows: list[int], columns: Cells, metrics: Mapping[str, Floats], path: Path) -> Run:

@@ -42,7 +42,7 @@ def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
         raise UserError(f"'{path}' must hold a mapping of names to entries with the keys paths, mode, n and flops.")
     folders = [Path.cwd(), path.resolve().parent, *(root.resolve() for root in roots)]
     runs: list[Run] = []
-    external: dict[str, Mapping[str, float]] = {}
+    external: dict[Path, Mapping[str, float]] = {}
     for name in sorted(data):
         if name == "external":
             external = _read_external(data[name], path, folders)
@@ -60,17 +60,28 @@ def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
             run = read_csv_run(file, entry.n or math.nan, entry.flops, entry.mode, label, name)
             count = math.ceil(len(run) * entry.use_last_n_percentage / 100)
             runs.append(run.keep(slice(len(run) - count, None)))
-    return _named_once(_check_modes(runs, path), external)
+    runs = _check_modes(runs, path)
+    places = [Path(run.source) for run in runs]
+    names = _named_once([run.name for run in runs], places)
+    models = dict(zip(_named_once([file.stem for file in external], list(external)), external.values(), strict=True))
+    return RunTable(
+        tuple(replace(run, name=name) for run, name in zip(runs, names, strict=True)),
+        models,
+        files=(path, *places, *external),
+    )
 
 
-def _named_once(runs: list[Run], external: Mapping[str, Mapping[str, float]]) -> RunTable:
-    """Files of the same name in several folders get the folder's name too."""
-    names = [run.name for run in runs]
-    renamed = [
-        replace(run, name=f"{Path(run.source).parent.name}/{run.name}") if names.count(run.name) > 1 else run
-        for run in runs
-    ]
-    return RunTable(tuple(renamed), external)
+def _named_once(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Names of files; those that several have get as many of their folders' names as tell them apart."""
+    found, depth = list(names), 0
+    folders = [file.resolve().parent.parts for file in files]
+    while len(set(found)) < len(found) and depth < max(map(len, folders)):
+        depth += 1
+        found = [
+            "/".join((*folder[-depth:], name)) if found.count(longer) > 1 else longer
+            for name, longer, folder in zip(names, found, folders, strict=True)
+        ]
+    return found
 
 
 def _check_modes(runs: list[Run], path: Path) -> list[Run]:
@@ -113,16 +124,16 @@ def _resolve(pattern: str, folders: Sequence[Path], where: str) -> list[Path]:
     )
 
 
-def _read_external(value: Any, path: Path, folders: Sequence[Path]) -> dict[str, Mapping[str, float]]:
+def _read_external(value: Any, path: Path, folders: Sequence[Path]) -> dict[Path, Mapping[str, float]]:
     """Other models for the second step: JSON files, each one flat object of metrics."""
     where = f"'{path}', entry 'external'"
     patterns = value.get("paths") if isinstance(value, dict) else value
     if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
         raise UserError(f"{where}: a list of JSON files is needed.")
-    found: dict[str, Mapping[str, float]] = {}
+    found: dict[Path, Mapping[str, float]] = {}
     for file in (file for each in patterns for file in _resolve(each, folders, where)):
         metrics = read_json(file)
         if not isinstance(metrics, dict) or not all(isinstance(each, int | float) for each in metrics.values()):
             raise UserError(f"'{file}' must hold one object with a number for each metric.")
-        found[file.stem] = {key: float(each) for key, each in metrics.items()}
+        found[file] = {key: float(each) for key, each in metrics.items()}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError, did_you_mean
 from lmlab.methods.ladder.config import Variant
+from lmlab.methods.ladder.presenting.digits import share_text
 from lmlab.methods.ladder.tables.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -125,7 +127,12 @@ class Run:
             return f"it has seen {self.final_tokens:.4g} of {self.planned_tokens:.4g} planned tokens"
         rate = self.last_rate
         if rate is not None and self.lr_peak and not rate <= DECAYED * self.lr_peak:
-            return f"its learning rate has decayed to {rate / self.lr_peak:.0%} of the peak only"
+            ratio = rate / self.lr_peak
+            return (
+                f"its learning rate has decayed to {ratio:.0%} of the peak only"
+                if ratio <= 1
+                else f"its learning rate ends above the peak, at {share_text(ratio)} of it"
+            )
         return None
 
     @property
@@ -247,6 +254,10 @@ class RunTable:
         lenders: runs of other families of models, one table each, which lend their exponents.
         left_out: names of runs that were in the table and must not be fitted, with the reason.
         notes: what else was left out of it, one sentence each.
+        files: what it was read from, which no command writes over.
+
+    Raises:
+        UserError: two runs have one name.
     """
 
     runs: tuple[Run, ...]
@@ -255,8 +266,13 @@ class RunTable:
     lenders: tuple[RunTable, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        # Splits and parts of a ladder name their runs: of two with one name the second would never be looked at.
+        twice = [name for name, count in Counter(run.name for run in self.runs).items() if count > 1]
+        if twice:
+            raise UserError(f"Two runs are called '{twice[0]}'.", "Rename one of them.")
         # One order, whatever that of a file: replicates draw noise run by run, and it must not move an interval.
         object.__setattr__(self, "runs", tuple(sorted(self.runs, key=_place)))
 
