@@ -12,9 +12,12 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
 from lmlab.methods.ladder.analysis.decide import draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
-from lmlab.methods.ladder.analysis.variance import signal_between, signal_to_noise
+from lmlab.methods.ladder.analysis.variance import largest_run, signal_between, signal_to_noise, variance
+from lmlab.methods.ladder.config import MeanOptions
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.presenting.decisions import decision_sentence, difference_rows
+from lmlab.methods.ladder.presenting.cards import cards
+from lmlab.methods.ladder.presenting.decisions import decision_sentence, difference_rows, weights_of
+from lmlab.methods.ladder.presenting.noise import variance_table
 from lmlab.methods.ladder.presenting.predictions import prediction_rows, untold_sentences
 from lmlab.methods.ladder.rungs.plan import parse_length
 
@@ -356,11 +359,11 @@ def _renamed(table):
 
 
 def test_tasks_that_tell_models_apart_weigh_more_in_a_mean(synthetic):
-    table, tasks = synthetic(count=2, noise=0.003, checkpoints=10)
+    table, tasks = synthetic(count=2, noise=0.003, checkpoints=100)
     rng = np.random.default_rng(0)
     noisy = [
         replace(
-            run, metrics=run.metrics | {"acc1": np.clip(run.metrics["acc1"] + 0.05 * rng.standard_normal(10), 0, 1)}
+            run, metrics=run.metrics | {"acc1": np.clip(run.metrics["acc1"] + 0.05 * rng.standard_normal(100), 0, 1)}
         )
         for run in table
     ]
@@ -380,3 +383,24 @@ def test_tasks_that_tell_models_apart_weigh_more_in_a_mean(synthetic):
 
 def _tail_noise(table, column):
     return np.mean([run.metrics[column][-10:].std() / run.metrics[column][-10:].mean() for run in table])
+
+
+def test_what_a_run_still_learned_is_not_its_noise(synthetic):
+    """Of runs that were measured a few times only the last tenth is theirs: the rest is a trend."""
+    table, tasks = synthetic(count=2, noise=0.003, checkpoints=8)
+    with_questions = [tasks[0].model_copy(update={"n_instances": 400}), tasks[1]]
+    for row in variance(largest_run(table), tasks):
+        assert (row.loss_sd, row.loss_cv, row.accuracy_sd, row.accuracy_cv) == (None,) * 4
+    known, unknown = signal_to_noise(table, with_questions)
+    ends = [run.metrics["acc0"][-1] for run in table]
+    share = np.mean(ends)
+    binomial = np.sqrt((1 - share) / share / 400)
+    assert known == pytest.approx(np.ptp(ends) / share / binomial)
+    assert np.isnan(unknown)
+    _, rows, notes = variance_table(table, with_questions, None, 10)
+    assert [row[1:5] for row in rows] == [[None] * 4] * 2 and rows[1][-1] is None
+    assert notes == ["The last tenth of 1279M-10xC was measured once, which tells no noise between checkpoints."]
+    forecaster = TwoStep(TwoStepSettings(delta=None), 20).fit(table, with_questions, calibrated=False)
+    with pytest.raises(UserError, match="noise of task1 is not known"):
+        weights_of([forecaster], MeanOptions(weigh="signal"))
+    assert [card.checkpoint_noise for card in cards(forecaster)] == [None, None]

@@ -4,6 +4,7 @@ predictions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,37 +23,38 @@ _FEWEST_TASKS = 3  # for a correlation
 
 @dataclass(frozen=True)
 class Noise:
-    """Population standard deviations and coefficients of variation over the last checkpoints of one run."""
+    """Population standard deviations and coefficients of variation over the last checkpoints of one run; None where its
+    last tenth was measured once only: what lies before is not noise, but what it still learned.
+    """
 
     task: str
-    loss_sd: float
-    loss_cv: float
-    accuracy_sd: float
-    accuracy_cv: float
+    loss_sd: float | None
+    loss_cv: float | None
+    accuracy_sd: float | None
+    accuracy_cv: float | None
 
 
 def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb", variant: Variant = "rc") -> list[Noise]:
     """The spread over the last checkpoints of a run (Bhagia et al. 2024, section 6)."""
     rows = []
     for task in tasks:
-        loss, accuracy = run.intermediate(task, x)[-last:], run.accuracy(task, variant)[-last:]
-        rows.append(
-            Noise(
-                task.name,
-                *(
-                    float(each)
-                    for values in (loss, accuracy)
-                    for each in (values.std(), values.std() / max(values.mean(), _LEAST_MEAN))
-                ),
-            )
-        )
+        loss, accuracy = (run.ends(each, last) for each in (run.intermediate(task, x), run.accuracy(task, variant)))
+        rows.append(Noise(task.name, *_spread_of(loss), *_spread_of(accuracy)))
     return rows
+
+
+def _spread_of(values: Floats) -> tuple[float | None, float | None]:
+    """Standard deviation, and the same over the mean."""
+    if len(values) < 2:
+        return None, None
+    return float(values.std()), float(values.std() / max(values.mean(), _LEAST_MEAN))
 
 
 def signal_to_noise(table: RunTable, tasks: Sequence[Task], last: int = 10) -> Floats:
     """How far a task tells the runs of a ladder apart, over how far it varies by itself, [T] (Heineman et al. 2025,
     arXiv 2508.13144): the range of the runs' accuracies at their ends, over the standard deviation of the last
-    checkpoints of a run, both relative to their means; the noise is the mean over the runs.
+    checkpoints of a run, both relative to their means; the noise is the mean over the runs. Not a number where no run
+    was measured twice in its last tenth, and the number of questions is not known either.
     """
     return np.array([_spread([_ends(run, task, last) for run in table.ladder]) for task in tasks]) / _noise(
         [table], tasks, last
@@ -72,7 +74,7 @@ def signal_between(tables: Sequence[RunTable], tasks: Sequence[Task], last: int 
 
 
 def _ends(run: Run, task: Task, last: int) -> float:
-    return float(run.accuracy(task)[-last:].mean())
+    return run.final_value(run.accuracy(task), last)
 
 
 def _spread(ends: Sequence[float]) -> float:
@@ -84,12 +86,17 @@ def _noise(tables: Sequence[RunTable], tasks: Sequence[Task], last: int) -> Floa
     """Standard deviation of a run's last checkpoints relative to their mean, mean over the runs, [T]."""
     found = []
     for task in tasks:
-        tails = [run.accuracy(task)[-last:] for table in tables for run in table.ladder]
-        noise = float(np.mean([tail.std() / tail.mean() for tail in tails if tail.mean() > 0] or [1.0]))
-        if task.n_instances and max(map(len, tails)) == 1:  # measured once, they vary at least as their questions do
-            share = float(np.clip(np.mean(tails), 0.01, 0.99))  # none or all right of few questions is no certainty
-            noise = max(noise, float(np.sqrt((1 - share) / share / task.n_instances)))
-        found.append(max(noise, 1e-6))
+        tails = [run.ends(run.accuracy(task), last) for table in tables for run in table.ladder]
+        several = [tail for tail in tails if len(tail) > 1]
+        if several:
+            noise = float(np.mean([tail.std() / tail.mean() for tail in several if tail.mean() > 0] or [1.0]))
+        elif task.n_instances:  # measured once, they vary at least as their questions do
+            # none or all right of few questions is no certainty
+            share = float(np.clip(np.mean(np.concatenate(tails)), 0.01, 0.99))
+            noise = float(np.sqrt((1 - share) / share / task.n_instances))
+        else:
+            noise = math.nan
+        found.append(max(noise, 1e-6) if math.isfinite(noise) else noise)
     return np.array(found)
 
 
@@ -109,7 +116,7 @@ def correlations(noise: Sequence[Noise], errors: Sequence[TargetError]) -> list[
             known = [
                 (getattr(each, key), abs(getattr(row, error)))
                 for each, row in zip(noise, errors, strict=True)
-                if getattr(row, error) is not None
+                if getattr(row, error) is not None and getattr(each, key) is not None
             ]
             if len(known) < _FEWEST_TASKS or not np.ptp(known, axis=0).all():
                 continue  # what does not vary correlates with nothing

@@ -12,6 +12,7 @@ from lmlab.methods.ladder.analysis.variance import (
     variance,
 )
 from lmlab.methods.ladder.fitting.forecast import Forecaster
+from lmlab.methods.ladder.presenting.digits import share
 
 _LITTLE_SIGNAL = 3.0  # times the noise
 
@@ -54,7 +55,7 @@ def cards(forecaster: Forecaster) -> list[Card]:
         counted = task.n_instances if variant != "soft" else None
         questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / counted) if counted else None
         parts = {
-            "checkpoints": 100 * each.accuracy_sd if len(largest) > 1 else None,
+            "checkpoints": share(each.accuracy_sd),
             "runs": 100 * seeds[task.name][1] if seeds else None,
             "questions": questions,
         }

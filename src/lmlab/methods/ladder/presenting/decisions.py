@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.errors import UserError
 from lmlab.methods.ladder.analysis.compare import Difference
 from lmlab.methods.ladder.analysis.decide import Decision, Ranking
 from lmlab.methods.ladder.analysis.variance import (
@@ -137,7 +138,12 @@ def weights_of(forecasters: Sequence[Forecaster], averaged: MeanOptions) -> list
         return []
     tables, tasks = [each.table for each in forecasters], forecasters[0].tasks
     between = signal_between(tables, tasks) if len(tables) > 1 else None
-    if between is not None and between.any():
-        return [float(each) for each in between]
-    ratios = [signal_to_noise(table, tasks) for table in tables]
-    return [float(each) for each in np.mean(ratios, axis=0)]
+    ratios = np.mean([signal_to_noise(table, tasks) for table in tables], axis=0)
+    untold = [task.name for task, ratio in zip(tasks, ratios, strict=True) if not np.isfinite(ratio)]
+    if untold:
+        raise UserError(
+            f"The noise of {', '.join(untold)} is not known: no run was measured twice in its last tenth, and the"
+            " number of questions (n_instances of a task) is not told.",
+            "Take --weigh alike, or tell it in the task file.",
+        )
+    return [float(each) for each in (between if between is not None and between.any() else ratios)]

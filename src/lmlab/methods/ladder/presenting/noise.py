@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from lmlab.methods.ladder.analysis.variance import (
     correlations,
     largest_run,
@@ -50,16 +52,19 @@ def variance_table(
             [
                 task.title,
                 each.loss_sd,
-                100 * each.loss_cv,
+                share(each.loss_cv),
                 each.accuracy_sd,
-                100 * each.accuracy_cv,
+                share(each.accuracy_cv),
                 share(pair[0]),
                 share(pair[1]),
                 *shares,
-                float(ratios[place]),
+                float(ratios[place]) if np.isfinite(ratios[place]) else None,
             ]
         )
-    notes = [f"The last {min(last, len(run))} checkpoints of {run.name}."]
+    count = len(run.ends(run.tokens, last))
+    notes = [f"The last {count} checkpoints of {run.name}, of its last tenth."]
+    if count == 1:
+        notes = [f"The last tenth of {run.name} was measured once, which tells no noise between checkpoints."]
     if scored:
         notes[0] += " Errors are those of the paper's estimator at the target."
         noise = [each for each in noise if each.task in by_name]

@@ -146,14 +146,21 @@ class Run:
         return float(self.lr[known[-1]]) if len(known) else None
 
     def final_value(self, values: Floats, last: int) -> float:
-        """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a
-        finished run.
+        """The mean of the last values (`ends`).
+
+        Arguments:
+            values: [K], one for each checkpoint.
+        """
+        return float(self.ends(values, last).mean())
+
+    def ends(self, values: Floats, last: int) -> Floats:
+        """The last values, though none before the last tenth of the run: earlier ones are not those of a finished run.
 
         Arguments:
             values: [K], one for each checkpoint.
         """
         at_the_end = int((self.tokens >= (1 - _END) * self.final_tokens).sum())
-        return float(values[-min(last, at_the_end) :].mean())
+        return values[-min(last, at_the_end) :]
 
     def column(self, name: str, task: Task | None = None) -> Floats:
         """One column, [K].
