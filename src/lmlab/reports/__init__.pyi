@@ -1,3 +1,4 @@
+from ._figure_json import escape_label
 from .blocks import (
     Block,
     Bounds,
@@ -39,6 +40,7 @@ __all__ = [
     "Tokens",
     "Tone",
     "bar_chart",
+    "escape_label",
     "format_bytes",
     "format_duration",
     "format_interval",

@@ -74,7 +74,8 @@ def synthetic():
                     metrics[f"acc{number}"] = np.clip(
                         true_accuracy(loss) + (4 * jitter if noise else 0) * rng.standard_normal(checkpoints), 0, 1
                     )
-                runs.append(Run(f"{n / 1e6:.0f}M-{multiple:g}xC", n, None, d, metrics, size=f"{n / 1e6:.0f}M"))
+                size = f"{n / 1e6:.0f}M" if n >= 1e6 else f"{n / 1e3:g}k"
+                runs.append(Run(f"{size}-{multiple:g}xC", n, None, d, metrics, size=size))
         tasks = [
             Task(name=f"task{k}", loss_keys=(f"loss{k}",), accuracy_keys=(f"acc{k}",), chance=0.25)
             for k in range(count)

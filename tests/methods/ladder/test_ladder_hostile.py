@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder import RunTable, TwoStep, check, write_table
+from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, check, write_table
+from lmlab.methods.ladder.report import _interval_figure
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,11 @@ def test_runs_of_one_length_tell_nothing_of_a_longer_training(synthetic):
     for each in (near, far):
         assert any("one length, 20 tokens a parameter" in flag for flag in each.diagnostics["flags"])
     assert near.hi - near.lo < (far.hi - far.lo) / 2
+
+
+def test_a_figure_draws_the_name_of_a_task_as_text(synthetic):
+    table, tasks = synthetic(noise=0.003, checkpoints=20)
+    named = tasks[0].model_copy(update={"display_name": "<b>bold & <a href='https://example.org'>link"})
+    forecaster = TwoStep(TwoStepSettings(delta=None), 20).fit(table, named, calibrated=False)
+    figure = _interval_figure(forecaster, forecaster.predict_all(7e9, 4e12), None)
+    assert list(figure.data[0].y) == ["&lt;b&gt;bold &amp; &lt;a href='https://example.org'&gt;link"]

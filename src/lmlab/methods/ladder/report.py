@@ -36,7 +36,19 @@ from lmlab.methods.ladder.presenting.predictions import (
 )
 from lmlab.methods.ladder.tables import write as tables
 from lmlab.methods.ladder.tables.table import Floats, Run
-from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.reports import (
+    Details,
+    Facts,
+    Figure,
+    Note,
+    Page,
+    Paragraph,
+    Section,
+    Series,
+    Table,
+    escape_label,
+    line_chart,
+)
 from lmlab.stats import percentiles
 
 TABLES_BESIDE = (".csv", ".tex")  # the table of forecasts, beside the page
@@ -161,7 +173,7 @@ def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], 
     """Points with intervals, one task a line; where no accuracy is told, the interval alone."""
     import plotly.graph_objects as go
 
-    titles = [task.title for task in forecaster.tasks]
+    titles = [escape_label(task.title) for task in forecaster.tasks]  # figures read tags in what they draw
     # A dot would be read as a forecast; the bar of an interval alone hangs on its middle.
     told = [not each.diagnostics["untold"] for each in predictions]
     values = [
