@@ -84,7 +84,7 @@ class Work:
 
 
 def planned(paths: list[Path], repeats: int, honest: int) -> Iterator[Work]:
-    """All that is to be judged: those that tell most come first."""
+    """All that is to be judged, honest edits behind the first repeat."""
     known = []
     for path in paths:
         judge = replace(open_judge(SandboxConfig(timeout_s=300), trees_beside(path)), reuse=False)
@@ -200,21 +200,26 @@ def main() -> None:
     done = {row["name"] for row in rows}
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {len(done)} verdicts were there")
     until = time.monotonic() + options.seconds
-    plan = [each for each in planned(options.instances, options.repeats, options.honest) if each.name not in done]
+    plan = (each for each in planned(options.instances, options.repeats, options.honest) if each.name not in done)
+    held_back: Work | None = None
     with open(log, "a", encoding="utf-8") as file:
-        while plan and time.monotonic() < until:
-            workers = plan[0].workers
-            part = [each for each in plan[:workers] if each.workers == workers]
-            plan = plan[len(part) :]
-            with ThreadPoolExecutor(workers) as pool:
+        while time.monotonic() < until and (first := held_back or next(plan, None)) is not None:
+            part, held_back = [first], None
+            while len(part) < first.workers and (other := next(plan, None)) is not None:
+                if other.workers != first.workers:
+                    held_back = other
+                    break
+                part.append(other)
+            with ThreadPoolExecutor(first.workers) as pool:
                 for row in pool.map(Work.run, part):
                     rows.append(row)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
+        left = held_back is not None or next(plan, None) is not None
     gold = [row for row in rows if row["kind"] == "gold"]
     verdicts = [row for row in gold if row["status"] != "infra"]
     share = wilson(sum(row["status"] == "resolved" for row in verdicts), max(1, len(verdicts)))
-    print(f"{len(gold)} runs of reference solutions ({len(plan)} of the plan are left):", end=" ")
+    print(f"{len(gold)} runs of reference solutions ({'some' if left else 'none'} of the plan are left):", end=" ")
     print(f"{100 * share.value:.2f} % resolved (95 % interval from {100 * share.low:.1f}),", end=" ")
     print(f"{len(gold) - len(verdicts)} without a verdict")
     for what in ("status", "outcomes"):

@@ -9,15 +9,14 @@ without them is taken off.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from lmlab.methods.swebench.building.adequacy import added_lines
-from lmlab.methods.swebench.building.mutations import mutants
+from lmlab.methods.swebench.building.mutations import Mutant, mutants
 from lmlab.methods.swebench.harness.repairing import reader_of
 from lmlab.methods.swebench.harness.workspaces.git import run_git
 from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
@@ -71,25 +70,31 @@ def edits_of(instance: Instance, workspaces: Workspaces, most: int = 8, seed: in
             return instance.patch, []
         read, files = reader_of(tree), read_diff(instance.patch)
         after = {path: read(path) for file in files for path in file.paths}
-        gold, others = diff_of(base, after), list[tuple[str, str]]()
+        gold = diff_of(base, after)
+        changed: dict[str, Iterator[Mutant]] = {}
+        lines: dict[str, int] = {}
         for file in files:
             source = None if file.new is None or not file.new.endswith(".py") else after[file.new]
-            if file.new is not None and source is not None:
-                generator = random.Random(f"{seed}{file.new}")
-                for mutant in islice(mutants(source, generator, added_lines(file)), _TRIED * most):
-                    others.append((file.new, mutant.source))
-        random.Random(seed).shuffle(others)
+            added = added_lines(file)
+            if file.new is not None and source is not None and added:
+                changed[file.new] = mutants(source, random.Random(f"{seed}{file.new}"), added)
+                lines[file.new] = len(added)
         near: dict[str, None] = {}
-        for path, text in others:  # a large solution has thousands, and each patch is a comparison of whole files
-            if len(near) == most:
+        generator = random.Random(seed)
+        for _ in range(_TRIED * most):  # a large solution has thousands, and each patch is a comparison of whole files
+            if len(near) == most or not changed:
                 break
-            other = diff_of(base, {**after, path: text})
+            (path,) = generator.choices(list(changed), [lines[each] for each in changed])
+            if (mutant := next(changed[path], None)) is None:
+                del changed[path]
+                continue
+            other = diff_of(base, {**after, path: mutant.source})
             if other != gold and abs(len(other) - len(gold)) <= _FAR:
                 near[other] = None
     return gold, list(near)
 
 
-_TRIED = 16  # for each patch that is asked for, of a file; most are near enough
+_TRIED = 16  # for each patch that is asked for; most are near enough
 _FAR = 24  # characters: a mean over tokens hardly changes with so few
 
 
