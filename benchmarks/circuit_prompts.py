@@ -137,7 +137,7 @@ def report(arguments: argparse.Namespace) -> None:
     for name, each in results["overlap"].items():
         print(
             f"{name}: {each['intersection']:,} of {each['edges_a']:,} and {each['edges_b']:,} edges are shared, Jaccard"
-            f" {each['jaccard']:.3f}, {each['expected_by_chance']:.0f} by chance (p {each['p']:.1g})"
+            f" {each['jaccard']:.3f}, {each['expected_by_chance']:.0f} by chance (p {max(each['p'], 1e-300):.1g})"
         )
     kinds = list(results["measured"])
     for kind in kinds:

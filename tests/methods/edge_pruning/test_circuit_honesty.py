@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import tokenizers
 import torch
 
+from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import (
     Circuit,
@@ -26,7 +28,7 @@ from lmlab.methods.edge_pruning import (
     read_examples,
     search,
 )
-from lmlab.methods.edge_pruning.examples.load import Loaded
+from lmlab.methods.edge_pruning.examples.load import Loaded, prompts_of
 from lmlab.methods.edge_pruning.masking.gates import Gates
 from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.prune import decide
@@ -174,6 +176,12 @@ _PAIR = {"clean": [1, 2, 3], "corrupted": [4, 2, 3]}
         ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 7]}], "the token 6 .* not in its answer_set"),
         ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 6, 99]}], "the token 99"),
         ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 6], "answers": [5]}], "both 'answers' and"),
+        (
+            [{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 6, 7], "answers": [7], "distractors": [6]}],
+            "the answer must be one of 'answers'",
+        ),
+        ([{**_PAIR, "split": ["train"]}], r"line 1: the split must be a name, not \['train'\]"),
+        ([{**_PAIR, "split": 1}], "the split must be a name, not 1"),
     ],
 )
 def test_wrong_examples_are_refused_by_line(tmp_path, rows, message):
@@ -181,6 +189,35 @@ def test_wrong_examples_are_refused_by_line(tmp_path, rows, message):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=message):
         read_examples(path, vocab_size=61, max_seq_len=8)
+
+
+@pytest.mark.parametrize(
+    ("clean", "message"),
+    [
+        ("one <predict>two three", "not closed, or not opened"),
+        ("one two</predict> three", "not closed, or not opened"),
+        ("one <predict></predict> three", "nothing can be predicted"),
+        ("<predict>one</predict> two three", "or the first of the prompt"),
+    ],
+)
+def test_marks_that_predict_nothing_are_refused(tmp_path, clean, message):
+    """They were read as text, or the last token was measured in their place."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"clean": clean, "corrupted": clean}) + "\n")
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "one": 1, "two": 2, "three": 3, "end": 4}, "?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(UserError, match=message):
+        read_examples(path, Tokenizer(backend, None, "end"))
+
+
+def test_a_prompt_of_several_lines_is_not_on_both_sides(network, task_of, tmp_path):
+    task = task_of(network("llama"), count=20)
+    twice = task.examples.take(torch.arange(40) % 20)
+    loaded = Loaded(task.masked.model, twice, None, (), {}).apart(TaskOptions())
+    assert len(loaded.examples) + len(loaded.held_out) == 40 and len(loaded.held_out) in (8, 9)
+    assert not set(prompts_of(loaded.examples)) & set(prompts_of(loaded.held_out))
+    same = Loaded(task.masked.model, task.examples.take(torch.zeros(12, dtype=torch.long)), None, (), {})
+    assert same.apart(TaskOptions()).held_out is None
 
 
 def test_a_task_refuses_what_its_model_cannot_take(network, task_of):

@@ -395,3 +395,13 @@ def test_a_sweep_that_is_killed_finds_the_same_circuits(forkserver, lmlab, tmp_p
 def _circuits(out: Path) -> dict[str, bytes]:
     """The circuits of a sweep, by their runs."""
     return {str(path.parents[1].relative_to(out)): path.read_bytes() for path in out.glob("*/*/circuit/circuit.json")}
+
+
+def test_prompts_that_the_search_has_seen_are_told(lmlab, small):
+    """The splits of a file are the user's own."""
+    rows = [json.loads(line) for line in (small / "data.jsonl").read_text().splitlines()]
+    named = [{**row, "split": "train"} for row in rows] + [{**row, "split": "test"} for row in rows[:3]]
+    (small / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    options = ("--model", small / "model", "--method", "random", "--num-edges", 9, "--force")
+    done = lmlab("circuits", "find", *options, "--data", small / "named.jsonl", "--out", small / "c.json")
+    assert done.code == 0 and "3 examples that are held out 3 have a prompt of the search" in " ".join(done.err.split())

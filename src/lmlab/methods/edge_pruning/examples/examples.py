@@ -283,6 +283,11 @@ def _check_answers(row: _Row, answer_set: tuple[int, ...] | None, where: str) ->
         raise UserError(f"{where}: 'answers' need an answer, a distractor and an answer_set beside them.")
     if set(row.right) & set(row.wrong):
         raise UserError(f"{where}: a token stands among 'answers' and 'distractors'.")
+    if row.right and (row.answer not in row.right or row.distractor not in row.wrong):
+        raise UserError(
+            f"{where}: the answer must be one of 'answers', and the distractor one of 'distractors'.",
+            "They are the two between which the logit difference is taken.",
+        )
     named = [each for each in (row.answer, row.distractor, *row.right, *row.wrong) if each != NONE]
     if answer_set is not None and not set(named) <= set(answer_set):
         outside = next(each for each in named if each not in answer_set)
@@ -298,6 +303,8 @@ def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict):
             raise UserError(f"'{path}', line {number}: expected an object.")
+        if not isinstance(line.get("split", ""), str | None):
+            raise UserError(f"'{path}', line {number}: the split must be a name, not {line['split']!r}.")
     named = split is not None and any(line.get("split") is not None for line in lines)
     for number, line in enumerate(lines, 1):
         if not named or line.get("split") == split:
@@ -363,6 +370,8 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
             plain += match[1]
             end = match.end()
         plain += value[end:]
+        if re.search("</?predict>", plain):
+            raise UserError(f"{where}: a mark <predict> is not closed, or not opened.", "Write <predict>...</predict>.")
         found, offsets = tokenizer.encode_with_offsets(plain)
         ids = [*tokenizer.begin_ids, *found]
         places = [*((0, 0) for _ in tokenizer.begin_ids), *offsets]
@@ -372,6 +381,12 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
             for n, (start, stop) in enumerate(offsets)
             if any(start < b and stop > a for a, b in spans) and n + shift >= 0
         ]
+        if spans and not positions:
+            raise UserError(
+                f"{where}: nothing can be predicted at <predict>: it holds no token, or the first of the prompt, before"
+                " which there is none.",
+                "Mark a part that follows other tokens.",
+            )
     else:
         raise UserError(f"{where}: expected a text or a list of token ids.")
     if len(ids) > _MOST_TOKENS:

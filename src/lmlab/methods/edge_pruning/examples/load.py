@@ -39,6 +39,7 @@ class Loaded:
         model_hash: of the weights.
         places: where model and examples come from, as they were named.
         held_out: examples that a search does not see, if there are any.
+        seen: prompts of those that are among the prompts of the search all the same, as the file's splits have it.
     """
 
     model: Transformer
@@ -50,6 +51,7 @@ class Loaded:
     model_hash: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
     held_out: Examples | None = None
+    seen: int = 0
 
     def written(self, token: int) -> str:
         """The text of a token; of a program without a tokenizer its number."""
@@ -89,6 +91,11 @@ class Loaded:
             *planned.lines(free),
         ]
         notes = [f"Note: {each}" for each in drawn.warnings()]
+        if self.seen and self.held_out is not None:
+            notes.append(
+                f"Warning: of {counted(len(self.held_out), 'examples')} that are held out {self.seen:,} have a prompt"
+                " of the search, so that figures on them are too good."
+            )
         return Counterfactuals(masked, examples, ablation, options.batch_size), [*lines, *notes]
 
     def held_out_task(self, task: Counterfactuals, options: TaskOptions) -> Counterfactuals | None:
@@ -103,7 +110,7 @@ class Loaded:
 
     def apart(self, options: TaskOptions) -> Loaded:
         """With a share of the examples held out from the search, drawn in the same way each time; none where there are
-        fewer than ten.
+        fewer than ten, or all have one prompt.
         """
         count = len(self._taken(self.examples, options))
         held = round(options.held_out * count)
@@ -114,9 +121,27 @@ class Loaded:
                 f"Of {counted(count, 'examples')} a share of {options.held_out:g} leaves none to search on.",
                 "Hold out fewer, such as --held-out 0.2.",
             )
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        searched, kept = order[held:].sort().values, order[:held].sort().values
+        # a prompt that stands in several lines is held out in all of them, or in none
+        lines: dict[tuple[int, ...], list[int]] = {}
+        for number, prompt in enumerate(prompts_of(self._taken(self.examples, options))):
+            lines.setdefault(prompt, []).append(number)
+        groups = list(lines.values())
+        if len(groups) < 2:
+            return self
+        taken: list[int] = []
+        for place in torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist():
+            if len(taken) < held and len(taken) + len(groups[place]) < count:
+                taken += groups[place]
+        inside = torch.zeros(count, dtype=torch.bool)
+        inside[taken] = True
+        searched, kept = (~inside).nonzero()[:, 0], inside.nonzero()[:, 0]
         return replace(self, examples=self.examples.take(searched), held_out=self.examples.take(kept))
+
+
+def prompts_of(examples: Examples) -> list[tuple[int, ...]]:
+    """The clean prompts, without padding."""
+    lengths = examples.real.sum(1).tolist()
+    return [tuple(row[:length]) for row, length in zip(examples.clean.tolist(), lengths, strict=True)]
 
 
 def load_to_search(model: Path, options: TaskOptions, shard: bool = False) -> Loaded:
@@ -131,7 +156,9 @@ def load_to_search(model: Path, options: TaskOptions, shard: bool = False) -> Lo
     other = "test" if "test" in splits else "validation"
     found = load(model, options.model_copy(update={"split": "train"}), shard)
     held, dropped = _read(options.data, found, options.model_copy(update={"split": other}))
-    return replace(found, held_out=held, dropped=found.dropped + dropped)
+    searched = set(prompts_of(found.examples))
+    seen = sum(prompt in searched for prompt in prompts_of(held))
+    return replace(found, held_out=held, dropped=found.dropped + dropped, seen=seen)
 
 
 def _read(data: Path, like: Loaded, options: TaskOptions) -> tuple[Examples, int]:
