@@ -53,8 +53,9 @@ def test_the_attackers_own_questions_are_not_asked(target, asked):
     left = [digest for digest in query_digests(target.data.queries.texts) if digest not in own]
     assert 0 < rows[0].questions <= len(left) < len(target.data.queries)
     assert notices == [f"{len(target.data.queries) - len(left)} evaluated queries are the attacker's too and left out."]
-    with pytest.raises(UserError, match="0 are held out"):
+    with pytest.raises(UserError, match=r"0 are held out") as all_known:
         memory_rows(target, target, settings.model_copy(update={"attack_questions": 500}))
+    assert "fewer --attack-questions" in str(all_known.value.remedy)
 
 
 def test_who_is_near_a_verified_entry_is_corroborated():

@@ -106,7 +106,8 @@ def memory_rows(
             "Lower --entries.",
         )
     known = set(query_digests(_attackers(attacker, settings)))
-    free = held_out(data.queries, known, False, [] if notices is None else notices, option=None)
+    fewer = "Give another --attack-split, or fewer --attack-questions."
+    free = held_out(data.queries, known, False, [] if notices is None else notices, None, fewer)
     asked, rows = _drawn(target, free, settings, generator)
     helpful = [{id for id, grade in data.qrels[data.queries.ids[n]].items() if grade > 0} for n in asked]
     ids = [data.corpus.ids[row] for row in rows]

@@ -156,12 +156,18 @@ def attackers(attack_queries: str | None, place: Path) -> set[str]:
 
 
 def held_out(
-    asked: Queries, known: set[str], allow: bool, notices: list[str], option: str | None = "--allow-overlap"
+    asked: Queries,
+    known: set[str],
+    allow: bool,
+    notices: list[str],
+    option: str | None = "--allow-overlap",
+    remedy: str = "Give others.",
 ) -> list[int]:
     """The numbers of queries that the attacker did not have.
 
     Arguments:
         option: what allows the others, where something does.
+        remedy: where nothing does.
     """
     everything = list(range(len(asked)))
     shared = [number for number, digest in enumerate(query_digests(asked.texts)) if digest in known]
@@ -175,7 +181,7 @@ def held_out(
     gone = set(shared)
     kept = [number for number in everything if number not in gone]
     if not kept:
-        remedy = f"Give others, or {option}." if option else "Give others."
+        remedy = f"Give others, or {option}." if option else remedy
         raise UserError("All evaluated queries are the attacker's: 0 are held out.", remedy)
     return kept
 
