@@ -250,6 +250,8 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     monkeypatch.setattr("sys.stdin", io.StringIO((small / "corpus.jsonl").read_text()))
     code, text, _ = run("gate", "-", "--gate", gate, "--encoder", common[1])  # one at a time, as somebody waits
     assert code == 0 and [json.loads(line)["admit"] for line in text.splitlines()] == [row["admit"] for row in rows]
+    code, text, err = run("gate", "/dev/null", "--gate", gate, "--encoder", common[1])  # what is no plain file
+    assert code == 0 and not text and "0 admitted, 0 refused" in err
     code, _, err = run("gate", source, "--gate", tmp_path, "--encoder", common[1])
     assert code == 2 and "holds no gate" in err
 

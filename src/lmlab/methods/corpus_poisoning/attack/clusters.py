@@ -91,12 +91,21 @@ class Clusters:
                 int(file["merged"]),
                 parse_json(file["about"].tobytes(), f"'{path}'"),
             )
-        if about is not None:
-            differing = [key for key in sorted({*about, *found.about}) if about.get(key) != found.about.get(key)]
-            if differing:
-                told = "; ".join(f"{key} is {found.about.get(key)!r}, not {about.get(key)!r}" for key in differing)
-                raise UserError(f"The clusters '{path}' belong to something else: {told}.", "Choose another folder.")
+        if about is not None and (told := "; ".join(_differing(found.about, about))):
+            raise UserError(f"The clusters '{path}' belong to something else: {told}.", "Choose another folder.")
         return found
+
+
+def _differing(theirs: dict[str, Any], ours: dict[str, Any], of: str = "") -> list[str]:
+    """Which settings differ, in words; of settings that hold others, those alone that do."""
+    told = []
+    for key in sorted({*theirs, *ours}):
+        one, other = theirs.get(key), ours.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            told += _differing(one, other, f"{key}'s ")
+        elif one != other:
+            told.append(f"{of}{key} is {one!r}, not {other!r}")
+    return told
 
 
 def require_distinct(vectors_nH: NDArray[np.float32], k: int) -> None:

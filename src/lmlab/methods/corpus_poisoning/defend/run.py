@@ -227,7 +227,7 @@ def standard_streams(source: str, out: Path | None) -> tuple[IO[str], Any]:
     """Where records come from and verdicts go: a file, or the terminal's streams for `-`."""
     if source == "-":
         return sys.stdin, out
-    if not Path(source).is_file():
+    if not Path(source).exists() or Path(source).is_dir():  # a pipe is one too
         raise UserError(f"No such file: '{source}'.")
     return io.TextIOWrapper(open_binary(source), encoding="utf-8"), out
 
