@@ -115,6 +115,25 @@ def test_every_optimizer_keeps_to_its_budget_and_never_ends_below_its_start(name
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_where_few_words_are_allowed_all_are_tried_and_the_search_ends(name, words, target):
+    """Nothing is left to ask the network about; what is found is the best of all texts, or where each flip loses."""
+    problem = problem_of(target, budget=900)
+    problem.allowed_V = problem.allowed_V[:words]
+    problem.free_L = np.array([False] * 5 + [True] * 3)
+    ids = np.full(8, problem.allowed_V[0])
+    found = optimize(problem, ids, name, candidates=12, seed=3)
+    assert np.isin(found.ids_L, problem.allowed_V).all() and np.array_equal(found.ids_L[:5], ids[:5])
+    assert found.value == pytest.approx(problem_of(target).score(found.ids_L), abs=1e-6)
+    if name == "multiflip":
+        assert found.stopped == "plateau" and problem.budget.spent < 600
+        flips = [found.ids_L.copy() for _ in range(3 * words)]
+        for number, flip in enumerate(flips):
+            flip[5 + number // words] = problem.allowed_V[number % words]
+        assert problem_of(target).scores(np.array(flips)).max() <= found.value + 1e-6
+
+
 def test_frozen_positions_stay_and_a_bound_or_a_target_ends_the_work(target):
     problem = problem_of(target, budget=300)
     problem.free_L = np.array([False] * 3 + [True] * 5)

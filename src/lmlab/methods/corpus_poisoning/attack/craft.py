@@ -44,7 +44,7 @@ from lmlab.retrieval.encoders.directory import is_late
 from lmlab.words import counted
 
 _CONTINUED = 4  # of a cluster's queries, for the start lm: one continuation may end early
-_VERSION = 2  # of crafting: raise it when the same settings give other clusters or passages, so that none is taken up
+_VERSION = 3  # of crafting: raise it when the same settings give other clusters or passages, so that none is taken up
 
 
 @dataclass(frozen=True)

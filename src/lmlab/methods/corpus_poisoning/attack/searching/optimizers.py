@@ -114,6 +114,8 @@ def multiflip(
         width = max(candidates, min(candidates * min(2**idle, _WIDEST), room))
         gains = problem.first_order(problem.gradient(ids_L[None]), ids_L)
         places, tokens = _best_flips(problem, gains, free, width, generator, tried)
+        if not len(places):  # of a small vocabulary all have been tried
+            return Found(ids_L, value, "plateau")
         trial = np.tile(ids_L, (len(places), 1))
         trial[np.arange(len(places)), places] = tokens
         scores = problem.scores(trial)
@@ -158,6 +160,8 @@ def _best_flips(
     values = np.take_along_axis(part, columns, 1).ravel()
     places, tokens = np.repeat(free, each), problem.allowed_V[columns.ravel()]
     finite = np.isfinite(values)
+    if not finite.any():
+        return places[:0], tokens[:0]
     noisy = values + generator.normal(size=len(values)) * _JITTER * float(values[finite].std())
     fresh = np.array([pair not in tried for pair in zip(places.tolist(), tokens.tolist(), strict=True)])
     noisy[~finite | ~fresh] = -np.inf
@@ -210,6 +214,8 @@ def arca(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidate
         around[:, place] = generator.choice(problem.allowed_V, copies)
         gains = problem.first_order(problem.gradient(around), ids_L)
         tokens = problem.allowed_V[_top(gains[place], candidates)]
+        if not len(tokens):  # no other word may stand there
+            continue
         trial = np.tile(ids_L, (len(tokens), 1))
         trial[:, place] = tokens
         ids_L = trial[int(problem.scores(trial).argmax())]
@@ -224,11 +230,15 @@ def gcg(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates
     best = Found(ids_L, problem.score(ids_L), "budget")
     while problem.budget.left >= GRADIENT_COST + candidates + 1:
         gains = problem.first_order(problem.gradient(ids_L[None]), ids_L)
-        free = problem.free_positions
-        # 256 as in GCG (Zou et al. 2023)
-        columns = np.argpartition(-gains[free], min(256, gains.shape[1]) - 1, axis=1)[:, :256]
+        # 256 as in GCG (Zou et al. 2023); of a position that fewer words may take, those
+        best_of = {int(place): _top(gains[place], 256) for place in problem.free_positions}
+        free = np.array([place for place, columns in best_of.items() if len(columns)], np.int64)
+        if not len(free):
+            return replace(best, stopped="plateau")
         rows = generator.integers(0, len(free), candidates)
-        tokens = problem.allowed_V[columns[rows, generator.integers(0, columns.shape[1], candidates)]]
+        columns = [best_of[int(place)] for place in free[rows]]
+        drawn = generator.integers(0, [len(each) for each in columns])
+        tokens = problem.allowed_V[[each[number] for each, number in zip(columns, drawn, strict=True)]]
         trial = np.tile(ids_L, (candidates, 1))
         trial[np.arange(candidates), free[rows]] = tokens
         ids_L = trial[int(problem.scores(trial).argmax())]
@@ -275,6 +285,8 @@ def _top(gains_V: NDArray[np.float32], count: int) -> Ids:
 
 
 def _accept_if_better(problem: Problem, ids_L: Ids, value: float, place: int, tokens: Ids) -> tuple[Ids, float]:
+    if not len(tokens):  # no other word may stand there
+        return ids_L, value
     trial = np.tile(ids_L, (len(tokens), 1))
     trial[:, place] = tokens
     best = trial[int(problem.scores(trial).argmax())]
