@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,10 @@ class Truth:
     def ladder(self, seed: int, extra: tuple[tuple[float, float], ...] = ()) -> RunTable:
         rng = np.random.default_rng(seed)
         places = [(n, multiple) for n in _SIZES for multiple in _MULTIPLES]
-        return RunTable(tuple(self.run(n, multiple, rng) for n, multiple in (*places, *extra)))
+        runs = [self.run(n, multiple, rng) for n, multiple in places]
+        # One more may be a repeat, and no two runs have one name.
+        runs += [replace(each, name=f"{each.name}-more") for each in (self.run(*place, rng) for place in extra)]
+        return RunTable(tuple(runs))
 
 
 TASKS = [
