@@ -34,16 +34,24 @@ def classifier(directory: Path, tokenizer: Tokenizer, kind: str, labels: list[st
         tokenizer_object=backend, pad_token="<|endoftext|>", model_max_length=64
     )
     fast.save_pretrained(directory)
-    names = {"bert": "BertConfig", "roberta": "RobertaConfig", "mpnet": "MPNetConfig"}
-    config = getattr(transformers, names[kind])(
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    shape |= {"max_position_embeddings": 64, "num_hidden_layers": 2}
+    name, own = {
+        "bert": ("BertConfig", {}),
+        "roberta": ("RobertaConfig", {"max_position_embeddings": 64 + mark + 1}),
+        "mpnet": ("MPNetConfig", {"max_position_embeddings": 66}),  # it pads with 1, whatever is said
+        "fnet": ("FNetConfig", {}),
+        "funnel": ("FunnelConfig", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64}),
+        "xlnet": ("XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
+        "gpt_neo": ("GPTNeoConfig", {"num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}),
+    }[kind]
+    if kind in ("funnel", "xlnet"):
+        shape = {}
+    elif kind == "gpt_neo":
+        shape = {name: shape[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings")}
+    config = getattr(transformers, name)(
+        **{**shape, **own},
         vocab_size=len(fast),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings={"roberta": 64 + mark + 1, "mpnet": 66}.get(
-            kind, 64
-        ),  # MPNet pads with 1 whatever is said
         pad_token_id=mark,
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
@@ -128,6 +136,19 @@ def test_positions_that_begin_behind_padding_are_not_run_past(tmp_path: Path, to
     assert isinstance(rater, EncoderRater) and rater.segment == 62
     ((lengths, scores),) = rater.rate_ids([[5] * 100])
     assert lengths == [62, 38] and np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("kind", ["fnet", "funnel", "xlnet", "gpt_neo"])
+def test_scores_of_any_family_do_not_depend_on_the_texts_beside(
+    tmp_path: Path, tokenizer: Tokenizer, kind: str
+) -> None:
+    rater = load_rater(classifier(tmp_path / "c", tokenizer, kind, ["bad", "good"]), precision="fp32")
+    assert isinstance(rater, EncoderRater)
+    texts = [[5, 9, 7], [8] * 20, [6, 4, 11], [7, 12] * 15]
+    together = rater.score_ids(texts)
+    np.testing.assert_allclose(together, np.concatenate([rater.score_ids([text]) for text in texts]), atol=1e-5)
+    ((lengths, _),) = rater.rate_ids([[5] * 100])
+    assert lengths == [62, 38]
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path, tokenizer: Tokenizer, rater: Rater) -> None:

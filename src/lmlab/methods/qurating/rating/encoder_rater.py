@@ -22,6 +22,7 @@ from lmlab.methods.qurating.rating.rater import Ids, Rater, Scores
 from lmlab.models.formats.families import FAMILIES
 
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}  # padded, of a pass: more take memory, fewer leave a processor waiting
+_USUAL_LENGTH = 512  # tokens of a segment where nothing bounds it
 _FILES = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "*.model", "special_tokens_map.json")
 _OWN = {family.model_type for family in FAMILIES if family.classifier} | {"lmlab"}  # read as raters of lmlab
 
@@ -75,6 +76,7 @@ class EncoderRater:
         self.segment = self._longest() - len(self._before) - len(self._after)
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(self.device.type, 8192)
         self.tokenizer = _Words(self._tokenizer, sha256_json([self.fingerprint, "tokenizer"]))
+        self._pads = self._ignores_padding(bare)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,13 +86,23 @@ class EncoderRater:
 
     def _longest(self) -> int:
         """Tokens that the classifier reads, marks included."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 512
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 0
+        if positions < 1:  # relative ones, without an end
+            positions = _USUAL_LENGTH
         for name, module in self.model.named_modules():
             learned = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
             if learned and module.padding_idx is not None:  # as of RoBERTa: positions begin behind that of padding
                 positions = module.num_embeddings - module.padding_idx - 1
         told = self._tokenizer.model_max_length
         return int(min(positions, told if told and told < 1e6 else positions))
+
+    def _ignores_padding(self, ids: list[int]) -> bool:
+        """Whether a text's scores are the same beside a longer one. Not so of models that mix or pool over the whole
+        row (FNet, Funnel), or read its last place; they get rows of one length.
+        """
+        short, long = ids * 2, ids * 9
+        together, alone = self._logits([short, long])[0], self._logits([short])[0]
+        return torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
 
     def rate_ids(self, documents: Sequence[Ids]) -> Iterator[tuple[list[int], Scores]]:
         """For each document the lengths of its segments and their scores, [segments, C]."""
@@ -111,17 +123,24 @@ class EncoderRater:
         while place < len(order):
             longest = len(segments[order[place]]) + len(self._before) + len(self._after)
             batch = order[place : place + max(1, self.batch_tokens // longest)]
+            if not self._pads:
+                batch = [number for number in batch if len(segments[number]) == len(segments[order[place]])]
             found[batch] = self._batch([segments[number] for number in batch])
             place += len(batch)
         return found
 
     @torch.inference_mode()
-    def _batch(self, segments: Sequence[Ids]) -> NDArray[np.float32]:
+    def _logits(self, segments: Sequence[Ids]) -> torch.Tensor:
         rows = [[*self._before, *map(int, ids), *self._after] for ids in segments]
         padded = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
+        logits: torch.Tensor = self.model(**padded).logits
+        return logits.float()
+
+    @torch.inference_mode()
+    def _batch(self, segments: Sequence[Ids]) -> NDArray[np.float32]:
         autocast = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
         with autocast:
-            logits = self.model(**padded).logits.float()
+            logits = self._logits(segments)
         kind = self.model.config.problem_type
         if kind == "multi_label_classification":
             scores = logits.sigmoid()
