@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.methods.qurating import select
+from lmlab.methods.qurating import Rater, select
 from lmlab.methods.qurating.analysis.attributes import join_attributes, write_attributes
 from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
@@ -43,6 +43,32 @@ def test_ratings_go_out_as_spans_and_come_back_as_columns(documents: Path, tmp_p
     assert [row["edu__r_average_average"] for row in table] == [row["r_average"] for row in table]
     options: dict[str, Any] = {"metric": "edu__r_average_average", "mode": "top_k", "drop_nonfinite": True}
     assert select(str(tmp_path / "joined"), tokens=6, **options).ids == ["0-4", "1-4"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "written"), [(".json.gz", ".json.gz"), (".jsonl.gz", ".jsonl.gz"), (".jsonl", ".jsonl.gz")]
+)
+def test_attributes_of_an_annotation_stand_beside_its_documents(
+    tmp_path: Path, rater: Rater, lmlab: Any, ending: str, written: str
+) -> None:
+    rater.save(tmp_path / "rater")
+    (tmp_path / "documents").mkdir()
+    for name in ("b", "a"):
+        rows = "".join(json.dumps({"id": f"{name}-{n}", "text": "river stone " * (n + 1)}) + "\n" for n in range(3))
+        packed = gzip.compress(rows.encode()) if ending.endswith(".gz") else rows.encode()
+        (tmp_path / f"documents/{name}{ending}").write_bytes(packed)
+    rated, out = tmp_path / "rated", tmp_path / "attributes"
+    assert lmlab("quality", "annotate", tmp_path / "documents", "--rater", tmp_path / "rater", "--out", rated).code == 0
+    assert lmlab("quality", "attributes", "--in", rated, "--name", "q", "--out", out).code == 0
+    assert sorted(path.name for path in out.glob("*.gz")) == [f"a{written}", f"b{written}"]
+    assert [row["id"] for row in lines(out / f"a{written}")] == ["a-0", "a-1", "a-2"]
+    joined = lmlab("quality", "join", tmp_path / "documents", "--attributes", out, "--out", tmp_path / "joined")
+    assert joined.code == 0, joined.err
+    whole, back = (
+        pa.concat_tables(map(pq.read_table, RatedTable(str(each)).files)).to_pylist()
+        for each in (rated, tmp_path / "joined")
+    )
+    assert [row["q__one_average_average"] for row in back] == [row["one_average"] for row in whole]
 
 
 def test_several_spans_are_averaged_by_their_lengths(documents: Path, tmp_path: Path, lmlab: Any) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from lmlab.errors import UserError
-from lmlab.files import find_files, owned_folder, read_jsonl, without_compression
+from lmlab.files import find_files, owned_folder, read_jsonl, read_mapping, without_compression
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
@@ -28,7 +28,8 @@ def write_attributes(
 ) -> int:
     """Write the ratings of a corpus as attributes `{name}__{column}` of whole documents; returns the number of rows.
 
-    A file of the corpus gives one of the same name, as `.jsonl.gz`. The span of a document is its characters, or its
+    A file of the corpus gives one of the same name, as `.jsonl.gz`; of an annotation these are the files of the corpus
+    that it is of, so that the attributes stand beside its documents. The span of a document is its characters, or its
     tokens where there is no text. What is not finite gives no span.
 
     Arguments:
@@ -45,7 +46,7 @@ def write_attributes(
     for column in [id, *wanted]:
         rated.require(column)
     size = text if text in known else rated.require("length")
-    names = [f"{_stem(shard)}.jsonl.gz" for shard in rated.shards]
+    names = [_packed_name(each) for each in _sources(rated)]
     if len(set(names)) < len(names):
         raise UserError("Two files of the corpus have one name.", "Write the attributes of each folder on its own.")
     count, shard, file = 0, -1, None
@@ -70,6 +71,25 @@ def write_attributes(
         for place in places[shard + 1 :]:  # files without rows
             _packed(place).close()
     return count
+
+
+def _sources(rated: RatedTable) -> list[str]:
+    """For each file its name, or that of the file whose annotation it is."""
+    found, known = [], dict[Path, list[str]]()
+    for shard, file in zip(rated.shards, rated.files, strict=True):
+        folder, stem = Path(file).parent, Path(file).stem
+        if folder not in known:
+            note = folder / "annotation.json"
+            known[folder] = list(read_mapping(note).get("files") or ()) if note.is_file() else []
+        number = int(stem) if stem.isdecimal() else -1
+        found.append(known[folder][number] if 0 <= number < len(known[folder]) else shard)
+    return found
+
+
+def _packed_name(source: str) -> str:
+    """Dolma looks for a file of exactly the documents' name."""
+    name = PurePosixPath(source).name
+    return name if name.endswith((".json.gz", ".jsonl.gz")) else f"{_stem(source)}.jsonl.gz"
 
 
 def _packed(path: Path) -> IO[str]:

@@ -113,6 +113,8 @@ def select(
     from lmlab.methods.qurating.selecting.tables.table import RatedTable
     from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
+    if parse_tokens(shards.shard_tokens) < 1:
+        raise UserError("A shard of no tokens holds nothing.", "Give --shard-tokens a number of 1 or more.")
     config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode, tokenizer)
     places = _locations(where)
     settings_of = config.model_dump(mode="json")
@@ -123,7 +125,7 @@ def select(
         write_json(folder.new("selection.json", data=False), report)
         written = []
         if not manifest_only:
-            size = max(1, parse_tokens(shards.shard_tokens))
+            size = parse_tokens(shards.shard_tokens)
             names = list(shards.columns) or None
             written = materialize(places, manifest, out, names, size, shards.format, folder.new)
     print(
