@@ -178,6 +178,7 @@ def test_a_tutor_that_judges_itself_and_questions_that_are_there_twice_are_told(
                      *who).code == 0  # fmt: skip
     told = lmlab("tutor", "compare", tmp_path / "other", tmp_path / "own", "--judge", "mock:own", *who)
     assert told.code == 0 and "self_judging" in told.err
+    assert "self_judging" in lmlab("tutor", "report", tmp_path / "own").err  # compare has graded all of it
     for name, marked in (("own", True), ("other", False)):  # what compare has graded is not asked for again
         told = lmlab("tutor", "grade", tmp_path / name, "--judge", "mock:own", "--replies", tmp_path / "none")
         assert told.code == 0 and ("self_judging" in told.err) is marked, told.err
