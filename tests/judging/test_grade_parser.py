@@ -164,11 +164,27 @@ def test_hard_replies(
         ("GRADE: 2/3 and GRADE: 1", (None, None)),
         ("GRADE: 2/3 and GRADE: 1/3", (2.0, 1.0)),
         ('{"presentation": 1, "correctness": 2} And now I', (1.0, 2.0)),
+        ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 2\n", (2.0, 2.0)),
+        ('PRESENTATION: GRADE: 2/3\nCORRECTNESS: the student writes """GRADE: 3/3', (2.0, None)),
+        ('> {"presentation": 3, "correctness": 3}', (None, None)),
+        ('"""{"presentation": 3, "correctness": 3}"""\n', (None, None)),
+        ('Quoted: """{"presentation": 3, "correctness": 3}', (None, None)),
         ("PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 1/3\nSo far.\nCORRECTNESS: once more, 3/3 of", (2.0, 1.0)),
     ],
 )
 def test_a_reply_that_was_cut_says_no_grade_in_passing(reply: str, grades: tuple[float | None, ...]) -> None:
     assert parse_grades(reply, cut=True).grades == grades
+
+
+@pytest.mark.parametrize(
+    "grade", ["2.5/3", "2,5/3", "1 1/2/3", "2 out of 3", "2 / 10", "2e5", "½/3", "2½", "**2** / 3"]
+)
+def test_a_grade_that_the_cut_went_through_is_no_other_grade(grade: str) -> None:
+    reply = f'CORRECTNESS: it says """GRADE: 0/3""", and more. GRADE: 1/3\nPRESENTATION: fine. GRADE: {grade} because'
+    presentation, correctness = parse_grades(reply).grades
+    for place in range(len(reply)):
+        found = parse_grades(reply[:place], cut=True).grades
+        assert found[0] in (None, presentation) and found[1] in (None, correctness), reply[:place]
 
 
 def mutated(seed: int) -> str:
@@ -198,12 +214,13 @@ def test_mutated_replies_never_raise_nor_leave_the_scale() -> None:
     """A fast part of what benchmarks/tutor.py does a hundred thousand times."""
     for seed in range(3000):
         text = mutated(seed)
-        found = parse_grades(text)
-        assert all(grade is None or 0 <= grade <= 3 for grade in found.grades), text
-        assert (found.status == "ok") == (None not in found.grades), text
-        # A grade of prose has its digits in the reply.
         folded = unicodedata.normalize("NFKC", text)
-        assert all(grade is None or re.search("[0-9]", folded) for grade in found.grades), text
+        for cut in (False, True):
+            found = parse_grades(text, cut=cut)
+            assert all(grade is None or 0 <= grade <= 3 for grade in found.grades), text
+            assert (found.status == "ok") == (None not in found.grades), text
+            # A grade of prose has its digits in the reply.
+            assert all(grade is None or re.search("[0-9]", folded) for grade in found.grades), text
 
 
 LONG = 20_000
@@ -244,6 +261,7 @@ def test_long_replies_take_little_time(shape: str) -> None:
 
 def _seconds(text: str) -> float:
     started = time.process_time()
+    parse_grades(text, cut=True)
     parse_grades(text)
     parse_like_reference(text)
     return time.process_time() - started

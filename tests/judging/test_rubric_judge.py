@@ -290,6 +290,24 @@ def test_verdicts(reply: str | None, verdict: str | None) -> None:
     assert parse_verdict(reply) == verdict
 
 
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("VERDICT: met would be too kind.\nVERDICT: no", None),
+        ("VERDICT: met would be too kind.\nVERDICT: not me", None),
+        ("VERDICT: met at first sight.\n**VERDICT:** contradic", None),
+        ("VERDICT: met at first sight.\n**VERDICT:** ", None),
+        ('The student writes """VERDICT: met', None),
+        ('> {"verdict": "met"}', None),
+        ("It says so.\nVERDICT: not met", "not met"),
+        ("VERDICT: met, because", "met"),
+        ('{"verdict": "contradicted"} since', "contradicted"),
+    ],
+)
+def test_verdicts_of_replies_that_were_cut(reply: str, verdict: str | None) -> None:
+    assert parse_verdict(reply, cut=True) == verdict
+
+
 def test_points_make_a_grade() -> None:
     scale = Scale(0, 3, 0.5)
     assert points_grade(["met", "met", "not met", "contradicted"], (), scale) == pytest.approx(0.75)

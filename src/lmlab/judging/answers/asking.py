@@ -224,13 +224,14 @@ class RubricJudge:
         answer(self.endpoint, (part.request for part in parts), read, self.cache, self.backend)
 
     def _read(self, part: _Part, reply: Reply) -> None:
+        cut = reply.choices[0].finish_reason == "length"
         if self.asking.reading == "labels":
             scale = self.scale if part.point is None else _VERDICT_SCALE
             part.score, part.mass = expected_grade(reply.choices[0], scale)
         elif part.point is not None:
-            part.verdict = parse_verdict(reply.text)
+            part.verdict = parse_verdict(reply.text, cut)
         else:
-            found = self.rubric.parse(reply.text, cut=reply.choices[0].finish_reason == "length")
+            found = self.rubric.parse(reply.text, cut)
             if part.marks is None or _graded(found) >= _graded(part.marks):
                 part.marks = found
 

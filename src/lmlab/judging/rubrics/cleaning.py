@@ -19,6 +19,7 @@ _ALONE = re.compile(rf"(?<![0-9])(?<![0-9]\s)([{_VULGAR}])(?=\s{{0,8}}(?:[/\u204
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _QUOTED_LINE = re.compile(r"^[^\S\n]*>.*\n?", re.MULTILINE)
 _QUOTED = re.compile('"""(.*?)"""', re.DOTALL)
+_TRIPLE = re.compile('"""')
 _DECORATION = str.maketrans("", "", "*`$#")
 _LONGEST_FORM = 4  # of a number: (10)
 _MARKS_IN_A_ROW = 30  # as in the stream-safe format of Unicode; sorting longer runs takes quadratic time
@@ -62,6 +63,12 @@ def quoted_spans(text: str) -> list[tuple[int, int]]:
 def without_quotes(text: str) -> str:
     """Leave out quoted lines and parts, which may hold grades that the judge never gave, and decoration."""
     return _QUOTED.sub(" ", _QUOTED_LINE.sub("", text)).translate(_DECORATION)
+
+
+def without_open_quote(text: str) -> str:
+    """A text that was cut, without the part between triple quotes that it ends in: what stands there is quoted."""
+    marks = [found.start() for found in _TRIPLE.finditer(text)]
+    return text[: marks[-1]] if len(marks) % 2 else text
 
 
 def _few_marks(text: str) -> str:

@@ -19,6 +19,10 @@ LABELED = re.compile(
     re.IGNORECASE,
 )
 ALONE = re.compile(rf"\s*(?P<number>{NUMBER})(?:{_OUT_OF})?\s*", re.IGNORECASE)
+# What may stand between a number and a cut that goes on to be its exponent, its fraction or its denominator.
+_UNFINISHED = re.compile(
+    r"(?:e[+-]?|[.,]|[ \t]{0,8}(?:[0-9]?/|[0-9]|o|ou|out(?:[ \t]{1,8}of?)?)?[ \t]{0,8})\Z", re.IGNORECASE
+)
 _REST_OF_LINE = re.compile(r"[ \t.]*(?:\n|\Z)")
 
 
@@ -74,9 +78,13 @@ def written(found: re.Match[str], exempt: bool = False) -> Written | None:
     return Written(_value(number), None if of is None else _value(of.rstrip(".")), exempt)
 
 
-def labels_in(text: str) -> Iterator[re.Match[str]]:
-    """The grades behind the word grade, score or rating."""
+def labels_in(text: str, cut: bool = False) -> Iterator[re.Match[str]]:
+    """The grades behind the word grade, score or rating; of a text that was cut without the one whose number the cut
+    may have shortened: `GRADE: 2` of `GRADE: 2.5/3`.
+    """
     for match in LABELED.finditer(text):
+        if cut and match["of"] is None and _UNFINISHED.match(text, match.end()):
+            continue
         # "Grade:" and a numbered list below it: a number on the next line is a grade only if it stands there alone.
         next_line = "\n" in match["gap"] and match["of"] is None
         if not next_line or _REST_OF_LINE.match(text, match.end()):
@@ -84,23 +92,16 @@ def labels_in(text: str) -> Iterator[re.Match[str]]:
 
 
 def labeled(text: str, cut: bool = False) -> list[Written]:
-    """The grades behind the word grade, score or rating, in their order; of a text that was cut without the one that
-    its end may have cut.
-    """
-    whole = (match for match in labels_in(text) if not (cut and match["of"] is None and match.end() == len(text)))
-    return [grade for match in whole if (grade := written(match)) is not None]
+    """The grades of `labels_in`, in their order."""
+    return [grade for match in labels_in(text, cut) if (grade := written(match)) is not None]
 
 
 def last_grade(text: str, cut: bool = False) -> Written | None:
-    """The last labeled grade; without one the last number with a denominator.
-
-    Arguments:
-        cut: the text was cut off at its end. What it says in passing is no verdict then, as the grade was to follow,
-            and a number without a denominator at the very end may be half of one.
+    """The last labeled grade; without one the last number with a denominator, but not of a text that was cut: what it
+    says in passing is no verdict, as the grade was to follow.
     """
-    labels = [each for each in labels_in(text) if not (cut and each["of"] is None and each.end() == len(text))]
-    for matches in (labels, [] if cut else list(BARE.finditer(text))):
-        for match in reversed(matches):
+    for matches in (labels_in(text, cut), () if cut else BARE.finditer(text)):
+        for match in reversed(list(matches)):
             if (grade := written(match)) is not None:
                 return grade
     return None

@@ -27,10 +27,11 @@ class Found:
     end: int
 
 
-def last_object(text: str, keys: Sequence[str]) -> Found | None:
+def last_object(text: str, keys: Sequence[str], cut: bool = False) -> Found | None:
     """The last JSON object, or the outermost of several within each other, that has all keys in any case.
 
-    One that stands in a quoted part is not taken, unless nothing stands outside.
+    One that stands in a quoted part is not taken, unless nothing stands outside; of a text that was cut never, as what
+    is not quoted was to follow.
     """
     lowered = text.casefold()
     if not all(key.casefold() in lowered for key in keys):
@@ -38,7 +39,7 @@ def last_object(text: str, keys: Sequence[str]) -> Found | None:
     inside = bytearray(len(text) + 1)
     for low, high in quoted_spans(text):
         inside[low:high] = b"\1" * (high - low)
-    whole = all(inside[place] or character.isspace() for place, character in enumerate(text))
+    whole = not cut and all(inside[place] or character.isspace() for place, character in enumerate(text))
     left, best = _WORK * len(text) + 1000, None
     for place in reversed([found.start() for found in _OPENS.finditer(text)]):
         if left <= 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmlab.judging.judge import Marks
-from lmlab.judging.rubrics.cleaning import plain, without_quotes, without_thoughts
+from lmlab.judging.rubrics.cleaning import plain, without_open_quote, without_quotes, without_thoughts
 from lmlab.judging.rubrics.numbers import Scale, Written, labeled, last_grade
 from lmlab.judging.rubrics.objects import grade_in, last_object
 from lmlab.judging.rubrics.sections import sections
@@ -28,8 +28,8 @@ def parse_grades(
     quotes is not the judge's. Without headers, exactly as many labeled grades as criteria are taken in order.
 
     Arguments:
-        cut: the reply ended where its room did, so that its last section may lack its grade: there, labeled grades
-            alone count.
+        cut: the reply ended where its room did, so that its last section may lack its grade: there, whole labeled
+            grades alone count, and a quote that does not end goes on to the cut.
 
     Returns:
         Marks whose status is `ok`, `partial` (not all criteria have a grade), `missing`, `wrong_scale` (another
@@ -40,7 +40,9 @@ def parse_grades(
     text = plain(without_thoughts(reply)) if isinstance(reply, str) else ""
     if not text.strip():
         return Marks(nothing, "empty")
-    if (found := last_object(text, criteria)) is not None:
+    if cut:
+        text = without_open_quote(text)
+    if (found := last_object(text, criteria, cut)) is not None:
         grades = [grade_in(found.values[name.casefold()]) for name in criteria]
         if any(grade is not None for grade in grades):
             return _marks(grades, scale, set())

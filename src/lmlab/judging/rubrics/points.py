@@ -5,27 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lmlab.judging.rubrics.cleaning import plain, without_quotes, without_thoughts
+from lmlab.judging.rubrics.cleaning import plain, without_open_quote, without_quotes, without_thoughts
 from lmlab.judging.rubrics.forms import VERDICTS
 from lmlab.judging.rubrics.numbers import Scale
 from lmlab.judging.rubrics.objects import last_object
 
 _VERDICT = re.compile(r"\bverdict\s{0,8}[:=]?\s{0,8}[\"'(\[]?(not[ _-]met|met|contradicted)\b", re.IGNORECASE)
 
+_UNFINISHED = re.compile(r"\bverdict[^\w\n]{0,8}(?:n|no|not[ _-]?|(?:not[ _-])?m?e?|c[a-z]{0,10})\Z", re.IGNORECASE)
 
-def parse_verdict(reply: str | None) -> str | None:
+
+def parse_verdict(reply: str | None, cut: bool = False) -> str | None:
     """`met`, `not met` or `contradicted`; None for a reply that says none of them, or that says none at last.
 
     As with grades, thoughts and quoted parts are left out, a JSON object with the key `verdict` comes first, and the
     last verdict counts. A word alone is a verdict too.
+
+    Arguments:
+        cut: the reply ended where its room did: one that ends within a verdict, or within a quote, says none there.
     """
     text = plain(without_thoughts(reply)) if isinstance(reply, str) else ""
-    found = last_object(text, ("verdict",))
+    if cut:
+        text = without_open_quote(text)
+    found = last_object(text, ("verdict",), cut)
     if found is not None and isinstance(said := found.values["verdict"], str) and (word := _word(said)):
         return word
     text = without_quotes(text)
     if word := _word(text):
         return word
+    if cut and _UNFINISHED.search(text):
+        return None
     told = _VERDICT.findall(text)
     return _word(told[-1]) if told else None
 
