@@ -49,7 +49,7 @@ from lmlab.judging.offline.sentences import sentences
 from lmlab.methods.tutor.answering.run import answer_locally
 from lmlab.methods.tutor.config import AnswerConfig
 from lmlab.methods.tutor.items.item import load_items
-from lmlab.methods.tutor.scoring.compare import compare_rows, verdict
+from lmlab.methods.tutor.scoring.compare import compare_rows, equal_length_verdict, verdict
 from lmlab.methods.tutor.scoring.grade import grade_run, keep_items
 from lmlab.methods.tutor.scoring.score import score
 from lmlab.methods.tutor.writing.definitions import definitions, split_sentences
@@ -99,17 +99,20 @@ def main() -> None:
         graded = {label: grade_run(folder, judge, new_run=True)[0] for label, folder in each.items()}
         for figure in ("coverage+likelihood", "coverage", "likelihood"):
             print(f"\nGraded by {figure}: {what}", flush=True)
-            show({label: alone(rows, judge, figure) for label, rows in graded.items()})
+            show({label: alone(rows, judge, figure) for label, rows in graded.items()}, read=each is folders)
     keeps_to_chapter(folders)
     print(f"in all {seconds() - started:.0f} CPU s; load {os.getloadavg()[0]:.1f}")
 
 
-def show(graded: dict[str, list[dict[str, Any]]]) -> None:
-    """The scores of all, and what they have more than the base."""
+def show(graded: dict[str, list[dict[str, Any]]], read: bool) -> None:
+    """The scores of all, what they have more than the base, and (`read`) what they would have at equal length."""
     for label, rows in graded.items():
         total = score(rows)["total"]
-        told = "" if label == "base" else f"; less the base {verdict(compare_rows(graded['base'], rows))}"
-        print(f"  {label}: {total['value']:.1f} % [{total['low']:.1f}, {total['high']:.1f}]{told}", flush=True)
+        print(f"  {label}: {total['value']:.1f} % [{total['low']:.1f}, {total['high']:.1f}]", end="")
+        if label != "base":
+            found = compare_rows(graded["base"], rows)
+            print(f"; less the base {verdict(found)}", end=f" {equal_length_verdict(found)}" if read else "")
+        print(flush=True)
 
 
 def alone(rows: Sequence[dict[str, Any]], judge: Any, figure: str) -> list[dict[str, Any]]:
