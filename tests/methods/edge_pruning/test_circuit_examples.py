@@ -111,9 +111,11 @@ def test_a_wrong_line_is_named(write, row, message):
 def test_splits_are_taken_where_they_are_named(write):
     rows = [{"clean": [1], "corrupted": [2], "split": "train"}, {"clean": [3], "corrupted": [4], "split": "test"}]
     assert read_examples(write(*rows), split="test")[0].clean.tolist() == [[3]]
-    with pytest.raises(UserError, match="no examples of the split validation"):
+    with pytest.raises(UserError, match="no split 'validation': it has"):
         read_examples(write(*rows), split="validation")
     assert len(read_examples(write({"clean": [1], "corrupted": [2]}), split="test")[0]) == 1
+    with pytest.raises(UserError, match="no split 'testing': its lines name none"):
+        read_examples(write({"clean": [1], "corrupted": [2]}), split="testing")
 
 
 @pytest.mark.parametrize("name", list(TASKS))

@@ -205,7 +205,12 @@ def test_trials_find_that_an_answer_hangs_on_one_span(network):
     effects_E = exact_effects(task)
     outside_E = torch.tensor([w == "embeds" and "@who" not in r for w, r in task.masked.graph.edges()])
     assert float(effects_E[outside_E].abs().max()) < 1e-12 < float(effects_E.max())
-    paths = strongest_paths(Circuit(task.masked.graph, kept_E, "interchange"))
+    circuit = Circuit(task.masked.graph, kept_E, "interchange")
+    (table,) = next(each for each in circuit_page(circuit).sections if each.title == "Where edges are read").blocks
+    assert [row[0] for row in table.rows] == list(_NAMES) and sum(row[-1] for row in table.rows) == circuit.num_edges
+    queries = sum(reader.startswith("a0") and ".q@where" in reader for _, reader in circuit.edges)
+    assert table.rows[2][1] == queries
+    paths = strongest_paths(circuit)
     assert paths and all(way[0] == "embeds@who" and way[-1] == "resid_post@where" for _, way in paths)
 
 

@@ -206,8 +206,8 @@ class Ends:
         if wilson(right, count).low > _BY_CHANCE:
             return []
         return [
-            f"The model prefers the answer in {right} of {counted(count, 'examples')}, which is hardly more than by"
-            " chance: faithfulness to it says little about the task."
+            f"The model prefers the answer in {right} of {counted(count, 'examples')}, which may be by chance:"
+            " faithfulness to it says little about the task."
         ]
 
 

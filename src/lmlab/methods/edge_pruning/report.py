@@ -102,6 +102,7 @@ def circuit_page(
         sections += [_difference(circuit, name, each) for name, each in alike.items()]
     sections += [_by_kind(circuit, name, each) for name, each in (others or {}).items() if name not in alike]
     sections += [] if prompts is None else [prompts]
+    sections += [] if circuit.graph.spans is None else [_by_span(circuit)]
     sections += [_paths(circuit), _parts(circuit), _origin(circuit)]
     about = circuit.about
     return Page(
@@ -139,6 +140,24 @@ def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
     ]
     facts = Facts({side[0].capitalize(): f"{count:,}" for side, count in zip(_SIDES, counts, strict=True)})
     return Section(f"Difference to {name}", [facts, drawn])
+
+
+def _by_span(circuit: Circuit) -> Section:
+    """How many edges are read at each span of tokens, by what reads them."""
+    assert circuit.graph.spans is not None
+    counts: Counter[tuple[str, str]] = Counter()
+    for _, reader in circuit.edges:
+        name, _, span = reader.partition("@")
+        part = name.rpartition(".")[2]
+        counts[span, part if part in ("q", "k", "v") else ""] += 1
+    rows: list[list[Any]] = []
+    for span in circuit.graph.spans.names:
+        each = [counts[span, part] for part in ("q", "k", "v", "")]
+        rows.append([span, *each, sum(each)])
+    return Section(
+        "Where edges are read",
+        [Table(["span", "queries", "keys", "values", "feed-forward and output", "edges"], rows)],
+    )
 
 
 def _by_kind(circuit: Circuit, name: str, other: Circuit) -> Section:

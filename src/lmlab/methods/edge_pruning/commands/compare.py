@@ -66,6 +66,8 @@ def compare(
     if model is None:
         _compare_circuits(circuits or [], task.force, out)
         return
+    if len(set(methods or ())) < len(methods or ()):
+        raise UserError("--method: a method is named twice.", "Name each once.")
     if out is not None:
         require_writable(out)
     given = settings.model_dump()

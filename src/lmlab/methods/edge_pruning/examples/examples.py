@@ -19,6 +19,7 @@ from lmlab.errors import UserError
 from lmlab.files import read_jsonl, sha256_json
 from lmlab.methods.edge_pruning.examples.foreign import foreign_rows, is_foreign
 from lmlab.methods.edge_pruning.examples.span_names import names_of_tokens, numbered
+from lmlab.methods.edge_pruning.examples.tasks import SPLITS
 from lmlab.words import counted
 
 NONE = -1
@@ -150,7 +151,7 @@ def read_examples(
 
     Arguments:
         tokenizer: for texts.
-        split: only the lines of this split, if any line names it.
+        split: only the lines of this split; all lines where none names a split.
         drop_mismatched: leave out pairs of unequal length in place of an error.
         first_token: of answers with several tokens take the first.
         vocab_size, max_seq_len: of the model; tokens beyond the one and prompts longer than the other are refused.
@@ -305,7 +306,12 @@ def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]
             raise UserError(f"'{path}', line {number}: expected an object.")
         if not isinstance(line.get("split", ""), str | None):
             raise UserError(f"'{path}', line {number}: the split must be a name, not {line['split']!r}.")
-    named = split is not None and any(line.get("split") is not None for line in lines)
+    known = sorted({line["split"] for line in lines if line.get("split") is not None})
+    # where no line names one, all lines serve every split
+    if split is not None and split not in (known or SPLITS):
+        has = f"it has {', '.join(known)}" if known else "its lines name none"
+        raise UserError(f"'{path}' has no split '{split}': {has}.", "Leave --split out, or name one that is there.")
+    named = split is not None and bool(known)
     for number, line in enumerate(lines, 1):
         if not named or line.get("split") == split:
             yield number, line
