@@ -284,3 +284,22 @@ def test_the_public_library_reads_what_we_write(tmp_path):
     assert [row["indices"].tolist() for row in theirs] == _indices(PackConfig(pack_length=8))[0]
     folder, entry = read_mds_index(str(tmp_path / "ours"))[0]
     assert MDSShard(entry, folder)[0]["length"] == theirs[0]["length"]
+
+
+@pytest.mark.parametrize("compression", [None, "zstd", "zstd:7"])
+def test_we_read_what_the_public_library_writes(tmp_path, compression):
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming, which needs old numpy, is not installed")
+    arrays = {name: np.asarray(SAMPLE[name], dtype=np.uint32) for name in ("input_ids", "indices")}
+    samples = [{"domain": f"d{number}", "length": np.uint64(number), **arrays} for number in range(40)]
+    with streaming.MDSWriter(
+        out=str(tmp_path), columns=COLUMNS, compression=compression, hashes=["sha1", "xxh64"], size_limit=2048
+    ) as writer:
+        for each in samples:
+            writer.write(each)
+    shards = [MDSShard(entry, folder) for folder, entry in read_mds_index(str(tmp_path))]
+    assert len(shards) > 1
+    found = [shard[number] for shard in shards for number in range(len(shard))]
+    assert [row["domain"] for row in found] == [row["domain"] for row in samples]
+    assert [int(row["length"]) for row in found] == list(range(40))
+    for row in found:
+        assert all(np.array_equal(row[name], array) for name, array in arrays.items())
