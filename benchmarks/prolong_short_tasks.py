@@ -48,15 +48,15 @@ def main() -> None:
     run_recipe(Recipe.parse(recipe(place, untrained, arguments), "the benchmark"), arguments.out / "run")
     print(f"{time.process_time() - start:.0f} processor seconds\n")
     base = arguments.out / "run" / "measured_base"
-    print("model       short tasks against the model as it is")
-    for name in ("untrained", "extended", "kept"):
+    print("model        short tasks against the model as it is")
+    for name in ("untrained", "extended", "same_window"):
         cost = short_cost(base, arguments.out / "run" / f"measured_{name}")
         assert cost is not None
-        print(f"{name:11} {cost.sentence(name, 'base')}")
+        print(f"{name:12} {cost.sentence(name, 'base')}")
     run = arguments.out / "run"
     cost = short_cost(run / "measured_untrained", run / "measured_extended")
     assert cost is not None
-    print(f"{'training':11} {cost.sentence('extended', 'untrained')}")
+    print(f"{'training':12} {cost.sentence('extended', 'untrained')}")
     print(f"load after: {os.getloadavg()[0]:.1f}")
 
 
@@ -88,7 +88,7 @@ def recipe(model: Path, untrained: Path, arguments: argparse.Namespace) -> dict[
             "min_chunk_length": arguments.row,
         },
     }
-    for name, window in {"extended": {"window": _WINDOW}, "kept": {}}.items():
+    for name, window in {"extended": {"window": _WINDOW}, "same_window": {}}.items():
         stages[name] = {
             "kind": "train",
             "start": str(model),
@@ -106,7 +106,7 @@ def recipe(model: Path, untrained: Path, arguments: argparse.Namespace) -> dict[
                 "keep_checkpoints": 1,
             },
         }
-    models = {"base": str(model), "untrained": str(untrained), "extended": "extended", "kept": "kept"}
+    models = {"base": str(model), "untrained": str(untrained), "extended": "extended", "same_window": "same_window"}
     for name, measured in models.items():
         stages[f"measured_{name}"] = {
             "kind": "long_evaluate",
