@@ -179,6 +179,15 @@ def test_a_tutor_that_judges_itself_and_questions_that_are_there_twice_are_told(
     told = lmlab("tutor", "compare", tmp_path / "other", tmp_path / "own", "--judge", "mock:own", *who)
     assert told.code == 0 and "self_judging" in told.err
     assert "self_judging" in lmlab("tutor", "report", tmp_path / "own").err  # compare has graded all of it
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text('{"match": "", "text": "A"}\n')
+    ranked = ("tutor", "rank", tmp_path / "other", tmp_path / "own", "--mode", "votes", "--generations", "1",
+              "--replies", votes, "--out", tmp_path / "ranked")  # fmt: skip
+    told = lmlab(*ranked, "--judge", "mock:own")
+    assert told.code == 0 and f"{tmp_path / 'own'}: self_judging" in " ".join(told.err.split()), told.err
+    assert json.loads((tmp_path / "ranked" / "report.json").read_text())["self_judged"] == [str(tmp_path / "own")]
+    assert "self_judging" in (tmp_path / "ranked" / "report.html").read_text()
+    assert "self_judging" not in lmlab(*ranked, "--judge", "mock:stranger").err
     for name, marked in (("own", True), ("other", False)):  # what compare has graded is not asked for again
         told = lmlab("tutor", "grade", tmp_path / name, "--judge", "mock:own", "--replies", tmp_path / "none")
         assert told.code == 0 and ("self_judging" in told.err) is marked, told.err

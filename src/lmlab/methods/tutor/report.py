@@ -7,6 +7,7 @@ from typing import Any
 
 from lmlab.evals.rows import Row
 from lmlab.methods.tutor.scoring.compare import equal_length_verdict, verdict
+from lmlab.methods.tutor.scoring.score import SELF_JUDGED
 from lmlab.reports import Block, Details, Facts, Figure, Note, Paragraph, Sample, Section, Table, bar_chart
 from lmlab.words import counted
 
@@ -90,6 +91,8 @@ def ranking_section(ranking: dict[str, Any]) -> Section:
         Table(columns, pairs, "A pair whose winner changes with the order is a tie, which is half a win."),
         Facts({"judge": ranking["judge"]["name"], "prompt": ranking["judge"]["prompt_hash"]}),
     ]
+    if ranking.get("self_judged"):
+        blocks.append(Note(f"{', '.join(ranking['self_judged'])}: {SELF_JUDGED}"))
     return Section("Ranked", blocks, "By Bradley and Terry, with intervals over chapters.", rank=1)
 
 

@@ -78,7 +78,7 @@ class TutorEvaluate(Stage[TutorEvaluateConfig, TutorResults]):
         keep_items(items, context.directory)
         answer_locally(str(context.inputs["model"]), items, config.answers, context.directory)
         judge = judge_of(config.grading, context.directory)
-        rows, _ = grade_run(context.directory, judge, flag=flag_of(config.grading, context.directory))
+        rows, _ = grade_run(context.directory, judge, flag=flag_of(config.grading.judge, context.directory))
         found = score(rows, config.scores)
         write_json(context.directory / "report.json", found)
         if config.against is not None:

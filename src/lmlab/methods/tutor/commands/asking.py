@@ -116,7 +116,7 @@ def grade(
     if dry_run:
         print(estimate_grading(run, made))
         return
-    rows, path = grade_run(run, made, new_run, flag=flag_of(settings, run))
+    rows, path = grade_run(run, made, new_run, flag=flag_of(settings.judge, run))
     print(f"Grades: {path}")
     _tell(run, rows, scores)
 
@@ -170,7 +170,7 @@ def compare(
         raise UserError(f"'{first}' and '{second}' share no question.", "Ask both tutors the same set.")
     named = settings.model_copy(update={"judge": tuple(judge or ())})
     judges = [judge_of(named, place, table.prices) if judge else None for place in (first, second)]
-    flags = [flag_of(named, place) for place in (first, second)]
+    flags = [flag_of(named.judge, place) for place in (first, second)]
     sides = zip((first, second), judges, flags, strict=True)
     graders = [grader_of(place, made, flag) for place, made, flag in sides]
     if sequential:
@@ -208,8 +208,11 @@ def rank(
     from lmlab.methods.tutor.endpoints import refuse_secrets
     from lmlab.methods.tutor.report import ranking_section
     from lmlab.methods.tutor.scoring.grade import read_answers
+    from lmlab.methods.tutor.scoring.judges import flag_of
     from lmlab.methods.tutor.scoring.rank import criterion_of, pairs_of
     from lmlab.methods.tutor.scoring.rank import rank as put_in_order
+    from lmlab.methods.tutor.scoring.score import SELF_JUDGED
+    from lmlab.progress import console
     from lmlab.reports import Page
 
     names = [str(run) for run in runs]
@@ -227,6 +230,7 @@ def rank(
         return
     out.mkdir(parents=True, exist_ok=True)
     found, rows = put_in_order(judge, criterion, tutors, scores, shown.redact)
+    found["self_judged"] = [name for name, run in zip(names, runs, strict=True) if flag_of([settings.judge], run)]
     write_jsonl(out / "pairs.jsonl", rows)
     write_json(out / "report.json", found)
     for number, each in enumerate(found["tutors"], 1):
@@ -235,6 +239,8 @@ def rank(
         print(f"{number}. {each['tutor']}: {score['value']:+.2f}{inside} over {counted(each['comparisons'], 'pairs')}")
     if found["missing"]:
         print(f"{counted(found['missing'], 'pairs')} without a verdict in both orders count for nobody")
+    if found["self_judged"]:
+        console.print(f"warning: {', '.join(found['self_judged'])}: {SELF_JUDGED}", style="yellow", markup=False)
     print(f"Page: {Page('Tutors ranked', sections=[ranking_section(found)]).write(out / 'report.html')}")
 
 

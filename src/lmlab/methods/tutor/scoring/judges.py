@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmlab.files import read_mapping
@@ -25,17 +26,17 @@ def judge_of(config: AnswerJudgeConfig, directory: Path, prices: Path | None = N
     return make_answer_judge(config, directory / REPLIES)
 
 
-def flag_of(config: AnswerJudgeConfig, directory: Path) -> str | None:
+def flag_of(judges: Sequence[str], directory: Path) -> str | None:
     """What every grade is marked with where a judge is the model whose answers it grades."""
     run = read_mapping(directory / RUN) if (directory / RUN).exists() else {}
     tutor = str(run.get("model", ""))
-    return SELF_JUDGING if any(is_same_model(name, tutor) for name in config.judge) else None
+    return SELF_JUDGING if any(is_same_model(name, tutor) for name in judges) else None
 
 
 def is_same_model(judge: str, tutor: str) -> bool:
     """Whether a judge, as BACKEND:MODEL, is a tutor, as BACKEND:MODEL or by its folder."""
     backend, _, model = judge.partition(":")
-    if backend not in ("openai", "local", "replay", "mock") or not model or not tutor:
+    if backend not in ("openai", "local", "exact", "replay", "mock") or not model or not tutor:
         return False
     own = tutor if Path(tutor).exists() else tutor.partition(":")[2]
     if own and Path(model).exists() and Path(own).exists():
