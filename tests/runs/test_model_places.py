@@ -405,7 +405,7 @@ NO_ROW = {
     "judge judgebench --judge": "the reader of `judge run`",
     **{
         f"swe {name} --encoder": "the reader of `retrieval search`"
-        for name in ("export", "infer", "retrieve", "train-data")
+        for name in ("export", "infer", "prompt", "retrieve", "train-data")
     },
     "long judge --judge": "the reader of `judge run`",
     "tutor report --judge": "the name of one that has graded",
@@ -442,7 +442,7 @@ NO_ROW = {
     },
     **{
         f"poison {name} --masked-model": "a masked language model, of `transformers`"
-        for name in ("report", "detect fit", "detect sweep")
+        for name in ("gate", "report", "detect fit", "detect score", "detect sweep")
     },
     **{
         f"retrieval {name} --query-encoder": "declared and read once for all commands"
