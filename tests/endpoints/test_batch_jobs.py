@@ -145,6 +145,16 @@ def test_one_batch_that_is_refused_costs_the_others_nothing(provider, tmp_path):
     assert handed_in == [4, 4, 4] and kept(tmp_path) == 8
 
 
+def test_all_batches_that_are_refused_are_told_at_once_and_the_others_kept(provider, tmp_path):
+    provider.fails, provider.looks = {"batch-0", "batch-2"}, 1
+    with jobs(provider, tmp_path, most=2) as work:
+        with pytest.raises(LmlabError, match="refuses 2 batches: batch-0.*batch-2"):
+            work.run(asked(6), 0.01)
+        assert len(provider.batches) == 3 and kept(tmp_path) == 2
+        assert work.run(asked(6)[::-1], 0.01) == {"ok": 4}
+    assert len(provider.batches) == 5 and kept(tmp_path) == 6
+
+
 def test_a_run_that_was_cut_off_collects_the_same_batches(provider, tmp_path, monkeypatch):
     with jobs(provider, tmp_path) as work:
         assert work.run(asked(5), wait=False)["under_way"] == 1

@@ -25,6 +25,7 @@ from lmlab.endpoints.protocol import ChatRequest
 from lmlab.endpoints.reading import error_message, error_of
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import json_value, read_jsonl, read_mapping, sha256_file, write_json
+from lmlab.words import counted
 
 _log = logging.getLogger(__name__)
 MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000  # of a batch, a little below OpenAI's limits
@@ -32,6 +33,7 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 _IN_VAIN = ("failed", "expired", "cancelled")
 _URL = "/v1/chat/completions"
 _WINDOW = "24h"
+_NAMED = 5  # batches in a message
 _LINE_BYTES = 200  # of a line of a batch around the body of a request
 _MARK = "lmlab_input"  # in the metadata of a batch: the hash of its file, by which it is found again
 
@@ -95,12 +97,19 @@ class BatchJobs:
         counts: Counter[str] = Counter()
         told: dict[str, str] = {}
         while True:
-            for batch in batches:
-                if not batch.get("collected"):
-                    self._look(batch, counts, batches)
+            refused: list[str] = []
+            for batch in list(batches):
+                if not batch.get("collected") and (why := self._look(batch, counts, batches)):
+                    refused.append(f"{batch['id']}: {why}")
+                    continue
                 if told.get(batch["input"]) != (line := _told(batch)):
                     told[batch["input"]] = line
                     tell(line)
+            if refused:  # only now, so that what the others brought is kept, and one run tells of all that were refused
+                raise LmlabError(
+                    f"The provider refuses {counted(len(refused), 'batches')}: {'; '.join(refused[:_NAMED])}",
+                    "Change the requests, or wait if it is a limit that passes, and try again.",
+                )
             left = sum(not batch.get("collected") for batch in batches)
             if not left or not wait:
                 break
@@ -187,24 +196,23 @@ class BatchJobs:
     def _listed(self) -> list[dict[str, Any]]:
         return list(self._ask("GET", "batches", params={"limit": 100}).get("data") or ())
 
-    def _look(self, batch: dict[str, Any], counts: Counter[str], batches: list[dict[str, Any]]) -> None:
-        """Ask for the state of a batch, and collect it if it has ended."""
+    def _look(self, batch: dict[str, Any], counts: Counter[str], batches: list[dict[str, Any]]) -> str:
+        """Ask for the state of a batch, and collect it if it has ended. One that the provider refuses is taken from the
+        others, which the next run collects before it hands in again what this one asked; the result says why.
+        """
         now = self._ask("GET", f"batches/{batch['id']}")
         done = now.get("request_counts") or {}
         batch |= {"status": now["status"], "done": done.get("completed", 0), "failed": done.get("failed", 0)}
         if now["status"] not in _ENDED:
-            return
+            return ""
         if now["status"] == "failed":
             errors = (now.get("errors") or {}).get("data") or ["no reason given"]
-            others = [each for each in batches if each is not batch]
-            if others:  # under way, or paid for: the next run collects them and hands in what this one asked
-                self._keep(others)
+            batches.remove(batch)
+            if batches:
+                self._keep(batches)
             else:
                 self._state.unlink(missing_ok=True)
-            raise LmlabError(
-                f"The provider refuses the batch {batch['id']}: {error_message(errors[0], self._secrets)}",
-                "Change the requests, or wait if it is a limit that passes, and try again.",
-            )
+            return error_message(errors[0], self._secrets)
         asked = self._asked(batch)
         for kind in ("output_file_id", "error_file_id"):
             if now.get(kind):
@@ -213,6 +221,7 @@ class BatchJobs:
                 counts += collect_batch(path, self.endpoint.model, asked, self.cache, self.endpoint.price)
         batch["collected"] = True
         self._keep(batches)
+        return ""
 
     def _keep(self, batches: list[dict[str, Any]]) -> None:
         write_json(self._state, {"model": self.endpoint.model, "batches": batches})

@@ -110,10 +110,12 @@ class HttpBackend:
                 )
             except _Unsupported as error:
                 if error.parameter == "max_tokens" == length_field:
-                    _log.warning("the endpoint takes no max_tokens: it is sent as max_completion_tokens from now on")
+                    if self._length_field == length_field:  # else a request beside has learned it and told
+                        _log.warning("the endpoint takes no max_tokens: it is sent max_completion_tokens from now on")
                     self._length_field = "max_completion_tokens"
                 elif error.parameter == "stream_options" and counts:
-                    _log.warning("the endpoint takes no stream_options: tokens of streams are estimated from now on")
+                    if self._counts_stream:
+                        _log.warning("the endpoint takes no stream_options: tokens of streams are estimated now")
                     self._counts_stream = False
                 elif self._answered:  # others were answered with this field, so that it must be this request
                     return Reply("rejected", error=error.said)
