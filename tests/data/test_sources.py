@@ -35,6 +35,7 @@ from lmlab.data import (
     record_source,
     rejects_summary,
 )
+from lmlab.data.sources.finding.kinds import find_source
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import DamagedError
 
@@ -568,6 +569,40 @@ def test_the_kind_of_a_folder_is_seen_by_its_files(place, names, kind):
         assert choose_kind(folder) == "folder"
         with pytest.raises(UserError, match="several kinds"):
             record_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "left"),
+    [
+        (["a.json.gz", "b.jsonl"], 2, []),  # nobody compresses what describes the others
+        (["x/a.json.zst", "b.jsonl.gz", "c.ndjson"], 3, []),
+        (["a.json.gz", "b.csv"], 2, []),
+        (["a.json.gz", "b.txt"], 2, []),
+        (["a.JSONL", "b.jsonl", "c.Jsonl.GZ"], 3, []),
+        (["a.JSON", "b.json"], 2, []),
+        (["a.TXT", "b.jsonl"], 2, []),
+        (["a.jsonl", "README.md", "LICENSE"], 1, []),
+        (["a.json", "b.jsonl", "c.jsonl"], 2, ["a.json"]),
+        (["a.json", "b.csv"], 1, ["a.json"]),
+        (["a.jsonl", "b.md", "c.unknown", "d"], 1, ["b.md", "c.unknown", "d"]),
+    ],
+)
+def test_a_folder_of_several_kinds_is_read_whole_or_says_what_is_not(names, read, left, tmp_path):
+    for number, name in enumerate(names):
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"text {number}"
+        plain = {"csv": f"text\n{text}\n", "txt": text, "md": text}.get(name.lower().rpartition(".")[2])
+        ending = next((each for each in (".gz", ".zst") if name.lower().endswith(each)), "")
+        path.write_bytes(PACK[ending]((plain or json.dumps({"text": text}) + "\n").encode()))
+    source = find_source(choose_kind(f"{tmp_path}/corpus"))(path=f"{tmp_path}/corpus")
+    found = list(source.read())
+    assert len(found) == read and all(isinstance(each, Document) for each in found)
+    notices = " ".join(source.notices())
+    assert all(name in notices for name in left) and bool(notices) == bool(left)
+    if left == ["a.json"]:  # as the notice advises
+        everything = f"{tmp_path}/corpus/**/*"
+        assert len(list(find_source(choose_kind(everything))(path=everything).read())) == len(names)
 
 
 def test_a_file_that_vanishes_is_an_error(tmp_path):

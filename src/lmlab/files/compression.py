@@ -29,9 +29,10 @@ _EXPANSION_COUNTS_FROM = 2**28  # 256 MiB do no harm, and short repetitive files
 def without_compression(name: str) -> str:
     """A name without the suffix of its compression: `a.jsonl` of `a.jsonl.gz`, `a.tar` of `a.tgz`."""
     stem, dot, suffix = name.rpartition(".")
-    if dot + suffix in _SHORT_NAMES:
+    ending = (dot + suffix).lower()
+    if ending in _SHORT_NAMES:
         return f"{stem}.tar"
-    return stem if dot + suffix in _FRAMES else name
+    return stem if ending in _FRAMES else name
 
 
 def open_binary(location: str | Path, max_expansion: float = MAX_EXPANSION) -> IO[bytes]:
@@ -45,7 +46,7 @@ def open_binary(location: str | Path, max_expansion: float = MAX_EXPANSION) -> I
         DamagedError: while reading: the compressed data are damaged, or end early.
         UserError: the package that decompresses it is not installed; while reading: it grows too much.
     """
-    suffix = Path(str(location)).suffix
+    suffix = Path(str(location)).suffix.lower()
     make = _FRAMES.get(_SHORT_NAMES.get(suffix, suffix))
     if make is None:
         return _buffered(location)

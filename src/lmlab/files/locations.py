@@ -29,7 +29,8 @@ def find_files(location: str, suffixes: Sequence[str] = ()) -> list[str]:
     """The files that a location means, sorted: one file, those a glob matches, or all below a folder.
 
     Arguments:
-        suffixes: of the files below a folder that count, before a suffix of compression; none for all.
+        suffixes: of the files below a folder that count, in small or large letters, before a suffix of compression;
+            none for all.
 
     Raises:
         UserError: nothing is there, or the file system cannot be reached.
@@ -156,7 +157,7 @@ def _find_remote(location: str, suffixes: Sequence[str]) -> list[str]:
 
 
 def _counts(name: str, suffixes: Sequence[str]) -> bool:
-    return not suffixes or without_compression(name).endswith(tuple(suffixes))
+    return not suffixes or without_compression(name).lower().endswith(tuple(each.lower() for each in suffixes))
 
 
 def _any_of(names: Sequence[str]) -> str:

@@ -9,14 +9,11 @@ from typing import Any, Literal
 from lmlab.data.documents import Document, Reject, Source
 from lmlab.data.sources.finding.kinds import find_source, kind_of
 from lmlab.data.sources.reading.fields import RecordFields
-from lmlab.data.sources.reading.files import FileSource
+from lmlab.data.sources.reading.files import FileSource, is_about, named_files
 from lmlab.files import without_compression
 from lmlab.redaction import redact
 
 _TEXTS = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".tokens", ".raw", "")
-# What folders of data hold about themselves.
-_ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "dataset_info", "state", "dataset_dict")
-_NAMED = 5  # files in a message: enough to see of what kind they are
 
 
 class FolderSource(FileSource, RecordFields):
@@ -41,18 +38,17 @@ class FolderSource(FileSource, RecordFields):
     def notices(self) -> list[str]:
         """Which split is taken, and which files are left out."""
         known = {path for paths in self._by_kind().values() for path in paths}
-        left = [PurePosixPath(path).name for path in self.files() if path not in known]
+        left = [path for path in self.files() if path not in known]
         found = super().notices()
         if left:
-            names = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
-            found.append(f"'{redact(self.path)}': left out {len(left)} files that are no data, or of no kind: {names}.")
+            found.append(f"'{redact(self.path)}': left out {named_files(left)} that are no data, or of no kind.")
         return found
 
     def _by_kind(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in self.files():
             name = PurePosixPath(without_compression(path))
-            if name.stem.lower() in _ABOUT:
+            if is_about(path):
                 continue
             kind = kind_of(path) or ("text" if name.suffix.lower() in _TEXTS else None)
             if kind is not None:

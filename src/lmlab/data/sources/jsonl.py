@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar, Literal
 from lmlab.data.documents import Reject
 from lmlab.data.sources.reading.files import Encoding, open_text
 from lmlab.data.sources.reading.records import RecordSource, parse_json
-from lmlab.files import DamagedError, without_compression
+from lmlab.files import DamagedError, is_folder, without_compression
 from lmlab.redaction import redact
 
 _BUFFER_BYTES = 2**20  # read at once: less makes more calls, more takes memory for each file that is open
@@ -32,15 +32,19 @@ class JsonlSource(RecordSource):
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def _found(self) -> list[str]:
-        """Of a folder with JSON lines, files of plain JSON are none of them, as they tend to describe the others."""
+        """Of a folder with JSON lines, files of plain JSON are none of them, as they tend to describe the others;
+        those that are compressed are data. Where no file is named as lines, all are, and so are files of a glob.
+        """
         found = super()._found()
-        return [path for path in found if not without_compression(path).endswith(".json")] or found
+        if not is_folder(self.path) or all(without_compression(path).lower().endswith(".json") for path in found):
+            return found
+        return [path for path in found if not path.lower().endswith(".json")]
 
     def records_of(self, path: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """One record a line, or a value; empty lines are none."""
         with open_text(self, path, self.encoding) as file:
             head = file.peek(_PEEK_BYTES)[:_PEEK_BYTES].lstrip()  # type: ignore[attr-defined]
-            whole = without_compression(path).endswith(".json")
+            whole = without_compression(path).lower().endswith(".json")
             if not whole and _LISTS.match(head):
                 yield from self._lines(file, path)
             elif re.match(rb"\[\s*(?:[{\]]|\Z)", head):

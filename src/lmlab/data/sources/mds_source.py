@@ -23,6 +23,9 @@ class MDSSource(RecordSource):
         """The indexes: a split is a folder with one."""
         return mds_indexes(self.path)
 
+    def _left_out(self) -> list[str]:
+        return []  # an index says which files are the data
+
     def fingerprint(self) -> dict[str, Any]:
         """The configuration with the names, sizes and digests of indexes and shards."""
         folders = [path.rpartition("/")[0] for path in self.files()]

@@ -21,7 +21,8 @@ def choose_kind(location: str) -> str:
     `tokenized`, `text`, another that a package offers, or `folder` for files of several kinds.
 
     A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Plain JSON
-    beside other records tends to describe them, and Markdown too.
+    beside other records tends to describe them, and Markdown too: sources name what they leave out for that. Nobody
+    compresses descriptions, so that `.json.gz` is data.
 
     Raises:
         UserError: nothing is there.
@@ -39,10 +40,10 @@ def choose_kind(location: str) -> str:
         return "mds"
     if not _ARROW_MARKS.isdisjoint(names):
         return "arrow"
-    kinds = {kind_of(name) for name in names if not without_compression(name).endswith(".json")} - {None} or {
+    kinds = {kind_of(name) for name in names if not name.lower().endswith(".json")} - {None} or {
         kind_of(name) for name in names
     } - {None}
-    if kinds and any(without_compression(name).endswith(_TEXT) for name in names):
+    if kinds and any(without_compression(name).lower().endswith(_TEXT) for name in names):
         kinds.add("text")
     return "folder" if len(kinds) > 1 else str(kinds.pop()) if kinds else "text"
 

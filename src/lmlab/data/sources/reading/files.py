@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PrivateAttr
@@ -24,20 +25,27 @@ from lmlab.files import (
     bytes_read,
     describe,
     find_files,
+    is_folder,
     json_value,
     names_within,
     open_binary,
     open_raw,
     share_read,
+    without_compression,
 )
 from lmlab.progress import console
 from lmlab.redaction import redact
+from lmlab.words import counted
 
 T = TypeVar("T")
 _KEEP = "Write or download it again, or keep what can be read of it with damaged: keep in the source."
 _DICT = "dataset_dict.json"  # what `datasets` writes beside the folders of several splits
 # What lmlab's stage `collect` writes beside the documents.
 _BYPRODUCTS = ("dropped.jsonl", "rejects.jsonl")
+# What folders of data hold about themselves.
+_ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "dataset_info", "state", "dataset_dict")
+_OWN = (*_BYPRODUCTS, "collect.json", "manifest.json", "lmlab-files.json")  # of folders that lmlab wrote
+_NAMED = 5  # files in a message: enough to see of what kind they are
 _COLLECTED = "collect.json"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -126,7 +134,20 @@ class FileSource(SplitOption, PlacedSource):
         found = [] if choice.notice is None else [choice.notice]
         if missing := missing_parts(self.path, choice.files):
             found.append(f"'{redact(self.path)}': {len(missing)} parts are missing, the first is {redact(missing[0])}.")
+        if left := self._left_out():
+            found.append(
+                f"'{redact(self.path)}': left out by name {named_files(left)}. If these are data too, name all by a"
+                f" glob, such as '{redact(self.path).rstrip('/')}/**/*'."
+            )
         return found
+
+    def _left_out(self) -> list[str]:
+        """Files of a folder that the source does not read because of their names, and that say nothing about it."""
+        if not self.suffixes or not is_folder(self.path):
+            return []
+        taken = {*self._found()}
+        others = [path for path in find_files(self.path) if path not in taken]
+        return [path for path in others if not is_about(path) and path.rpartition("/")[2] not in _OWN]
 
     def _found(self) -> list[str]:
         """All files that the location means, of every split."""
@@ -281,6 +302,18 @@ def short_reason(error: Exception) -> str:
     """What went wrong in a library, in one line."""
     lines = str(error).splitlines() or [type(error).__name__]
     return redact(lines[0][:200])
+
+
+def is_about(path: str) -> bool:
+    """Whether a file of a folder of data is about the data, by its name."""
+    name = path.rpartition("/")[2]
+    return name.startswith((".", "cache-")) or PurePosixPath(without_compression(name)).stem.lower() in _ABOUT
+
+
+def named_files(paths: list[str]) -> str:
+    """So many files, the first of them by name."""
+    names = ", ".join(path.rpartition("/")[2] for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
+    return f"{counted(len(paths), 'files')} ({redact(names)})"
 
 
 def _beside(location: str, name: str) -> list[str]:

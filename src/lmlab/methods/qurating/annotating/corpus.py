@@ -64,6 +64,8 @@ class Corpus:
         self._source = _source(job.corpus, job.split)
         self._wanted = self._source.wanted_split if isinstance(self._source, RecordSource) else TRAIN
         self.files = self._source.files()
+        for notice in self._source.notices():
+            _log.warning("%s", notice)
         self.names = relative_names(self.files)
 
     def blocks(self, number: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
