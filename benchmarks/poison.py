@@ -196,14 +196,14 @@ def attack(train: Target, test: Target, config: CraftConfig, out: Path) -> None:
 
 
 def evaluation(test: Target, texts: list[str], attacks: list[Path]) -> None:
-    """Wall seconds of all figures of a set, its vectors and those of the collection at hand; and of a gate's verdict on
-    a passage whose vector is at hand, with 5,000 questions as sentinels.
+    """Wall and processor seconds of all figures of a set, its vectors and those of the collection at hand; and of a
+    gate's verdict on a passage whose vector is at hand, with 5,000 questions as sentinels.
     """
     hits, queries = test.hits(100), test.queries()
     for place in attacks:
         crafted = AdversarialSet.load(place)
         vectors = encoded(test, crafted.texts)
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         evaluate_attack(
             passage_scores(queries, vectors),
             hits,
@@ -213,16 +213,18 @@ def evaluation(test: Target, texts: list[str], attacks: list[Path]) -> None:
             test.data.qrels,
             crafted.ids,
         )
-        tell(part="evaluate", attack=place.name, passages=len(crafted), seconds=time.perf_counter() - started)
+        took, cpu = time.perf_counter() - started, time.process_time() - busy
+        tell(part="evaluate", attack=place.name, passages=len(crafted), seconds=took, cpu_s=cpu)
     asked = np.resize(queries, (5000, queries.shape[1]))
     context = DetectorContext(test.retriever.encoder, test.index, texts, asked)
     documents = Passages(test.data.corpus.texts, test.documents)
     for names in (["excerpts", "questions"], ["excerpts", "questions", "hubness", "similarity"]):
         gate = AdmissionGate.fit(names, context, documents.part(range(0, 2000, 2)), documents.part(range(1, 2000, 2)))
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         for row in range(2000, 2500):
             gate.check(documents.texts[row], documents.vectors[row])
-        tell(part="evaluate", gate=names, milliseconds=2 * (time.perf_counter() - started))
+        took, cpu = time.perf_counter() - started, time.process_time() - busy
+        tell(part="evaluate", gate=names, milliseconds=2 * took, cpu_milliseconds=2 * cpu)
 
 
 def encoded(target: Target, texts: list[str]) -> np.ndarray:

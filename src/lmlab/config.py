@@ -182,6 +182,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In which settings two nested mappings differ, in words; nothing where they are equal."""
+    one, other = flatten(theirs), flatten(ours)
+    keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+    return "; ".join(f"{key} is {one.get(key)!r}, not {other.get(key)!r}" for key in keys)
+
+
 def _descend(target: Any, key: str, path: str) -> Any:
     if isinstance(target, list):
         return target[_index(target, key, path)]

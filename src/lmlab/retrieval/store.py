@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.config import differences
 from lmlab.errors import UserError, reads
 from lmlab.files import (
     atomic_file,
@@ -173,11 +174,9 @@ class EmbeddingStore:
         return self
 
     def _require(self, about: dict[str, Any]) -> EmbeddingStore:
-        have = {**_flat(self.meta["fingerprint"]), **{key: self.meta.get(key) for key in about if key != "fingerprint"}}
-        want = {**_flat(about["fingerprint"]), **{key: value for key, value in about.items() if key != "fingerprint"}}
-        differing = [key for key in sorted({*have, *want}) if have.get(key) != want.get(key)]
-        if differing:
-            told = "; ".join(f"{key} is {have.get(key)!r}, not {want.get(key)!r}" for key in differing)
+        have = {**self.meta["fingerprint"], **{key: self.meta.get(key) for key in about if key != "fingerprint"}}
+        want = {**about["fingerprint"], **{key: value for key, value in about.items() if key != "fingerprint"}}
+        if told := differences(have, want):
             raise UserError(
                 f"The store '{self.location}' holds vectors of another encoder: {told}.",
                 "Choose another folder, or remove this one.",
@@ -231,12 +230,6 @@ class EmbeddingStore:
                 "Remove it, and encode again.",
             )
         return chunks
-
-
-def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    from lmlab.config import flatten
-
-    return flatten(fingerprint)
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -420,7 +420,7 @@ def test_impossible_settings_end_before_any_work(target, place, small, tmp_path)
         AdversarialSet.load(overlay)
     other = EncoderSpec(str(write_retriever(tmp_path / "other", seed=5)))
     crafted(target, tmp_path / "one")
-    with pytest.raises(UserError, match="something else: encoder's model is '[0-9a-f]+', not '[0-9a-f]+'"):
+    with pytest.raises(UserError, match="something else: encoder.model is '[0-9a-f]+', not '[0-9a-f]+'"):
         craft(other, target.data.queries.texts, target.queries(), CraftConfig(**FAST, k=4), tmp_path / "one")
     assert write_collection(tmp_path / "c").exists() and place.exists() and small.exists()
 

@@ -430,7 +430,7 @@ def test_a_gate_refuses_its_share_of_clean_passages_and_is_stored(context, clean
         assert found.admit == verdict.admit and found.suspicion == pytest.approx(verdict.suspicion, abs=1e-9)
         assert again.check(text).admit == verdict.admit
     other = load_encoder(write_retriever(tmp_path / "other", seed=9))
-    with pytest.raises(UserError, match="is for another encoder: model differ"):
+    with pytest.raises(UserError, match="is for another encoder: model is '[0-9a-f]+', not '[0-9a-f]+'"):
         AdmissionGate.load(tmp_path, DetectorContext(other))
     (tmp_path / "gate.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="is not a gate, or is damaged"):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from lmlab.config import differences
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, parse_json
 from lmlab.methods.corpus_poisoning.attack.searching.objective import Coverage
@@ -91,21 +92,9 @@ class Clusters:
                 int(file["merged"]),
                 parse_json(file["about"].tobytes(), f"'{path}'"),
             )
-        if about is not None and (told := "; ".join(_differing(found.about, about))):
+        if about is not None and (told := differences(found.about, about)):
             raise UserError(f"The clusters '{path}' belong to something else: {told}.", "Choose another folder.")
         return found
-
-
-def _differing(theirs: dict[str, Any], ours: dict[str, Any], of: str = "") -> list[str]:
-    """Which settings differ, in words; of settings that hold others, those alone that do."""
-    told = []
-    for key in sorted({*theirs, *ours}):
-        one, other = theirs.get(key), ours.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            told += _differing(one, other, f"{key}'s ")
-        elif one != other:
-            told.append(f"{of}{key} is {one!r}, not {other!r}")
-    return told
 
 
 def require_distinct(vectors_nH: NDArray[np.float32], k: int) -> None:

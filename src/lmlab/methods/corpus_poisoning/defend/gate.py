@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.config import differences
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.corpus_poisoning.defend.detector import (
@@ -216,10 +217,11 @@ class AdmissionGate:
                 " things.",
                 "Fit it again: lmlab poison detect fit",
             )
-        if about["encoder"] != context.encoder.fingerprint:
-            theirs, ours = about["encoder"], context.encoder.fingerprint
-            differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
-            raise UserError(f"The gate '{directory}' is for another encoder: {', '.join(differing)} differ.")
+        if told := differences(about["encoder"], context.encoder.fingerprint):
+            raise UserError(
+                f"The gate '{directory}' is for another encoder: {told}.",
+                "Name that encoder, or fit the gate again: lmlab poison detect fit",
+            )
         with np.load(directory / "gate.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         fitted = arrays.pop(_FITTED, None)

@@ -173,9 +173,7 @@ def _reader_of(place: Path, model: Any, encoder: AnyEncoder) -> tuple[EncoderTok
     Raises:
         UserError: the vocabulary is none of the model's.
     """
-    own = any(
-        (place / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
-    )
+    own = any((place / name).exists() for name in _TOKENIZER_FILES)
     reader = EncoderTokenizer.load(place) if own else encoder.tokenizer
     if model.config.vocab_size < reader.vocab_size:
         whose = "its tokenizer" if own else "the retriever"
