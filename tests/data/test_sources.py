@@ -697,6 +697,7 @@ def test_records_crafted_for_an_attack_are_left_out_and_counted_unless_they_are_
         "c,True,,",
         'd,,"{""redteam"": true}",',
         "e,,,true",
+        "h,1.0,,",
         "f,false,{},",
     ]
     (tmp_path / "mixed.csv").write_text("\n".join([*told, 'g,,"{oh",no']))  # a table of text has no truths, only words
@@ -706,7 +707,7 @@ def test_records_crafted_for_an_attack_are_left_out_and_counted_unless_they_are_
         "mixed.jsonl": (["clean", "no"], 2),
         "mixed.parquet": (["b"], 1),
         "nested.parquet": (["b"], 1),
-        "mixed.csv": (["f", "g"], 3),
+        "mixed.csv": (["f", "g"], 4),
     }
     for name, (kept, dropped) in expected.items():
         source = record_source(str(tmp_path / name))

@@ -116,4 +116,4 @@ def is_redteam(record: Any) -> bool:
             metadata = parse_json(metadata, "the metadata")
     marks = [record.get("redteam"), record.get("metadata.redteam")]
     marks += [metadata.get("redteam")] if isinstance(metadata, dict) else []
-    return any(mark is True or str(mark).strip().casefold() in ("true", "1") for mark in marks)
+    return any(str(mark).strip().casefold() in ("true", "1", "1.0") for mark in marks)
