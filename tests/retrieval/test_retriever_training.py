@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -110,6 +111,17 @@ def test_hardening_ends_in_time_and_goes_on_to_what_a_whole_run_gives(heeded, co
         signal.signal(signal.SIGINT, before)
     rows = [harden(retriever, str(collection), config, settings, tmp_path / name) for name in ("parts", "whole")]
     assert rows[0] == rows[1]
+
+
+def test_a_library_that_turns_the_end_of_time_into_an_error_does_not_hide_it():
+    """safetensors does: a model that was being read looked damaged. What fails before the end is told as it is."""
+    with pytest.raises(KeyboardInterrupt), time_limit(0.02):
+        try:
+            time.sleep(20)
+        except KeyboardInterrupt:
+            raise ValueError("no shape") from None
+    with pytest.raises(ValueError, match="of its own"), time_limit(20):
+        raise ValueError("of its own")
 
 
 def test_a_prompt_that_is_not_pooled_is_not_pooled_in_training_either(tmp_path):

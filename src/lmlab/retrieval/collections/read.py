@@ -113,7 +113,9 @@ def collection_part(root: str, name: str) -> str:
     folder, _, stem = f"{root}/{name}".rpartition("/")
     others = sorted(_stem(each) for each in _below(folder))
     told = f" It has: {', '.join(others[:_SHOWN])}." if others else ""
-    raise UserError(f"'{folder}' has no {stem}{'.tsv' if name.startswith('qrels') else '.jsonl'}.{told}")
+    split = name.startswith("qrels")
+    remedy = "Name another split with --split, or add this one." if split and others else ""
+    raise UserError(f"'{folder}' has no {stem}{'.tsv' if split else '.jsonl'}.{told}", remedy)
 
 
 def _below(folder: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import UserError
+from lmlab.errors import Interrupted, UserError
 from lmlab.methods.corpus_poisoning.attack.craft import Craft, craft
 from lmlab.methods.corpus_poisoning.attack.late import check_late, late_means
 from lmlab.methods.corpus_poisoning.config import CraftConfig
@@ -143,12 +143,19 @@ def _craft_late(
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """End the work after some time as Ctrl-C would: what is done stays."""
+    """End the work after some time as Ctrl-C would: what is done stays.
+
+    Raises:
+        KeyboardInterrupt: the time is over, whatever a library has made of it that was at work just then.
+    """
     if seconds is None:
         yield
         return
+    over = False
 
     def ring(number: int, frame: Any) -> None:
+        nonlocal over
+        over = True
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of jobs that a shell put into the background
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # a training that runs just then has a handler for it: it ends its step
@@ -157,6 +164,10 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        if over and not isinstance(error, Interrupted):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
