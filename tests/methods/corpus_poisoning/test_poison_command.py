@@ -13,8 +13,10 @@ import torch
 from lmlab import cli
 from lmlab.commands.retrieval import stores
 from lmlab.methods.corpus_poisoning.commands.shared import retriever
+from lmlab.methods.corpus_poisoning.defend import run as defend_run
 from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from lmlab.methods.corpus_poisoning.setup import Target
+from lmlab.retrieval.collections.read import judged_queries
 from lmlab.retrieval.config import EncoderConfig
 from tiny_retriever import write_collection, write_retriever
 
@@ -279,6 +281,32 @@ def test_a_report_has_defenses_beside_every_attack_or_says_that_it_has_none(run,
     assert code == 0 and "has no table of defenses, as was asked for" in page
     assert "no table of defenses" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "report.json").read_text())["defenses"] is None
+
+
+def test_a_report_asks_the_same_queries_with_defenses_as_without(run, common, small, tmp_path, monkeypatch):
+    """Those that the attacker had are in neither figure: else a defense that refuses nothing looks worse than none."""
+    mine = tmp_path / "mine.jsonl"
+    rows = [json.loads(line) for line in (small / "queries.jsonl").read_text().splitlines()]
+    judged = [id for id in (row["_id"] for row in rows) if id in judged_queries(small)["test"]]
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows if row["_id"] in judged[::2]))
+    out, page = tmp_path / "attack", tmp_path / "report"
+    assert run("craft", "--data", small, *common, *FAST, "--queries", mine, "--out", out)[0] == 0
+    seen = []
+    for name in ("measure_defenses", "measure_fusion"):
+        plain = getattr(defend_run, name)
+
+        def noted(*given, plain=plain, **named):
+            seen.append(named["asked"])
+            return plain(*given, **named)
+
+        monkeypatch.setattr(defend_run, name, noted)
+    given = ("report", "--data", small, *common, "--passages", out, "--sentinels", small, "--k", 10, "--out", page)
+    for more, numbers in (((), range(1, len(judged), 2)), (("--allow-overlap",), range(len(judged)))):
+        code, _, err = run(*given, "--detector", "similarity", "--rate", "0.05", *more)
+        assert code == 0, err
+        assert json.loads((page / "report.json").read_text())["attacks"][0]["found"]["queries"] == len(numbers)
+        assert seen == [{"attack": list(numbers)}] * 2
+        seen.clear()
 
 
 @pytest.mark.parametrize(

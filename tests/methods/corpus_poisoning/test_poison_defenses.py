@@ -167,6 +167,23 @@ def test_hubness_refuses_the_same_share_of_documents_that_are_new_as_of_the_corp
     assert counts[0].mean() == pytest.approx(counts[1].mean(), rel=0.05)
 
 
+def test_what_a_defense_leaves_is_of_the_queries_that_are_asked(context, target, crafted):
+    """A passage that is one query hits that one, and no other at rank 1 that is not as near."""
+    one = Passages(["what is"], target.queries()[:1])
+    similar, tau = passage_scores(target.queries(), one.vectors)[:, 0], target.hits(1).tau(1)
+    hit = np.flatnonzero(similar > tau).tolist()
+    missed = np.flatnonzero(similar <= tau).tolist()
+    for asked, expected in ((hit, 1.0), (missed, 0.0), (hit + missed, len(hit) / len(similar))):
+        given = ({"one": one}, (1,))
+        (row,) = measure_defenses(["near_duplicate"], context, target, *given, asked={"one": asked})
+        assert row.tpr["0.01"] == 0 and row.asr["1"] == pytest.approx(expected)
+    (whole,) = measure_defenses(["near_duplicate"], context, target, *given)
+    assert whole.asr == row.asr
+    shares = [measure_fusion(target, *given, 5, asked={"one": [number]})[0].asr["1"] for number in range(20)]
+    (together,) = measure_fusion(target, *given, 5, asked={"one": range(20)})
+    assert set(shares) <= {0.0, 1.0} and together.asr["1"] == pytest.approx(np.mean(shares))
+
+
 def test_fusion_knows_no_passage_that_either_search_does_not_find(target, monkeypatch):
     """Else a passage that is nowhere near would be the first behind the documents that were looked at."""
     depth, fused = 3, []

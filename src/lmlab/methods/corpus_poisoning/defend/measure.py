@@ -84,16 +84,18 @@ def measure_defenses(
     sample: int = 400,
     stack: Sequence[str] = (),
     stack_rate: float = 0.005,
+    asked: Mapping[str, Sequence[int]] | None = None,
 ) -> list[DefenseRow]:
     """Every detector, and the stack of some, against every set of passages.
 
     Arguments:
+        asked: attack -> numbers of the queries that its success is of; all of the target's where it is not named.
         sample: how many clean documents costly detectors score.
         stack: detectors of the gate that is measured as `stack`, at `stack_rate`.
     """
     documents = Passages(target.data.corpus.texts, target.documents)
     hits = target.hits(2 * max(k_values) + 100)  # refused clean documents move others up
-    queries = target.queries()
+    asked_of = {attack: _asked(asked, attack, target) for attack in attacks}
     rows = []
     for name in names:
         detector = make_detector(name, context)
@@ -120,15 +122,20 @@ def measure_defenses(
                     fpr,
                     change,
                     left,
-                    queries,
+                    asked_of[attack],
                     passages,
                     target,
                     k_values,
                 )
             )
     if stack:
-        rows += _stack(stack, stack_rate, context, documents, attacks, hits, queries, target, k_values)
+        rows += _stack(stack, stack_rate, context, documents, attacks, hits, asked_of, target, k_values)
     return rows
+
+
+def _asked(asked: Mapping[str, Sequence[int]] | None, attack: str, target: Target) -> list[int]:
+    every = range(len(target.data.queries))
+    return list(every if asked is None else asked.get(attack, every))
 
 
 def _thirds(count: int) -> tuple[list[int], list[int], list[int]]:
@@ -154,7 +161,7 @@ def _stack(
     documents: Passages,
     attacks: Mapping[str, Passages],
     hits: CleanHits,
-    queries: NDArray[np.float32],
+    asked_of: Mapping[str, Sequence[int]],
     target: Target,
     k_values: Sequence[int],
 ) -> list[DefenseRow]:
@@ -167,7 +174,20 @@ def _stack(
     change, left = _change(hits, refused, target, len(documents)), without(hits, refused)
     unseen = scores[calibration + rest]
     return [
-        _row(STACK, name, unseen, gate.suspicion(each), [bound], fpr, change, left, queries, each, target, k_values)
+        _row(
+            STACK,
+            name,
+            unseen,
+            gate.suspicion(each),
+            [bound],
+            fpr,
+            change,
+            left,
+            asked_of[name],
+            each,
+            target,
+            k_values,
+        )
         for name, each in attacks.items()
     ]
 
@@ -181,14 +201,14 @@ def _row(
     fpr: float,
     change: float,
     left: CleanHits,
-    queries: NDArray[np.float32],
+    asked: Sequence[int],
     passages: Passages,
     target: Target,
     k_values: Sequence[int],
 ) -> DefenseRow:
     kept = np.flatnonzero(crafted <= bounds[0].value)
-    similar = passage_scores(queries, passages.vectors[kept])
-    report = evaluate_attack(similar, left, len(target.data.corpus), k_values)
+    similar = passage_scores(target.queries()[list(asked)], passages.vectors[kept])
+    report = evaluate_attack(similar, left.of(asked), len(target.data.corpus), k_values)
     return DefenseRow(
         defense,
         attack,
@@ -237,9 +257,17 @@ def clean_ndcg(hits: CleanHits, query_ids: Sequence[str], qrels: Qrels, k: int =
 
 
 def measure_fusion(
-    target: Target, attacks: Mapping[str, Passages], k_values: Sequence[int] = (10, 20), depth: int = 100
+    target: Target,
+    attacks: Mapping[str, Passages],
+    k_values: Sequence[int] = (10, 20),
+    depth: int = 100,
+    asked: Mapping[str, Sequence[int]] | None = None,
 ) -> list[DefenseRow]:
-    """Fusion with BM25 by reciprocal ranks as a defense: what gradients cannot reach, but stuffing can."""
+    """Fusion with BM25 by reciprocal ranks as a defense: what gradients cannot reach, but stuffing can.
+
+    Arguments:
+        asked: as of `measure_defenses`.
+    """
     data, queries = target.data, target.queries()
     hits = target.hits(depth)
     rows = []
@@ -261,10 +289,8 @@ def measure_fusion(
         }
         words = BM25([*everything, *names], [*data.corpus.texts, *passages.texts])
         both = fuse_rrf([dense, words.run(data.queries.ids, data.queries.texts, depth)], depth)
-        asr = {
-            str(k): float(np.mean([any(id in names for id in list(found)[:k]) for found in both.values()]))
-            for k in k_values
-        }
+        wanted = [list(both[data.queries.ids[number]]) for number in _asked(asked, attack, target)]
+        asr = {str(k): float(np.mean([any(id in names for id in found[:k]) for found in wanted])) for k in k_values}
         rows.append(DefenseRow("fusion with BM25", attack, None, None, {}, asr, None, after - before, len(everything)))
     return rows
 

@@ -18,7 +18,7 @@ from lmlab.methods.corpus_poisoning.config import DetectorsConfig
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, require_clean, to_json
 from lmlab.methods.corpus_poisoning.defend.measure import PARTS, measure_defenses, measure_fusion, sweep
-from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
+from lmlab.methods.corpus_poisoning.measure.run import attackers, evaluate_on, held_out
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import read_corpus, read_queries
 from lmlab.retrieval.collections.records import document_text
@@ -185,10 +185,12 @@ def report_rows(
     data, split = _place_of(target), target.data.split
     attacks = []
     sets: dict[str, Passages] = {}
+    asked: dict[str, list[int]] = {}  # as undefended: who crafted passages knew the others
     for place in places:
         crafted = AdversarialSet.load(place)
         name = place.name if place.name not in sets else str(place)
         sets[name] = Passages.of(crafted.texts, target.retriever.encoder)
+        asked[name] = held_out(target.data.queries, attackers(None, place), allow_overlap, [])
         summary = place / "craft.json"
         examples = [{"id": each.id, "text": each.text, "payload": each.payload} for each in crafted.passages[:3]]
         attacks.append(
@@ -203,8 +205,8 @@ def report_rows(
     if context is None:
         return attacks, None
     depths = defended_depths(k_values)
-    rows = measure_defenses(names, context, target, sets, depths, stack=stack, stack_rate=rate)
-    rows += measure_fusion(target, sets, depths) if fusion else []
+    rows = measure_defenses(names, context, target, sets, depths, stack=stack, stack_rate=rate, asked=asked)
+    rows += measure_fusion(target, sets, depths, asked=asked) if fusion else []
     return attacks, [row.row() for row in rows]
 
 
