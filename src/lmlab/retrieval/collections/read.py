@@ -114,7 +114,7 @@ def collection_part(root: str, name: str) -> str:
     others = sorted(_stem(each) for each in _below(folder))
     told = f" It has: {', '.join(others[:_SHOWN])}." if others else ""
     split = name.startswith("qrels")
-    remedy = "Name another split with --split, or add this one." if split and others else ""
+    remedy = "Name another split, or add this one." if split and others else ""
     raise UserError(f"'{folder}' has no {stem}{'.tsv' if split else '.jsonl'}.{told}", remedy)
 
 
