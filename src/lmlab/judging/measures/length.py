@@ -53,10 +53,7 @@ def length_controlled(
     Raises:
         UserError: there are no comparisons.
     """
-    y = np.asarray(wins, float)
-    gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
-    if not len(y) or len(gap) != len(y):
-        raise UserError("There are no comparisons, or not as many lengths as comparisons.")
+    y, gap = _compared(wins, lengths, other_lengths)
     columns = [np.ones(len(y)), _bounded(gap)]
     if difficulty is not None:
         hard = np.asarray(difficulty, float)
@@ -114,10 +111,7 @@ def at_equal_length(
     Raises:
         UserError: there are no comparisons.
     """
-    y = np.asarray(differences, float)
-    gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
-    if not len(y) or len(gap) != len(y):
-        raise UserError("There are no comparisons, or not as many lengths as comparisons.")
+    y, gap = _compared(differences, lengths, other_lengths)
     x = _bounded(gap)
     raw = bootstrap(lambda chosen: float(y[chosen].mean()), len(y), level, resamples, seed, clusters)
     if not np.ptp(x):
@@ -132,6 +126,17 @@ def at_equal_length(
 
     controlled = bootstrap(lambda chosen: fitted(chosen)[0], len(y), level, resamples, seed, clusters)
     return AtEqualLength(raw, controlled, fitted(np.arange(len(y)))[1])
+
+
+def _compared(
+    values: ArrayLike, lengths: ArrayLike, other_lengths: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values and differences of lengths of comparisons."""
+    y = np.asarray(values, float)
+    gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
+    if not len(y) or len(gap) != len(y):
+        raise UserError("There are no comparisons, or not as many lengths as comparisons.")
+    return y, gap
 
 
 def _bounded(gap: Floats) -> Floats:
