@@ -141,10 +141,15 @@ def test_a_liking_for_length_is_taken_out() -> None:
     found = length_controlled(wins, long, short, resamples=100)
     oracle = LogisticRegression(C=1e6).fit(gap[:, None], wins)
     assert found.slope == pytest.approx(oracle.coef_[0][0], rel=1e-3)
-    assert found.controlled.value == pytest.approx(1 / (1 + math.exp(-oracle.intercept_[0])), abs=1e-3)
+    assert found.controlled is not None and found.controlled.value == pytest.approx(
+        1 / (1 + math.exp(-oracle.intercept_[0])), abs=1e-3
+    )
     assert found.controlled.high < 0.5 < found.raw.low  # the raw share calls the wrong one the better
     easy = length_controlled([1, 1, 1], [5, 6, 9], [1, 2, 3], resamples=20)  # length explains everything
-    assert 0 < easy.controlled.value < 1
+    assert easy.controlled is not None and 0 < easy.controlled.value < 1
+    assert length_controlled([1, 0], [9, 8], [4, 3], resamples=20).controlled is None  # length, or the system?
+    same = length_controlled([1, 0, 1, 1], [4, 3, 2, 2], [4, 3, 2, 2], resamples=20)
+    assert same.controlled is not None and same.controlled.value == pytest.approx(0.75, abs=1e-2)
 
 
 def test_grades_at_equal_length_are_those_of_a_line() -> None:

@@ -13,7 +13,7 @@ from lmlab.judging import RuleJudge, fit_bradley_terry
 from lmlab.methods.tutor.answering.run import begin_run
 from lmlab.methods.tutor.config import AnswerConfig, ScoreConfig
 from lmlab.methods.tutor.items.item import TutorItem, read_item
-from lmlab.methods.tutor.report import headline, sections
+from lmlab.methods.tutor.report import headline, ranking_section, sections
 from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, equal_length_verdict
 from lmlab.methods.tutor.scoring.grade import keep_items, kept_items
 from lmlab.methods.tutor.scoring.judges import is_same_model
@@ -172,6 +172,10 @@ def test_tutors_are_ranked_by_what_a_judge_prefers_in_both_orders():
     seen.clear()
     rank(judge, criterion_of(), dict(zip("ab", hidden, strict=True)), redact=[r"\d{3}-\d{4}"])
     assert not any(mark in question.text_a + question.text_b for question in seen for mark in ("\u200b", "0199"))
+    longer = {"a": answers("a", ["x"] * 3), "b": answers("b", ["xyz"] * 3)}
+    found, _ = rank(judge, criterion_of(), longer)  # each longer by the same: by length, or better?
+    assert found["pairs"][0]["at_equal_length"] is None
+    assert "not known" in Page("Ranked", sections=[ranking_section(found)]).to_html()
     with pytest.raises(UserError, match="share no question"):
         rank(judge, criterion_of(), {"a": tutors["poor"][:1], "b": tutors["fair"][1:]})
 

@@ -210,7 +210,8 @@ def judgebench(
     for name, (each, count) in [*found.by_source.items(), ("all", (found.accuracy, len(pairs)))]:
         table.add_row(name or "-", f"{count:,}", interval_text(each))
     print_table(table)
-    print(f"At equal length: {interval_text(equal)}; by {judge.name}")
+    known = "not known, as all lengths differ by the same" if equal is None else interval_text(equal)
+    print(f"At equal length: {known}; by {judge.name}")
     print(f"The order changes the winner of {orders.disagreements:.1%}; the first place wins {orders.first_place:.1%}")
     if found.missing:
         print(f"{counted(found.missing, 'pairs')} without a verdict in both orders count as wrong")

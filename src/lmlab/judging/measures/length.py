@@ -23,12 +23,13 @@ class LengthControlled:
 
     Attributes:
         raw: as the judge says.
-        controlled: as it would say of answers of equal length.
+        controlled: as it would say of answers of equal length; None where every answer is longer, or shorter, by the
+            same, so that length and system cannot be told apart.
         slope: of the log-odds in tanh of the standardized difference of lengths; above 0 for a judge that likes length.
     """
 
     raw: Interval[float]
-    controlled: Interval[float]
+    controlled: Interval[float] | None
     slope: float
 
 
@@ -66,8 +67,10 @@ def length_controlled(
         level[:, 1] = 0.0
         return float(_sigmoid(level @ fit).mean())
 
-    controlled = bootstrap(at_zero, len(y), 0.95, resamples, seed, clusters)
     raw = bootstrap(lambda chosen: float(y[chosen].mean()), len(y), 0.95, resamples, seed, clusters)
+    if not np.ptp(x[:, 1]) and x[0, 1]:
+        return LengthControlled(raw, None, 0.0)
+    controlled = bootstrap(at_zero, len(y), 0.95, resamples, seed, clusters)
     return LengthControlled(raw, controlled, float(_logistic(x, y)[1]))
 
 

@@ -96,7 +96,9 @@ def ranking_section(ranking: dict[str, Any]) -> Section:
     return Section("Ranked", blocks, "By Bradley and Terry, with intervals over chapters.", rank=1)
 
 
-def _share_text(share: dict[str, Any]) -> str:
+def _share_text(share: dict[str, Any] | None) -> str:
+    if share is None:
+        return "not known"
     inside = "" if share["low"] is None else f" [{share['low']:.0%}, {share['high']:.0%}]"
     return f"{share['value']:.0%}{inside}"
 

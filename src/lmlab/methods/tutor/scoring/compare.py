@@ -96,7 +96,7 @@ def _at_equal_length(pairs: Sequence[tuple[Row, Row]], config: ScoreConfig) -> d
         "slope": round(points.slope, 10),
         "wins": round(wins.raw.value, 10),
     }
-    return found | {"wins_at_equal_length": None if told is None else round(wins.controlled.value, 10)}
+    return found | {"wins_at_equal_length": None if wins.controlled is None else round(wins.controlled.value, 10)}
 
 
 def compare_until_known(

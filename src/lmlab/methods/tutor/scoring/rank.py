@@ -79,8 +79,8 @@ def rank(
 
     Returns:
         the report: `tutors` with their scores (natural logits, mean 0) and intervals over chapters, best first, and
-        `pairs` with the share of wins of the first, raw and at equal length, and what the order does; and a row a pair
-        of answers.
+        `pairs` with the share of wins of the first, raw and at equal length (None where all lengths differ by the
+        same), and what the order does; and a row a pair of answers.
 
     Raises:
         UserError: two tutors share no question, or the judge has no verdict on any pair of two tutors.
@@ -125,7 +125,7 @@ def _of_pair(
     clusters = [each.cluster for each, _ in judged]
     orders = both_orders([a for _, (a, _) in judged], [b for _, (_, b) in judged])
     lengths = [[each.lengths[side] for each, _ in judged] for side in (0, 1)]
-    at = length_controlled(orders.wins, lengths[0], lengths[1], None, clusters, _RESAMPLES, config.seed)
+    equal = length_controlled(orders.wins, lengths[0], lengths[1], None, clusters, _RESAMPLES, config.seed).controlled
     wins = np.array(orders.wins)
     share = bootstrap(
         lambda chosen: float(wins[chosen].mean()), len(wins), config.level, config.resamples, config.seed, clusters
@@ -141,7 +141,7 @@ def _of_pair(
         "by_rule": len(judged) - len(asked),
         "chapters": len(set(clusters)),
         "wins": _bounds(share.value, share.low, share.high),
-        "at_equal_length": _bounds(at.controlled.value, at.controlled.low, at.controlled.high),
+        "at_equal_length": None if equal is None else _bounds(equal.value, equal.low, equal.high),
         "ties": round(float((wins == 0.5).mean()), 10),
         "orders_disagree": None if shown is None else round(shown.disagreements, 10),
         "first_place": None if shown is None else round(shown.first_place, 10),
