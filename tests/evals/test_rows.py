@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.evals import read_rows
+from lmlab.evals import read_rows, rows
 from lmlab.evals.rows import RowFile
 from lmlab.evals.run import collect_rows
 
@@ -72,3 +72,35 @@ def test_a_part_is_written_by_one_process_at_a_time(tmp_path):
     second.append({"id": "1"})
     second.close()
     assert [row["id"] for row in read_rows([tmp_path / "rows.part-0.jsonl"])] == ["0", "1"]
+
+
+def test_nothing_is_lost_where_another_process_finishes_between_opening_and_locking(tmp_path, monkeypatch):
+    path, real = tmp_path / "rows.jsonl", rows.locked
+    first, second = RowFile(path), RowFile(path)
+    first.append({"id": "0"})
+
+    def finished_meanwhile(file):
+        monkeypatch.setattr(rows, "locked", real)
+        first.finish(["0"])
+        return real(file)
+
+    monkeypatch.setattr(rows, "locked", finished_meanwhile)
+    second.append({"id": "1"})
+    assert set(RowFile(path).done()) == {"0", "1"}
+    with pytest.raises(UserError, match="Another process is writing"):
+        first.append({"id": "2"})
+    assert [row["id"] for row in second.finish(["0", "1"])] == ["0", "1"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_read_while_another_process_finishes(tmp_path, monkeypatch):
+    path, real = tmp_path / "rows.jsonl", rows.read_rows
+    first = RowFile(path)
+    first.append({"id": "0"})
+
+    def finished_meanwhile(paths):
+        monkeypatch.setattr(rows, "read_rows", real)
+        first.finish(["0"])
+        return real(paths)
+
+    monkeypatch.setattr(rows, "read_rows", finished_meanwhile)
+    assert set(RowFile(path).done()) == {"0"}

@@ -5,9 +5,10 @@ not harm.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmlab.errors import UserError
 from lmlab.files import json_value, locked, write_jsonl
@@ -55,8 +56,16 @@ class RowFile:
 
     def done(self) -> dict[str, Row]:
         """The rows that there are, by id."""
-        found = [self.path] * self.path.exists() + sorted(self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"))
-        return {row["id"]: row for row in read_rows(found)}
+        found = self._files()
+        try:
+            return {row["id"]: row for row in read_rows(found)}
+        except FileNotFoundError:  # another process has finished meanwhile: its rows stand in the one file now
+            if self._files() == found:
+                raise
+            return self.done()
+
+    def _files(self) -> list[Path]:
+        return [self.path] * self.path.exists() + sorted(self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"))
 
     def append(self, row: Row) -> None:
         """Write a row, so that it survives the process.
@@ -64,14 +73,18 @@ class RowFile:
         Raises:
             UserError: another process is writing the same part.
         """
-        if self._file is None:
+        while self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("a", encoding="utf-8")
-            if not locked(self._file):
-                self.close()
+            file = self._part.open("a", encoding="utf-8")
+            if not locked(file):
+                file.close()
                 raise UserError(
                     f"Another process is writing '{self._part}'.", "Wait for it, or name another directory."
                 )
+            if not _is_at(file, self._part):  # another process has finished, and removed it, since it was opened
+                file.close()
+                continue
+            self._file = file
             _drop_half_a_line(self._part)
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -84,13 +97,25 @@ class RowFile:
 
     def finish(self, ids: Iterable[str]) -> list[Row]:
         """Write the finished file with the rows of these questions, in this order, and remove its parts."""
-        self.close()
-        found = self.done()
-        rows = [found[id] for id in ids]
-        write_jsonl(self.path, rows)
-        for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
-            part.unlink()
+        if os.name == "nt":  # where nothing is locked, and no open file can be removed
+            self.close()
+        try:
+            found = self.done()
+            rows = [found[id] for id in ids]
+            write_jsonl(self.path, rows)
+            for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
+                part.unlink(missing_ok=True)
+        finally:
+            self.close()  # not before: what another process wrote in between would be lost with its part
         return rows
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that stands at a path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _drop_half_a_line(path: Path) -> None:
