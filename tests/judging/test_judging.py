@@ -15,7 +15,7 @@ from judging_parts import CLARITY, DEPTH, LONGER, REASONED
 
 from lmlab import plugins
 from lmlab.endpoints import ChatRequest, Choice, Endpoint, MockBackend, Reply, TokenLogProb
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.judging import (
     EndpointJudge,
     JudgePairs,
@@ -121,6 +121,12 @@ def test_an_endpoint_judges_by_votes_or_log_probabilities(mode: Any, expected: f
     assert (
         three.shape == (3, 3) and three[1, 2] == pytest.approx(expected) and three[0, 2] == pytest.approx(1 - expected)
     )
+
+
+def test_an_endpoint_without_log_probabilities_is_told_and_how_to_ask_it() -> None:
+    judge = EndpointJudge(Endpoint(model="m"), "logprobs", backend=MockBackend(lambda request: "B"))
+    with pytest.raises(LmlabError, match="4 without log-probabilities.*ask by votes"):
+        require_verdicts(JudgePairs(judge, CLARITY).run([["aaa", "rrr"], ["c", "d"]]))
 
 
 def test_a_judge_says_why_before_it_chooses_and_its_words_are_kept() -> None:

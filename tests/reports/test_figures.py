@@ -130,6 +130,11 @@ def test_heat_maps_diverge_from_zero_only_with_both_signs() -> None:
     assert heat_map([[1, 2]], ["a", "b"], ["r"], "x", "y", "z").data[0].zmid is None
 
 
+def test_a_value_of_a_heat_map_that_is_not_known_is_a_dash() -> None:
+    (shown,) = heat_map([[1.0, math.nan]], ["a", "b"], ["r"], "x", "y", "z").data[0].text
+    assert list(shown) == ["1", "-"]
+
+
 def test_a_heat_map_of_one_value_is_colored_from_zero() -> None:
     for value, bounds in ((0, (0, 1)), (0.4, (0, 0.4)), (-2, (-2, 0))):
         drawn = heat_map([[value, value]], ["a", "b"], ["c"], "", "", "").data[0]

@@ -175,7 +175,7 @@ def heat_map(
             autocolorscale=True,
             **_one_color(finite),
             zmid=0 if finite and min(finite) < 0 < max(finite) else None,
-            text=[[format_number(value) for value in row] for row in z],
+            text=[[format_number(value) if math.isfinite(value) else "-" for value in row] for row in z],
             texttemplate="%{text}" if len(x) <= 16 else None,
             customdata=[[[escape_label(str(column)), escape_label(str(row))] for column in x] for row in y],
             hovertemplate="%{customdata[1]} · %{customdata[0]}: <b>%{text}</b><extra></extra>",

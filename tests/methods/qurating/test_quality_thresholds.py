@@ -96,6 +96,7 @@ def test_the_page_of_a_choice_says_what_it_cost_and_brought(tmp_path: Path, lmla
     page = (tmp_path / "q.html").read_text("utf-8")
     # 4,000 tokens at 10 dollars a million, for 500 chosen tokens
     assert "$0.0400" in page and "$80.0000" in page
+    assert "Seed 3. Bits per byte of two models" in page
     assert "The choice helped: -0.050 [-0.075, -0.025] bits a byte, mean over domains and 3 seeds" in page
     one = lmlab("quality", "report", *source, *options, "--compared", folders[0])
     assert one.code == 0 and "-0.050 ± 0.010 bits a byte" in (tmp_path / "q.html").read_text("utf-8")

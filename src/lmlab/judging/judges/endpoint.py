@@ -131,6 +131,9 @@ class _Tally:
                 vote, self.reasons = parse_reasons(choice.text, labels)
                 if vote is not None:
                     self.votes[vote] += 1
+            elif choice.log_probs is None:
+                self.status = "without log-probabilities"
+                self.error = "the endpoint sends no log-probabilities: ask by votes (mode: votes)"
             elif (masses := label_masses(choice, labels)) is not None:
                 self.votes = list(masses)
             else:

@@ -311,8 +311,12 @@ def plan_blocks(plan: dict[str, Any]) -> list[Block]:
     return [Details("The plan: what other temperatures would choose", blocks)]
 
 
-def comparison_table(results: dict[str, Any]) -> Table:
-    """Bits per byte by domain, of a model trained on the choice and of one trained on uniform text."""
+def comparison_table(results: dict[str, Any], which: str = "") -> Table:
+    """Bits per byte by domain, of a model trained on the choice and of one trained on uniform text.
+
+    Arguments:
+        which: of several comparisons it is, before the caption.
+    """
     rows = [
         [domain, each["uniform"], each["chosen"], each["difference"], each["error"]]
         for domain, each in results["domains"].items()
@@ -321,8 +325,8 @@ def comparison_table(results: dict[str, Any]) -> Table:
     return Table(
         columns,
         rows,
-        "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not"
-        " over seeds.",
+        f"{which}Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over"
+        " documents, not over seeds.",
     )
 
 

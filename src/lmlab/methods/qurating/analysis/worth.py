@@ -86,7 +86,8 @@ def _effect(compared: Sequence[Path]) -> list[Block]:
         rows: list[list[Any]] = [[str(number), each] for number, each in enumerate(differences, 1)]
         columns = ["seed", "difference, bits a byte"]
         blocks.append(Table(columns, rows, "Chosen less uniform text, by seed; the interval is Student's, of 95 %."))
-    blocks += [comparison_table(each) for each in found]
+    which = [f"Seed {number}. " if len(found) > 1 else "" for number in range(1, len(found) + 1)]
+    blocks += [comparison_table(each, told) for each, told in zip(found, which, strict=True)]
     return [*blocks, Note("Small models trained for a short time; a large one may gain less or more.", "info")]
 
 
