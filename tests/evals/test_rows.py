@@ -74,17 +74,24 @@ def test_a_part_is_written_by_one_process_at_a_time(tmp_path):
     assert [row["id"] for row in read_rows([tmp_path / "rows.part-0.jsonl"])] == ["0", "1"]
 
 
+def _finish_before(monkeypatch, step, file):
+    """Another process, which has the row 0, finishes before the next call of a step."""
+    real = getattr(rows, step)
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(rows, step, real)
+        file.finish(["0"])
+        return real(*arguments)
+
+    monkeypatch.setattr(rows, step, meanwhile)
+
+
 def test_nothing_is_lost_where_another_process_finishes_between_opening_and_locking(tmp_path, monkeypatch):
-    path, real = tmp_path / "rows.jsonl", rows.locked
+    path = tmp_path / "rows.jsonl"
     first, second = RowFile(path), RowFile(path)
     first.append({"id": "0"})
 
-    def finished_meanwhile(file):
-        monkeypatch.setattr(rows, "locked", real)
-        first.finish(["0"])
-        return real(file)
-
-    monkeypatch.setattr(rows, "locked", finished_meanwhile)
+    _finish_before(monkeypatch, "locked", first)
     second.append({"id": "1"})
     assert set(RowFile(path).done()) == {"0", "1"}
     with pytest.raises(UserError, match="Another process is writing"):
@@ -93,14 +100,9 @@ def test_nothing_is_lost_where_another_process_finishes_between_opening_and_lock
 
 
 def test_rows_are_read_while_another_process_finishes(tmp_path, monkeypatch):
-    path, real = tmp_path / "rows.jsonl", rows.read_rows
+    path = tmp_path / "rows.jsonl"
     first = RowFile(path)
     first.append({"id": "0"})
 
-    def finished_meanwhile(paths):
-        monkeypatch.setattr(rows, "read_rows", real)
-        first.finish(["0"])
-        return real(paths)
-
-    monkeypatch.setattr(rows, "read_rows", finished_meanwhile)
+    _finish_before(monkeypatch, "read_rows", first)
     assert set(RowFile(path).done()) == {"0"}

@@ -16,6 +16,7 @@ from lmlab.methods.edge_pruning.commands.shared import (
     Set,
     config_of,
     load_model,
+    require_ability,
     require_comparable,
     search_options,
     show_circuit,
@@ -190,9 +191,7 @@ def evaluate(
     found = Circuit.load(circuit)
     loaded, measured = task_of_circuit(found, model, task)
     ends = Ends.of(measured, metric)
-    ends.require_ability(task.force)
-    for text in ends.doubts():
-        print(f"Warning: {text}")
+    require_ability(ends, task.force)
     everything: dict[str, Any] = ends.summary(measure_each(measured, found.kept_E))
     if completeness:
         everything |= measure_completeness(measured, found.kept_E, ends)

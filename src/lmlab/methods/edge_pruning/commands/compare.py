@@ -19,6 +19,7 @@ from lmlab.methods.edge_pruning.commands.shared import (
     Set,
     configs_of,
     load_model,
+    require_ability,
     require_comparable,
     search_options,
     task_of,
@@ -175,9 +176,7 @@ def _compare_methods(
     elif task.ablation == "mean":
         held_out = held_out.with_constants(task.constants)
     ends = Ends.of(held_out)
-    ends.require_ability(force)
-    for text in ends.doubts():
-        print(f"Warning: {text}")
+    require_ability(ends, force)
     which = "held out from the searches" if held_out is not task else "that the searches saw"
     print(f"Figures are those of {counted(len(held_out.examples), 'examples')} {which}.")
     results: dict[str, Any] = {}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.examples.load import Loaded
     from lmlab.methods.edge_pruning.graph.graph import Spans
+    from lmlab.methods.edge_pruning.measures import Ends
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -185,6 +186,17 @@ def _show_figures(figures: Mapping[str, Any]) -> None:
         own = f"{figures['circuit'][name]:.4f}"
         table.add_row(name.replace("_", " "), ends[0], own, interval, error, ends[1])
     print_table(table)
+
+
+def require_ability(ends: Ends, force: bool) -> None:
+    """See that circuits of the model can be measured on the task; what speaks against it is told.
+
+    Raises:
+        UserError: the model does not do the task (`Ends.require_ability`).
+    """
+    ends.require_ability(force)
+    for text in ends.doubts():
+        print(f"Warning: {text}")
 
 
 def show_stability(circuits: Sequence[Circuit], best: Circuit) -> None:

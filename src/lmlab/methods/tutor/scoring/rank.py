@@ -86,14 +86,12 @@ def rank(
         UserError: two tutors share no question, or the judge has no verdict on any pair of two tutors.
     """
     met = pairs_of(tutors, redact)
-    flat = [(names, each) for names, several in met.items() for each in several]
-    asked = [each for _, each in flat if each.settled is None]
-    shares = iter(compare_answers(judge, criterion, [each.pair for each in asked]))
-    shown = [next(shares) if each.settled is None else (each.settled, each.settled) for _, each in flat]
+    asked = [each.pair for several in met.values() for each in several if each.settled is None]
+    shares = iter(compare_answers(judge, criterion, asked))  # of all pairs at once, in the order of `met`
     rows, reports, wins = [], [], []
     place = {name: number for number, name in enumerate(tutors)}
     for names, several in met.items():
-        own = [share for (pair, _), share in zip(flat, shown, strict=True) if pair == names]
+        own = [next(shares) if each.settled is None else (each.settled, each.settled) for each in several]
         judged = [(each, share) for each, share in zip(several, own, strict=True) if share is not None]
         if not judged:
             raise UserError(
