@@ -124,6 +124,8 @@ def attend(
             if not bool(made_B.isfinite().all()):
                 gathered[~made_B.isfinite()] = float("nan")
         return gathered
+    if backend != "sdpa":
+        raise ValueError(f"there is no attention back end '{backend}'; use 'sdpa'")
     if soft_cap is not None:  # PyTorch's attention has none
         return attend_with_pattern(q_BNTH, k_BKSH, v_BKSH, visibility, lambda pattern: pattern, soft_cap)
     return _sdpa(q_BNTH, k_BKSH, v_BKSH, visibility)
