@@ -53,7 +53,7 @@ def _close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-10) for name in a)
 
 
-@pytest.mark.parametrize("kind", ["opt", "gqa"])
+@pytest.mark.parametrize("kind", ["opt", "gqa", "moe"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_sliding_over_all_segments_is_full_back_propagation(kind: str, accumulate: bool, ids: Tensor) -> None:
     compressor = small(kind, accumulate=accumulate)
@@ -63,15 +63,17 @@ def test_sliding_over_all_segments_is_full_back_propagation(kind: str, accumulat
         assert other == pytest.approx(loss) and _close(sliding, full)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gqa"])
 @pytest.mark.parametrize("depth", [2, 3])
-def test_sliding_reaches_so_many_segments_and_no_more(depth: int, ids: Tensor) -> None:
-    compressor = small("llama")
+def test_sliding_reaches_so_many_segments_and_no_more(kind: str, depth: int, ids: Tensor) -> None:
+    compressor = small(kind)
     _, found = _gradients(compressor, ids, blocks=2, segments=2, bptt="sliding", depth=depth)
     assert _close(found, _expected(compressor.train(), ids, [6, 6, 6, 6], depth))
 
 
-def test_gradients_do_not_cross_the_border_of_a_block(ids: Tensor) -> None:
-    compressor = small("llama")
+@pytest.mark.parametrize("kind", ["llama", "gqa", "opt"])
+def test_gradients_do_not_cross_the_border_of_a_block(kind: str, ids: Tensor) -> None:
+    compressor = small(kind)
     _, found = _gradients(compressor, ids, blocks=2, segments=2)
     compressor.zero_grad()
     labels = _batch(ids)["labels"]
@@ -83,7 +85,7 @@ def test_gradients_do_not_cross_the_border_of_a_block(ids: Tensor) -> None:
     assert _close(found, {name: each.grad for name, each in compressor.named_parameters() if each.grad is not None})
 
 
-@pytest.mark.parametrize("kind", ["llama", "moe"])
+@pytest.mark.parametrize("kind", ["llama", "gqa", "moe"])
 @pytest.mark.parametrize("bptt", ["block", "sliding"])
 def test_computing_segments_again_changes_nothing(kind: str, bptt: str, ids: Tensor) -> None:
     compressor = small(kind)

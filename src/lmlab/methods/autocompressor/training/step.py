@@ -143,7 +143,7 @@ class CompressorStep:
                 summary_length=prefix or None,
                 checkpointed=again,
             )
-            self._backward(self._learned(out.segments, parts.count))
+            self._backward(self._learned(out.segments, parts))
             found += [_detached(each) for each in out.segments]
             summary = out.summary.detach()
         return found, summary
@@ -172,7 +172,7 @@ class CompressorStep:
                 summary_length=prefix or None,
                 checkpointed=int(self.config.checkpoint_segments),
             )
-            loss = self._learned(out.segments, parts.count)
+            loss = self._learned(out.segments, parts)
             if loss.requires_grad:
                 graphs[number] = (out.summary.vectors_BPD[:, -(prefix or 1) :], leaves)
                 _clear(graphs)
@@ -193,14 +193,16 @@ class CompressorStep:
             written_BND = graphs[segment][0]
             self._backward(written_BND, torch.stack(gradient).sum(0), keep=segment > oldest)
 
-    def _learned(self, segments: Sequence[SegmentLoss], count: Tensor) -> Tensor:
-        """What is summed over tokens: cross-entropy, and the losses of routers by the tokens that they are means of."""
+    def _learned(self, segments: Sequence[SegmentLoss], parts: _Parts) -> Tensor:
+        """What is summed over tokens: cross-entropy, and the losses of routers by the tokens that they are means of, of
+        all tokens of the row: their weight beside the cross-entropy does not depend on how it is cut.
+        """
         loss = torch.stack([each.loss.sum for each in segments]).sum()
+        count, tokens = parts.count, parts.ids_BT.shape[1]
         if self.config.sum_blocks:
             loss = loss / torch.stack([each.loss.count for each in segments]).sum().clamp(min=1)
-            count = torch.ones_like(count)
+            count, tokens = torch.ones_like(count), sum(each.tokens for each in segments)
         routers = [each for each in segments if each.router is not None]
-        tokens = sum(each.tokens for each in segments)
         for each in routers:
             assert each.router is not None and each.counts_LE is not None
             loss = loss + each.router * (each.tokens / tokens) * count
