@@ -15,11 +15,13 @@ from lmlab.models import (
     Memory,
     Piece,
     SoftPrompt,
+    find_context,
     generate,
     known_fingerprint,
     load_memory,
     read_rows,
     save_memory,
+    save_soft_prompt,
     stored_tensors,
     weights_fingerprint,
 )
@@ -141,9 +143,10 @@ def test_packed_documents_each_stand_after_the_memory():
 
 
 @torch.no_grad()
-def test_kernels_agree_on_the_same_memory():
-    """AutoCompressors #12: vectors made by one attention kernel were read by another at a loss."""
-    model, context, text = random_model("llama"), ids_of(2, 16), ids_of(2, 6, seed=1)
+@pytest.mark.parametrize("kind", ["llama", "olmoe"])
+def test_autocompressors_12_kernels_agree_on_the_same_memory(kind):
+    """Vectors made by one attention kernel were read by another at a loss."""
+    model, context, text = random_model(kind), ids_of(2, 16), ids_of(2, 6, seed=1)
     memories = {}
     for backend in ("sdpa", "blocked"):
         model.attention_backend = backend
@@ -259,6 +262,51 @@ def test_a_file_gives_the_memory_back_and_is_bound_to_its_weights(tmp_path):
         random_model("llama", seed=2)(text, memory=read)
     with pytest.raises(UserError, match="32 wide; the model is 64 wide"):
         random_model("llama", d_model=64)(text, memory=Memory(pieces=memory.pieces))
+
+
+@torch.no_grad()
+def test_a_conversation_goes_on_behind_keys_and_values():
+    from lmlab.commands.chat import Conversation
+    from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
+
+    words = Tokenizer.train(["Some words, and a few more of them."] * 4, 300)
+    tokenizer = chat_tokenizer(words, ChatConfig(template="tulu"))
+    model = random_model("llama", vocab_size=tokenizer.vocab_size, max_seq_len=128)
+    rows = read_rows(model, ids_of(1, 30))
+    memory = Memory(
+        rows.gather(torch.arange(0, 30, 3).expand(*rows.positions_LBKM.shape[:3], -1))
+    )  # positions go on behind all 30
+    config = GenerationConfig(max_new_tokens=4, temperature=0)
+    conversation = Conversation(model, tokenizer, config, before=memory)
+    for text in ("Some words", "And more"):
+        answer = "".join(conversation.reply(text))
+        ids = tokenizer.encode_chat(conversation.messages[:-1])
+        assert answer == generate(model, [ids], config, decode=tokenizer.decode, memory=memory)[0][0].text
+    with pytest.raises(UserError, match="exceeds the model's 98"):
+        "".join(conversation.reply("more of them " * 40))
+
+
+@torch.no_grad()
+def test_files_of_others_are_found_and_need_trust(tmp_path, monkeypatch):
+    model = random_model("llama")
+    memories = {
+        "kv": Memory(read_rows(model, ids_of(1, 4))),
+        "vectors": Memory(pieces=(Piece(model.embed(ids_of(1, 4))),)),
+        "chunk": Memory(pieces=(Piece(ids_of(1, 4)),)),
+    }
+    for name, memory in memories.items():
+        save_memory(memory, tmp_path / name, model)
+        found = find_context(tmp_path / name, model)
+        assert isinstance(found, Memory if name == "kv" else SoftPrompt)
+        given = {"memory": found} if name == "kv" else {"soft_prompt": found}
+        close(model(ids_of(1, 3), **given).logits_BTV, model(ids_of(1, 3), memory=memory).logits_BTV)
+    save_soft_prompt(SoftPrompt(model.embed(ids_of(1, 4))), tmp_path / "prompt", model)
+    assert isinstance(find_context(tmp_path / "prompt", model), SoftPrompt)
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "another-user"))
+    for name in (*memories, "prompt"):
+        with pytest.raises(UserError, match="not written by you"):
+            find_context(tmp_path / name, model)
+        find_context(tmp_path / name, model, trust=True)
 
 
 @torch.no_grad()

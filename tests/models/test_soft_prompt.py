@@ -254,7 +254,7 @@ def test_a_conversation_behind_vectors_reads_only_what_is_new(features, prompt):
     config = GenerationConfig(max_new_tokens=4, temperature=0)
     read = []
     hook = model.embedding.register_forward_hook(lambda module, given, out: read.append(given[0].numel()))
-    conversation = Conversation(model, tokenizer, config, soft_prompt=before)
+    conversation = Conversation(model, tokenizer, config, before=before)
     for text in ("Some words", "And more", "of them"):
         read.clear()
         answer, spent = "".join(conversation.reply(text)), sum(read)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.errors import UserError
-from lmlab.models import GenerationConfig, KVCache, SoftPrompt, Transformer, stream
+from lmlab.models import GenerationConfig, KVCache, Memory, SoftPrompt, Transformer, stream
+from lmlab.stages.generate import behind
 
 
 class Conversation:
@@ -14,7 +15,8 @@ class Conversation:
 
     Arguments:
         system: a first message of the role `system`; without one the template may put in its own.
-        soft_prompt: vectors before the conversation, which stand for what was said or read before.
+        before: vectors or a memory before the conversation, which stand for what was said or read before. Behind keys
+            and values the whole conversation is read again for each answer.
 
     Raises:
         UserError: the tokenizer has no chat template.
@@ -26,10 +28,10 @@ class Conversation:
         tokenizer: Tokenizer,
         config: GenerationConfig,
         system: str | None = None,
-        soft_prompt: SoftPrompt | None = None,
+        before: SoftPrompt | Memory | None = None,
     ) -> None:
         self._model, self._tokenizer, self._config = model, tokenizer, config
-        self._before = soft_prompt
+        self._before = before
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, str]] = []
         self._read: list[int] = []
@@ -50,7 +52,9 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = encode_for_answer(self._tokenizer, asked)  # what a user spells is no end of a turn
         limit = self._model.config.max_seq_len
-        if self._before is not None:
+        if isinstance(self._before, Memory):
+            limit -= int(self._before.next_position.max())
+        elif self._before is not None:
             limit -= self._before.positions_taken
         if len(ids) + self._config.max_new_tokens > limit:
             raise UserError(
@@ -60,8 +64,9 @@ class Conversation:
             )
         answer = ""
         try:
-            cache, decode = self._cache_for(ids), self._tokenizer.decode
-            for piece in stream(self._model, ids, self._config, decode, cache, soft_prompt=self._before):
+            memory = isinstance(self._before, Memory)
+            cache, decode = None if memory else self._cache_for(ids), self._tokenizer.decode
+            for piece in stream(self._model, ids, self._config, decode, cache, **behind(self._before)):
                 answer += piece
                 yield piece
         finally:
@@ -71,7 +76,9 @@ class Conversation:
         """The cache, cropped to the vectors and to what these ids share with those read before; at least one token
         remains to be read.
         """
-        weight, vectors = self._model.embedding.weight, 0 if self._before is None else self._before.length
+        weight, vectors = self._model.embedding.weight, 0
+        if isinstance(self._before, SoftPrompt):
+            vectors = self._before.length
         if self._cache is None:
             room = vectors + self._model.config.max_seq_len
             self._cache = KVCache(self._model.config, 1, room, weight.dtype, weight.device)

@@ -48,7 +48,8 @@ BeforeText = Annotated[
     typer.Option(
         "--soft-prompt",
         metavar="PLACE",
-        help="Vectors before the text, which stand for what was compressed: a file, or STORE/ID.",
+        help="What stands for a text that was compressed, and is read before this one: vectors or a memory, as a file"
+        " or STORE/ID.",
         show_default=False,
     ),
 ]
@@ -78,19 +79,19 @@ def generate(
     import json
 
     from lmlab.hardware.threads import adapt
-    from lmlab.models import find_soft_prompt, stream
-    from lmlab.stages.generate import complete_texts, generation_config
+    from lmlab.models import find_context, stream
+    from lmlab.stages.generate import behind, complete_texts, generation_config
     from lmlab.terminal import printable
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     adapt()
     found, network, tokenizer = load_model(model, loading.precision, adapter)
     settings = generation_config(sampling(found, CONTINUING, asked), found, tokenizer)
-    before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
+    before = None if soft_prompt is None else find_context(soft_prompt, network, trust=trust)
     if len(texts) == settings.num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
         ids = tokenizer.encode_prompt(texts[0]) if before is None else tokenizer.encode(texts[0])
-        for piece in stream(network, ids, settings, tokenizer.decode, soft_prompt=before):
+        for piece in stream(network, ids, settings, tokenizer.decode, **behind(before)):
             print(printable(piece), end="", flush=True)
         print()
         return
@@ -139,12 +140,12 @@ def chat(
     """
     from lmlab.commands.chat import Conversation
     from lmlab.hardware.threads import adapt
-    from lmlab.models import find_soft_prompt
+    from lmlab.models import find_context
     from lmlab.terminal import printable
 
     adapt()
     found, network, tokenizer = load_model(model, loading.precision, adapter)
-    before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
+    before = None if soft_prompt is None else find_context(soft_prompt, network, trust=trust)
     conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, asked), system, before)
     at_terminal = sys.stdin.isatty()
     while True:

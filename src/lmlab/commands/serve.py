@@ -94,7 +94,7 @@ def serve(
     from lmlab.data import ChatConfig, chat_tokenizer
     from lmlab.endpoints.engine.served import ServedModel
     from lmlab.hardware.threads import adapt
-    from lmlab.models import find_soft_prompt
+    from lmlab.models import Memory, find_context
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
@@ -123,7 +123,13 @@ def serve(
         called, equals, place = each.partition("=")
         if not equals or not called.strip() or called.strip() in contexts:
             raise UserError(f"--context {each}: expected NAME=PLACE, each name once.")
-        contexts[called.strip()] = find_soft_prompt(place, network, trust=trust)
+        found_there = find_context(place, network, trust=trust)
+        if isinstance(found_there, Memory):
+            raise UserError(
+                f"--context {each}: a memory of keys and values cannot join a running batch, as vectors can.",
+                "Serve vectors (lmlab compress text, encode), or read the memory with lmlab generate or chat.",
+            )
+        contexts[called.strip()] = found_there
     served = ServedModel(
         name or model.resolve().name,
         network,

@@ -26,6 +26,7 @@ from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
 from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
 from .memory.files import load_memory, save_memory, stored_tensors
+from .memory.finding import find_context
 from .memory.memory import Memory, Piece, hash_of_ids
 from .memory.reading import kernel_of, read_rows
 from .memory.rows import KVRows
@@ -92,6 +93,7 @@ __all__ = [
     "end_token_ids",
     "extended_theta",
     "family_of",
+    "find_context",
     "find_soft_prompt",
     "from_pretrained",
     "from_pretrained_with",

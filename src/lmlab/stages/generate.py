@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lmlab.data import Tokenizer
 from lmlab.hardware import select_device
-from lmlab.models import Completion, GenerationConfig, SoftPrompt, Transformer, generate
+from lmlab.models import Completion, GenerationConfig, Memory, SoftPrompt, Transformer, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Model, ModelInput, Results, Stage, StageContext
@@ -121,9 +121,14 @@ def complete_texts(
     tokenizer: Tokenizer,
     prompts: list[str],
     config: GenerationConfig,
-    soft_prompt: SoftPrompt | None = None,
+    before: SoftPrompt | Memory | None = None,
 ) -> list[list[Completion]]:
-    """Completions of each prompt, which is read as the beginning of a document, or as what goes on behind vectors."""
-    encode = tokenizer.encode_prompt if soft_prompt is None else tokenizer.encode
+    """Completions of each prompt, which is read as the beginning of a document, or as what goes on behind a context."""
+    encode = tokenizer.encode_prompt if before is None else tokenizer.encode
     ids = [encode(prompt) for prompt in prompts]
-    return generate(model, ids, config, decode=tokenizer.decode, soft_prompt=soft_prompt)
+    return generate(model, ids, config, decode=tokenizer.decode, **behind(before))
+
+
+def behind(before: SoftPrompt | Memory | None) -> dict[str, Any]:
+    """What `generate` and `stream` are told of what stands before a text."""
+    return {"memory" if isinstance(before, Memory) else "soft_prompt": before}

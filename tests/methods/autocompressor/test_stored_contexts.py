@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,57 @@ def test_a_chat_goes_on_behind_a_compressed_history(
         assert found.code == 0, found.err
         answers.append(found.out)
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("kind", ["prune:kvzip", "prune:snap+prune:norm", "truncate", "full", "none", "cartridge"])
+def test_generation_and_chats_go_on_behind_memories_of_any_kind(
+    lmlab: Callable[..., Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from io import StringIO
+
+    from lmlab.methods.autocompressor.kinds.base import create
+
+    out, text = tmp_path / "m.safetensors", place / "one.txt"
+    if kind == "cartridge":
+        done = lmlab("compress", "cartridge", place / "base", text, "--rows", 4, "--steps", 2, "--out", out)
+    else:
+        done = lmlab("compress", "memory", place / "base", text, "--kind", kind, "--ratio", 4, "--out", out)
+    assert done.code == 0, done.err
+    compressor, tokenizer = AutoCompressor.load(place / "c"), Tokenizer.load(place / "base")
+    model = compressor.model
+    ids = torch.tensor([tokenizer.encode_prompt(text.read_text(), "as_text")])
+    config = GenerationConfig(temperature=0, max_new_tokens=8, eos_ids=(tokenizer.eos_id,))
+    prompt = tokenizer.encode(" a question")
+    if kind != "cartridge":
+        memory = create(kind, model, tokenizer=tokenizer, ratio=4).compress(ids)
+        expected = generate(model, [prompt], config, decode=tokenizer.decode, memory=memory)[0][0].ids
+        command = ("generate", "--model", place / "base", " a question", "--temperature", 0, "--max-new-tokens", 8)
+        found = lmlab(*command, "--soft-prompt", out, "--json")
+        assert found.code == 0 and json.loads(found.out)["ids"] == expected, found.err
+    monkeypatch.setattr("sys.stdin", StringIO("what was read\nand then\n/exit\n"))
+    found = lmlab("chat", place / "base", "--temperature", 0, "--max-new-tokens", 6, "--soft-prompt", out)
+    assert found.code == 0, found.err
+    if kind not in ("truncate", "none"):  # keys and values
+        refused = lmlab("serve", place / "base", "--context", f"one={out}", "--port", 0)
+        assert refused.code == 2 and "a memory of keys and values" in refused.err
+    other = lmlab("generate", "--model", place / "base", "a", "--soft-prompt", text)
+    assert other.code == 1 and "damaged" in other.err
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "another-user"))
+    found = lmlab("generate", "--model", place / "base", "a", "--max-new-tokens", 2, "--soft-prompt", out)
+    assert found.code == 2 and "--trust" in found.err
+    more = ("--soft-prompt", out, "--trust")
+    assert lmlab("generate", "--model", place / "base", "a", "--max-new-tokens", 2, *more).code == 0
+
+
+def test_memories_that_need_training_or_a_text_are_refused(
+    lmlab: Callable[..., Any], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "blank.txt").write_text("")
+    for text, kind, said in (
+        (place / "one.txt", "icae", "must be trained"),
+        (place / "one.txt", "cartridge", "must be trained"),
+        (place / "one.txt", "prune:snip", "no kind of compression"),
+        (tmp_path / "blank.txt", "prune:norm", "has no text"),
+    ):
+        done = lmlab("compress", "memory", place / "base", text, "--kind", kind, "--out", tmp_path / "m.safetensors")
+        assert done.code == 2 and said in done.err and not (tmp_path / "m.safetensors").exists(), done.err

@@ -302,4 +302,5 @@ def convert(
 
 app.command(epilog=kinds.compare_help)(kinds.compare)
 app.command(epilog=kinds.probe_help)(kinds.probe)
+app.command(epilog=kinds.memory_help)(kinds.memory)
 app.command(epilog=kinds.cartridge_help)(kinds.cartridge)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.memory.memory import Memory, Piece
 from lmlab.models.memory.rows import EMPTY, KVRows
+from lmlab.models.prompts.signing import UNTRUSTED, digest_of, is_own, mark_of
 from lmlab.models.transformer import Transformer
 
 _FORMAT = "lmlab memory 1"
@@ -52,15 +54,28 @@ def save_memory(memory: Memory, path: Path | str, model: Transformer) -> None:
         "sources": json.dumps(memory.source_hash),
         "about": json.dumps(dict(memory.about), sort_keys=True),
     }
+    about["mark"] = mark_of(digest_of(tensors, about))
     with atomic_file(Path(path)) as file:
         file.write(save(tensors, about))
 
 
-def load_memory(path: Path | str, model: Transformer) -> Memory:
+def is_memory(path: Path | str) -> bool:
+    """Whether a file is one of `save_memory`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def load_memory(path: Path | str, model: Transformer, *, trust: bool = True) -> Memory:
     """Read a memory, onto the device of the model that it was made for.
 
+    Arguments:
+        trust: read what this user did not write on this machine, too: a memory can tell a model anything, unseen.
+
     Raises:
-        UserError: there is no such file, it holds no memory, or it was made for other weights.
+        UserError: there is no such file, it holds no memory, it was made for other weights, or others wrote it.
         LmlabError: it is damaged.
     """
     path = Path(path)
@@ -69,6 +84,8 @@ def load_memory(path: Path | str, model: Transformer) -> Memory:
     tensors, about = read_tensors(path, "Copy it again, or compress the text again.")
     if about.get("format") != _FORMAT:
         raise UserError(f"'{path}' holds no memory of lmlab.")
+    if not trust and not is_own(digest_of(tensors, about), about.get("mark")):
+        raise UserError(f"The memory '{path}' was not written by you on this machine.", UNTRUSTED)
     _refuse_nan(tensors, f"'{path}'")
     try:
         memory = _memory_of(tensors, about, model.embedding.weight.device)

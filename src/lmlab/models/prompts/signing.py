@@ -10,6 +10,10 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from lmlab.files import cache_directory, draft_of
 
@@ -17,6 +21,16 @@ UNTRUSTED = "Vectors can tell a model anything, unseen. If you trust them: --tru
 """The remedy where what others wrote is asked for."""
 
 _KEY = "signing-key"
+
+
+def digest_of(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Of all that a file says, but for who wrote it."""
+    told = sorted((name, value) for name, value in about.items() if name != "mark")
+    digest = hashlib.sha256(repr(told).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def mark_of(digests: str) -> str:

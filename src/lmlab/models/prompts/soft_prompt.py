@@ -8,8 +8,7 @@ Shapes: B batch, P vectors of a prompt, T tokens of the text, S slots of a row w
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.forward.output import at_positions
 from lmlab.models.forward.tokens import Tokens
-from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
+from lmlab.models.prompts.signing import UNTRUSTED, digest_of, is_own, mark_of
 
 _FORMAT = "lmlab soft prompt 1"
 
@@ -200,7 +199,7 @@ def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> 
     about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": known_fingerprint(model)}
     if prompt.budget is not None:
         about["budget"] = str(prompt.budget)
-    about["mark"] = mark_of(_digest(tensors, about))
+    about["mark"] = mark_of(digest_of(tensors, about))
     with atomic_file(Path(path)) as file:
         file.write(save(tensors, about))
 
@@ -226,7 +225,7 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
             "Load the model that it was made for, or make the soft prompt again.",
         )
-    if not trust and not is_own(_digest(tensors, about), about.get("mark")):
+    if not trust and not is_own(digest_of(tensors, about), about.get("mark")):
         raise UserError(f"The soft prompt '{path}' was not written by you on this machine.", UNTRUSTED)
     if not bool(torch.isfinite(tensors["vectors"]).all()):
         raise LmlabError(f"The soft prompt '{path}' holds vectors that are not finite.", "Make it again.")
@@ -238,13 +237,3 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
         None if valid is None else valid.to(device),
         int(about["budget"]) if "budget" in about else None,
     )
-
-
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Of all that a file says, but for who wrote it."""
-    told = sorted((name, value) for name, value in about.items() if name != "mark")
-    digest = hashlib.sha256(repr(told).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

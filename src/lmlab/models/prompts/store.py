@@ -38,6 +38,7 @@ from lmlab.models.prompts.store_rows import StoreMeta, StoreRow, packed, unpacke
 from lmlab.models.transformer import Transformer
 
 META, FORMAT = "meta.json", "lmlab summary store 1"
+_HASHES = ("model", "compressor", "tokenizer", "source")
 FIRST_ADDED = 10**9
 """Where the numbers of parts begin that were added to an encoded store by hand; those below are blocks of its source.
 """
@@ -103,7 +104,8 @@ class SummaryStore:
         Raises:
             UserError: with the first field that differs.
         """
-        for name in StoreMeta.model_fields:
+        # hashes last: another width or kappa has another one too, which says nothing to anybody
+        for name in sorted(StoreMeta.model_fields, key=_HASHES.__contains__):
             here, there = getattr(self.meta, name), getattr(meta, name)
             if here != there:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""`lmlab compress compare` and `cartridge`: kinds of compression beside each other, and trained rows for a text."""
+"""`lmlab compress compare`, `probe`, `memory` and `cartridge`: kinds beside each other, and memories of a text."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ compare_help = example(
     " --kind prune:snap+prune:norm --out runs/two",
 )
 probe_help = example("lmlab compress probe models/smollm2 papers/*.txt --kind prune:snap --ratio 4")
+memory_help = example(
+    "lmlab compress memory models/smollm2 paper.txt --kind prune:kvzip --ratio 4 --out paper.safetensors",
+    "lmlab generate --model models/smollm2 --soft-prompt paper.safetensors 'In short, the paper'",
+)
 cartridge_help = example(
     "lmlab compress cartridge models/smollm2 paper.txt --rows 64 --steps 200 --out paper.safetensors",
 )
+
+
+Kind = Annotated[str, typer.Option(help="A kind of compression that needs no training.")]
 
 
 @takes_model
@@ -89,7 +96,7 @@ def probe(
     files: Annotated[list[Path], typer.Argument(help="Text files; more than one for intervals.")],
     settings: KindConfig,
     loading: Loading,
-    kind: Annotated[str, typer.Option(help="A kind of compression that needs no training.")] = "prune:kvzip",
+    kind: Kind = "prune:kvzip",
     tokens: Annotated[int, typer.Option(min=16, help="Most tokens of each text.")] = 512,
 ) -> None:
     """Say what a memory has lost: texts are said again from it, and names, numbers and rare words counted apart."""
@@ -120,9 +127,51 @@ def probe(
 
 def _ids(tokenizer: Tokenizer, file: Path) -> list[int]:
     try:
-        return tokenizer.encode_prompt(file.read_text("utf-8"), "as_text")
+        text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
+    # the mark at the beginning of every text is none
+    if not text.strip() or not (ids := tokenizer.encode_prompt(text, "as_text")):
+        raise UserError(f"'{file}' has no text.", "Name a file with some.")
+    return ids
+
+
+@takes_model
+@options(KindConfig, only=("ratio", "sinks", "seed"))
+@options(Loading, "loading")
+def memory(
+    model: ModelPlace,
+    file: Annotated[Path, typer.Argument(help="A text file.")],
+    settings: KindConfig,
+    loading: Loading,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The memory (safetensors).")],
+    kind: Kind = "prune:kvzip",
+    query: Annotated[
+        str | None, typer.Option(help="What will be asked, for kinds that look at it.", show_default=False)
+    ] = None,
+) -> None:
+    """Compress one text by any kind that needs no training, to be read by generate and chat (--soft-prompt)."""
+    import torch
+
+    from lmlab.evals import Evaluator
+    from lmlab.methods.autocompressor.kinds.base import create
+    from lmlab.models import save_memory
+
+    evaluator = Evaluator.load(model, loading.device, loading.precision)
+    if evaluator.model is None:
+        raise UserError("This model is run by another library; memories need a model of lmlab.")
+    compressor = create(kind, evaluator.model, tokenizer=evaluator.tokenizer, **settings.model_dump())
+    if compressor.learns or compressor.trains_each:
+        raise UserError(
+            f"'{kind}' must be trained before it compresses.",
+            "Train rows for one text: lmlab compress cartridge; or vectors: lmlab compress train, then compress text",
+        )
+    ids = _ids(evaluator.tokenizer, file)
+    asked = None if query is None else torch.tensor([evaluator.tokenizer.encode(query, "as_text")])
+    found = compressor.compress(torch.tensor([ids]), query_BQ=asked)
+    save_memory(found, out, evaluator.model)
+    slots = float(found.slots_B.mean())
+    print(f"{counted(len(ids), 'tokens')} became {slots:,.0f} key-value positions.\nMemory: {out}")
 
 
 @takes_model
@@ -148,8 +197,6 @@ def cartridge(
     found = Model.find(model)
     network = found.load(select_device(loading.device), torch.float32)
     ids = _ids(found.tokenizer(), file)
-    if not ids:
-        raise UserError(f"'{file}' has no text.")
     if settings.rows is None:
         raise UserError("How large is the cartridge?", "--rows 64")
     key = hash_of_ids([*ids, settings.rows, settings.steps, settings.seed])[:16]
