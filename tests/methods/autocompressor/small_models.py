@@ -18,6 +18,18 @@ FEATURES: dict[str, dict[str, Any]] = {
         "ffn": "moe",
         "moe": {"num_experts": 8, "top_k": 3, "expert_hidden_size": 24},
     },
+    "qwen3": {"head_dim": 12, "d_ff": 72, "qk_norm": "head", "tie_embeddings": False, "rope_theta": 50_000.0},
+    "phi": {
+        "positions": "rotary",
+        "partial_rotary_factor": 0.5,
+        "norm": "layernorm",
+        "norm_bias": True,
+        "qkv_bias": True,
+        "parallel_residual": True,
+        "shared_norm": True,
+    },
+    "no positions": {"positions": "none"},
+    "sliding": {"attention": ("sliding", "full"), "sliding_window": 6, "attention_soft_cap": 20.0},
 }
 
 

@@ -47,6 +47,8 @@ def test_gain_retained_is_of_the_gain_of_the_full_context():
     assert lines["prune:snap"].wrong == pytest.approx(0)
     over = lines["prune:snap"].over_random
     assert over.value == pytest.approx(4.5) and over.low > 2 and lines["prune:random"].over_random is None
+    above = lines["prune:snap"].over_full
+    assert above.value == pytest.approx(0.5) == above.low and lines["full"].over_full.value == 0
     assert lines["prune:snap"].accuracy == 0 and lines["full"].accuracy == 1
     with pytest.raises(ValueError, match="none and full"):
         lines_of([each for each in rows if each.kind != "full"])
@@ -161,7 +163,8 @@ def test_a_cartridge_is_a_memory_file_for_its_model(small, tmp_path, lmlab):
         load_memory(tmp_path / "c.safetensors", random_model(vocab_size=300, seed=5))
     assert "How large" in lmlab("compress", "cartridge", small, tmp_path / "text.txt", "--out", tmp_path / "d").err
     (tmp_path / "empty.txt").write_text("")
-    assert lmlab("compress", "cartridge", small, tmp_path / "empty.txt", *how).code == 2
+    empty = lmlab("compress", "cartridge", small, tmp_path / "empty.txt", *how)
+    assert empty.code == 2 and "has no text" in empty.err
 
 
 def test_the_probe_tells_what_is_lost_by_kinds_of_words(small, tmp_path, lmlab):

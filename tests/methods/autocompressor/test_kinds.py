@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from small_models import random_model
+from small_models import FEATURES, random_model
 
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.kinds.base import create, kinds, slots_for
@@ -31,7 +31,7 @@ def model():
     return random_model("llama", max_seq_len=128)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "olmoe"])
+@pytest.mark.parametrize("kind", FEATURES)
 @pytest.mark.parametrize("name", [*PRUNES, "full", "prune:snap+prune:norm"])
 @torch.no_grad()
 def test_what_keeps_everything_is_the_full_context(name, kind):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import random_model
+from small_models import FEATURES, random_model
 
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
@@ -28,7 +28,7 @@ def close(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "olmoe"])
+@pytest.mark.parametrize("kind", FEATURES)
 @torch.no_grad()
 def test_anchors_at_every_token_in_causal_order_are_the_full_context(kind):
     model, context, text = random_model(kind), ids_of(2, 12), ids_of(2, 5, seed=1)

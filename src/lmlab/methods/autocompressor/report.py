@@ -44,6 +44,8 @@ def comparison_sections(lines: list[dict[str, Any]]) -> list[Section]:
         "NLL",
         "gain retained",
         "another's memory",
+        "below random",
+        "above full",
         "stored",
         "in use",
         "peak",
@@ -60,12 +62,15 @@ def comparison_sections(lines: list[dict[str, Any]]) -> list[Section]:
                 f"{line['nll']:.3f}",
                 "n/a" if kept["value"] is None else _interval(kept),
                 "n/a" if line["wrong"] is None else f"{line['wrong']:.2f}",
+                "" if line["over_random"] is None else _interval(line["over_random"]),
+                "" if line["kind"] == "full" else _interval(line["over_full"]),
                 *(f"{line[name] / 2**20:.2f} MiB" for name in ("stored", "in_use", "peak")),
             ]
         )
     note = (
         "Gain retained: the share of what the whole context is worth. Another's memory: the same with the memory of"
-        " another context."
+        " another context. Below random, above full: how many nats a token the answers cost less than with as many"
+        " random rows, and more than with the whole context."
     )
     return [Section("Kinds of compression", [Paragraph(note), Table(columns, rows)], rank=4)]
 

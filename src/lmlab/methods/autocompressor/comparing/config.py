@@ -18,6 +18,8 @@ DEFAULT_KINDS = (
     "prune:snap",
     "prune:expected",
     "prune:kvzip",
+    "prune:snap+prune:norm",
+    "prune:kvzip+prune:expected",
 )
 
 

@@ -26,6 +26,7 @@ class Line:
             not-a-number where the context is worth nothing.
         over_random: how much lower its NLL is than that of prune:random at the same ratio, with its interval over
             contexts, paired by question; None where there is no such row.
+        over_full: how much higher its NLL is than that of the whole context, in the same way.
         wrong: what is retained of the gain with another context's memory.
         stored, in_use, peak: bytes of one memory.
     """
@@ -38,6 +39,7 @@ class Line:
     accuracy: float
     retained: Interval[float]
     over_random: Interval[float] | None
+    over_full: Interval[float]
     wrong: float
     stored: float
     in_use: float
@@ -91,6 +93,7 @@ def _line(group: list[Row], none: list[Row], full: list[Row], random: list[Row] 
     over = None
     if random is not None and [row.question for row in random] == [row.question for row in group]:
         over, _ = paired_bootstrap(nll, [row.nll for row in random], clusters=cases)
+    above, _ = paired_bootstrap(whole, nll, clusters=cases)
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(row, name) for row in group]))
@@ -104,6 +107,7 @@ def _line(group: list[Row], none: list[Row], full: list[Row], random: list[Row] 
         mean("right"),
         bootstrap(retained, len(group), clusters=cases),
         over,
+        above,
         share(wrong, np.arange(len(group))),
         mean("stored"),
         mean("in_use"),
@@ -122,6 +126,7 @@ COLUMNS = (
     "gain retained",
     "another's memory",
     "below random",
+    "above full",
     "stored",
     "in use",
     "peak",
@@ -130,7 +135,7 @@ COLUMNS = (
 
 def cells(line: Line) -> list[str]:
     """One line of the table in words."""
-    kept, over = line.retained, line.over_random
+    kept, over, above = line.retained, line.over_random, line.over_full
     return [
         line.task,
         line.kind,
@@ -141,6 +146,7 @@ def cells(line: Line) -> list[str]:
         f"{kept.value:.2f} ({kept.low:.2f} to {kept.high:.2f})",
         f"{line.wrong:.2f}",
         "" if over is None else f"{over.value:.2f} ({over.low:.2f} to {over.high:.2f})",
+        "" if line.kind == "full" else f"{above.value:.2f} ({above.low:.2f} to {above.high:.2f})",
         *(_size(each) for each in (line.stored, line.in_use, line.peak)),
     ]
 

@@ -86,9 +86,14 @@ def recall_compressor(kind: Kind, seed: int, summary_length: int = 4) -> AutoCom
     return compressor
 
 
-def recall_trainer(kind: Kind, seed: int, steps: int, directory: str, **settings: Any) -> Trainer:
+def recall_trainer(
+    kind: Kind, seed: int, steps: int, directory: str, summary_length: int = 4, **settings: Any
+) -> Trainer:
     """A training on fresh rows, at a constant rate. Evaluations tell `heldout_accuracy`, and by the segment that held
     the answer `heldout_accuracy/segment_1` and `.../segment_2`.
+
+    Arguments:
+        settings: fields of `TrainerConfig`.
     """
     config = TrainerConfig(
         steps=steps,
@@ -101,7 +106,7 @@ def recall_trainer(kind: Kind, seed: int, steps: int, directory: str, **settings
     )
     loader = Loader(RecallRows(64 * steps, seed), config.batch_size, seed)
     step = CompressorStep(SEGMENTS)
-    return Trainer(recall_compressor(kind, seed), step, loader, config, directory, recall_accuracy)
+    return Trainer(recall_compressor(kind, seed, summary_length), step, loader, config, directory, recall_accuracy)
 
 
 @torch.no_grad()
