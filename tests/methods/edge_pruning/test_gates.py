@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
-from lmlab.methods.edge_pruning.masking.gates import Gates, Lagrangian, probability_open, sample
+from lmlab.methods.edge_pruning.masking.gates import Gates
+from lmlab.models.internals.gates import Lagrangian, probability_open, sample
 
 
 def test_gates_are_open_as_often_as_the_closed_form_says():

@@ -27,9 +27,9 @@ from lmlab.methods.edge_pruning import (
 )
 from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, write_eap_ig
 from lmlab.methods.edge_pruning.graph.submission import SIZES, write_submission
-from lmlab.methods.edge_pruning.masking.gates import sample_window
 from lmlab.methods.edge_pruning.measures import FRACTIONS
 from lmlab.methods.edge_pruning.search.rank import SoftTop
+from lmlab.models.internals.gates import sample_window
 
 
 def test_soft_masks_have_the_size_asked_for_and_the_gradient_of_the_formula():

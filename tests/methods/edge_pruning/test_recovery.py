@@ -23,8 +23,9 @@ from lmlab.methods.edge_pruning import (
     ranking,
     search,
 )
-from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.masking.gates import Gates
 from lmlab.methods.edge_pruning.search.prune import PruningStep, train_gates
+from lmlab.models.internals.gates import probability_open
 
 PROGRAMS = ["xproportion", "reverse"]
 

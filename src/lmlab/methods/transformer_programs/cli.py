@@ -11,6 +11,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, Out, Redo, Set, Vary, example, print_table, run_stages
 from lmlab.errors import LmlabError, UserError
+from lmlab.methods.transformer_programs.commands.decompile import decompile, decompile_example
 from lmlab.methods.transformer_programs.commands.shared import (
     joined,
     labeled_examples,
@@ -312,3 +313,6 @@ def explain(
         str(read.about.get("task") or program.name),
     )
     console.print(f"Page: {out}")
+
+
+app.command(epilog=decompile_example)(decompile)

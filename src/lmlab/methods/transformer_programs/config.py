@@ -258,3 +258,23 @@ class HalvingConfig(Config):
 
     rungs: PositiveInt = 3
     factor: int = Field(default=3, ge=2)
+
+
+class DecompileConfig(Config):
+    """How a language model is turned into a program of averages.
+
+    Attributes:
+        match: the share of places at which the program has to answer as the model does.
+        steps: of training the gates; half as many for the tables that are left.
+        path_cost: what an open path costs, in nats a place: more leaves fewer.
+        offsets: sequences begin at a position from 0 to this, for models that were trained so.
+        batch_size: sequences of a step.
+        seed: of what is drawn.
+    """
+
+    match: float = Field(default=0.97, gt=0, le=1)
+    steps: PositiveInt = 600
+    path_cost: PositiveFloat = 1e-3
+    offsets: int = Field(default=0, ge=0)
+    batch_size: PositiveInt = 64
+    seed: int = Field(default=0, ge=0)

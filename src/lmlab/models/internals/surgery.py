@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, D model width, N query heads, K key-value heads, H wi
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.feed_forward import FeedForward
 from lmlab.models.layers.norm import frozen_norm, norm_factor
+from lmlab.models.lora.adapt import full_weight
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.router import RouterOutput
 
@@ -118,3 +119,49 @@ def expert_outputs(block: Block, x_BTD: Tensor) -> Tensor:
     # a norm on the way out acts on the sum of the experts, which has no shares
     assert isinstance(block.ffn, MoE) and block.norm_position != "reordered"
     return block.ffn.expert_outputs(block.norm_if("pre", block.norm_of_ffn, x_BTD))
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """A head as matrices that act on rows from the right: what it matches and what it moves.
+
+    Attributes:
+        query_DH, key_DH, value_DH: from what the layer reads to the head's query, key and value.
+        query_H, key_H, value_H: their biases.
+        output_HD: from what the head gathered to what it writes.
+    """
+
+    query_DH: Tensor
+    key_DH: Tensor
+    value_DH: Tensor
+    query_H: Tensor
+    key_H: Tensor
+    value_H: Tensor
+    output_HD: Tensor
+
+
+def head_maps(block: Block) -> list[HeadMaps]:
+    """The heads of a layer, each by itself; scores are a query times a key, over the root of the head's width, as the
+    query's map already has it. What norms or rotations of queries and keys do is no part of them.
+    """
+    attention = block.attention
+    width, shared = attention.head_dim, attention.num_heads // attention.num_kv_heads
+    scale = (attention.query_scale or 1.0) / width**0.5
+
+    def parts(linear: nn.Linear, number: int) -> tuple[Tensor, Tensor]:
+        rows = slice(number * width, (number + 1) * width)
+        weight = full_weight(linear).detach()[rows].T
+        bias = weight.new_zeros(width) if linear.bias is None else linear.bias.detach()[rows]
+        return weight, bias
+
+    output_DNH = full_weight(attention.output).detach().unflatten(1, (attention.num_heads, width))
+    found = []
+    for head in range(attention.num_heads):
+        (query, query_bias), (key, key_bias), (value, value_bias) = (
+            parts(attention.query, head),
+            parts(attention.key, head // shared),
+            parts(attention.value, head // shared),
+        )
+        maps = HeadMaps(query * scale, key, value, query_bias * scale, key_bias, value_bias, output_DNH[:, head].T)
+        found.append(maps)
+    return found

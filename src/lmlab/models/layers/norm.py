@@ -63,6 +63,24 @@ def frozen_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return (wide if bias is None else wide + bias.to(wide.dtype)).to(x.dtype)
 
 
+def linear_norm(norm: nn.Module, width: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A norm whose scale is a constant, as a matrix that acts on rows from the right, [D, D], and what is added, [D].
+
+    Arguments:
+        scale: in place of one over the root of the mean square (of the variance, for LayerNorm).
+    """
+    matrix = torch.eye(width)
+    if isinstance(norm, nn.Identity):
+        return matrix, torch.zeros(width)
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    if isinstance(norm, nn.LayerNorm):
+        matrix = matrix - 1 / width
+    if norm.weight is not None:
+        matrix = matrix * norm_factor(norm).detach().float()
+    bias = getattr(norm, "bias", None)
+    return matrix * scale, torch.zeros(width) if bias is None else bias.detach().float()
+
+
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configuration's normalization over the last dimension of size `width`."""
     if config.norm == "rmsnorm":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
-from lmlab.methods.edge_pruning.masking.gates import TEMPERATURE, probability_open
+from lmlab.models.internals.gates import TEMPERATURE, probability_open
 
 _PREFIXES = ("transformer.h.", "model.layers.")
 _SHARPNESS = 0.8  # the factor by which the reference decides its gates

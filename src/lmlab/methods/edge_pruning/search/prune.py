@@ -20,9 +20,10 @@ from lmlab.errors import LmlabError
 from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
-from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.masking.gates import Gates
 from lmlab.methods.edge_pruning.masking.numbers import Numbers
 from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, total_cost, trim, widen
+from lmlab.models.internals.gates import probability_open
 from lmlab.progress import progress
 from lmlab.train import (
     OptimizerConfig,

@@ -1,0 +1,192 @@
+"""Small GPT-2s, trained with lmlab's model and trainer on languages up to 20 symbols and read as programs.
+
+A model answers at each place (its head gives the answer there), and is tested at up to twice the length of its
+training. Where it learns positions, sequences begin anywhere in its table, so that all rows of it are trained.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+from program_parts.languages import LANGUAGES
+from program_parts.languages import draw as draw_language
+
+from lmlab.data import Batch, Loader, Tokenizer
+from lmlab.files import write_json, write_jsonl
+from lmlab.hardware import machine_load
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
+
+Drawn = tuple[list[str], list[str | None]]
+Draw = Callable[[np.random.Generator, int], Drawn]
+_LONGEST, _PLACES, _MANY, _FEW, _BATCH = 20, 64, 16_000, 1000, 64
+_BOS, _SEP, _EOS = "<s>", "|", "</s>"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a model learns, and how large it is.
+
+    Attributes:
+        draw: a sequence of so many symbols, and the answer at each place, None where there is none.
+        positions: it learns positions.
+    """
+
+    draw: Draw
+    layers: int = 1
+    width: int = 32
+    heads: int = 1
+    positions: bool = False
+    steps: int = 1500
+    rate: float = 3e-3
+
+
+def _labeled(symbols: str, label: Callable[[Sequence[str]], list[str]]) -> Draw:
+    def draw(random: np.random.Generator, length: int) -> Drawn:
+        word = [str(each) for each in random.choice(list(symbols), length)]
+        return word, list(label(word))
+
+    return draw
+
+
+def _of(name: str) -> Draw:
+    language = LANGUAGES[name]
+
+    def draw(random: np.random.Generator, length: int) -> Drawn:
+        (word,) = draw_language(language, 1, length, length, random)
+        return word, list(language.label(word))
+
+    return draw
+
+
+def _each(answer: Callable[[Sequence[str]], str]) -> Callable[[Sequence[str]], list[str]]:
+    return lambda word: [answer(word[: place + 1]) for place in range(len(word))]
+
+
+def _written(symbols: int, order: Callable[[list[str]], list[str]]) -> Draw:
+    """Different symbols, a mark, and the same in another order, which is to be written from the mark on."""
+
+    def draw(random: np.random.Generator, length: int) -> Drawn:
+        word = [str(each) for each in random.permutation(symbols)[: max(1, length // 2)]]
+        then = order(word)
+        return [*word, _SEP, *then], [*[None] * len(word), *then, _EOS]
+
+    return draw
+
+
+def _most(prefix: Sequence[str]) -> str:
+    """Whether there are as many a as b, or more."""
+    return "a" if 2 * prefix.count("a") >= len(prefix) else "b"
+
+
+MODELS: dict[str, Learned] = {
+    "majority": Learned(_labeled("ab", _each(_most))),
+    "seen before": Learned(_labeled("abcdefghij", _each(lambda p: "yes" if p[-1] in p[:-1] else "no"))),
+    "the one before": Learned(_labeled("abcdef", _each(lambda p: p[-2] if len(p) > 1 else "-")), positions=True),
+    "sort": Learned(_written(40, lambda word: sorted(word, key=int)), width=64, steps=1500),
+    "unique copy": Learned(_written(40, list), layers=2, width=64, positions=True, steps=1500),
+    "bigram copy": Learned(_of("bigram copy"), layers=2, width=64, positions=True, steps=1500),
+    "Tomita 1": Learned(_of("Tomita 1")),
+    "Tomita 2": Learned(_of("Tomita 2"), layers=2, positions=True),
+    "Tomita 4": Learned(_of("Tomita 4"), layers=2, heads=2, positions=True, steps=2000),
+    "Tomita 7": Learned(_of("Tomita 7"), layers=2, steps=2000),
+    "Dyck 1": Learned(_of("Dyck 1"), layers=2, steps=2000),
+    "interleaved majority": Learned(_of("interleaved majority"), steps=2000),
+    "count": Learned(_of("count"), steps=2000),
+}  # fmt: skip
+
+
+class _Rows:
+    """Sequences as rows of ids, drawn once."""
+
+    def __init__(self, drawn: Sequence[Drawn], numbers: dict[str, int], offsets: int, random: np.random.Generator) -> None:
+        length = max(len(word) for word, _ in drawn) + 1
+        self.ids = np.zeros((len(drawn), length), dtype=np.int64)
+        self.labels = np.full((len(drawn), length), -100, dtype=np.int64)
+        for row, (word, answers) in enumerate(drawn):
+            self.ids[row, : len(word) + 1] = [numbers[each] for each in (_BOS, *word)]
+            self.labels[row, 1 : len(word) + 1] = [-100 if each is None else numbers[each] for each in answers]
+        begin = random.integers(0, offsets + 1, (len(drawn), 1))
+        self.positions = np.arange(length) + begin
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index], "position_ids": self.positions[index]}
+
+
+def _step(model: Any, batch: Batch) -> StepOutput:
+    loss = model(batch["input_ids"], labels_BT=batch["labels"], position_ids_BT=batch["position_ids"]).loss
+    return StepOutput(loss.sum, loss.count)
+
+
+def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, float]:
+    """Train, and write the model, its tokenizer, and data of the trained length and of up to twice that.
+
+    Returns:
+        how many positions behind 0 sequences begin at, and CPU seconds.
+    """
+    random = np.random.default_rng(seed)
+    before = time.process_time()
+    drawn = [learned.draw(random, int(random.integers(1, _LONGEST + 1))) for _ in range(_MANY)]
+    long = [learned.draw(random, int(random.integers(_LONGEST + 1, 2 * _LONGEST + 1))) for _ in range(_FEW)]
+    seen = {each for part in (*drawn, *long) for side in part for each in side if each is not None}
+    names = [_BOS, *sorted(seen)]
+    numbers = {name: number for number, name in enumerate(names)}
+    offsets = _PLACES - 2 * _LONGEST - 2 if learned.positions else 0
+    rows = _Rows(drawn[_FEW:], numbers, _PLACES - max(len(word) for word, _ in drawn) - 1 if learned.positions else 0, random)
+    config = ModelConfig(
+        vocab_size=len(names), num_layers=learned.layers, d_model=learned.width, num_heads=learned.heads,
+        d_ff=2 * learned.width, max_seq_len=_PLACES, norm="layernorm", norm_bias=True,
+        positions="learned" if learned.positions else "none", gated=False, activation="gelu_tanh", qkv_bias=True,
+        attention_output_bias=True, ffn_bias=True, init_std=0.05, tie_embeddings=False,
+    )  # fmt: skip
+    model = Transformer(config).initialize(seed)
+    trainer = Trainer(
+        model,
+        _step,
+        Loader(rows, _BATCH, seed),
+        TrainerConfig(
+            steps=learned.steps, batch_size=_BATCH, precision="bf16", device="cpu", checkpoint_every=10**6,
+            optimizer=OptimizerConfig(learning_rate=learned.rate, weight_decay=0.03),
+            schedule=ScheduleConfig(kind="cosine", warmup_fraction=0.05, final_fraction=0.02),
+        ),
+        directory / "run",
+    )  # fmt: skip
+    trainer.fit()
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token=_BOS))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, 0)])
+    save_pretrained(model, directory / "model")
+    Tokenizer(backend, _BOS, _BOS).save(directory / "model")
+    for name, part in (("data", drawn[:_FEW]), ("long", long)):
+        write_jsonl(directory / f"{name}.jsonl", ({"tokens": word, "labels": answers} for word, answers in part))
+    spent = time.process_time() - before
+    write_json(directory / "trained.json", {"offsets": offsets, "seconds": spent})
+    return offsets, spent
+
+
+@torch.no_grad()
+def accuracy(directory: Path, name: str, offsets: int) -> float:
+    """The share of right answers of the model."""
+    from lmlab.runs import Model
+
+    found = Model.find(directory / "model")
+    model, backend = found.load(), found.tokenizer().backend
+    numbers = backend.get_vocab()
+    drawn = [(row["tokens"], row["labels"]) for row in map(json.loads, open(directory / f"{name}.jsonl"))]
+    rows = _Rows(drawn, numbers, offsets, np.random.default_rng(1))
+    ids, labels, positions = (torch.from_numpy(each) for each in (rows.ids, rows.labels, rows.positions))
+    positions = positions.clamp(max=_PLACES - 1)
+    answers = model(ids, position_ids_BT=positions).logits_BTV.argmax(-1)
+    wanted = labels >= 0
+    return float((answers == labels)[wanted].float().mean())

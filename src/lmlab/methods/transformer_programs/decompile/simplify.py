@@ -1,0 +1,297 @@
+"""Makes a program of averages short, as far as it goes on to answer as the model does: paths and neurons are left out,
+tables become rules or rounded, and what is left is trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab.methods.transformer_programs.decompile.answers import Answers, match
+from lmlab.methods.transformer_programs.decompile.form import ONE, TOKEN, Form, Map, Neurons, innermost
+from lmlab.methods.transformer_programs.decompile.paths import divergence
+from lmlab.methods.transformer_programs.decompile.rules import Rule, candidates
+from lmlab.models.layers.feed_forward import ACTIVATIONS
+
+_MOST_RULES = 3  # in place of one table: more are no easier to read than the table
+_ROUNDINGS = (1, 2, 4, 8, 16)  # steps from zero to a table's largest number
+
+
+@dataclass
+class Judge:
+    """What a program has to keep.
+
+    Attributes:
+        answers: what it is compared on.
+        batches: what it is trained on.
+        least: the share of places at which it has to answer as the model does.
+        heal: steps of training after a change that alone is too much.
+    """
+
+    answers: Answers
+    batches: Callable[[int], Answers]
+    least: float
+    heal: int = 60
+    rate: float = 0.02
+    trained: int = 0
+
+    def keeps(self, form: Form) -> bool:
+        """Whether it answers often enough as the model does."""
+        return match(form, self.answers)[0] >= self.least
+
+    def train(self, form: Form, steps: int) -> None:
+        """Train all tables and factors by the model's answers."""
+        parameters = form.parameters()
+        optimizer = torch.optim.Adam(parameters, lr=self.rate)
+        for step in range(steps):
+            part = self.batches(self.trained + step)
+            logits = form.run(part.tokens_BT, part.positions_BT)
+            loss = divergence(logits, part.wanted_BTC, part.real_BT)
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * (1 - step / steps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        self.trained += steps
+
+    def healed(self, form: Form) -> bool:
+        """Whether it does, if need be after a little training."""
+        if self.keeps(form):
+            return True
+        self.train(form, self.heal)
+        return self.keeps(form)
+
+
+def _without(form: Form, place: tuple[int, Any]) -> Form:
+    """A copy without one map."""
+    found = deepcopy(form)
+    maps = found.maps
+    held, key = maps[place[0]]
+    del held[key]
+    return found.without_idle()
+
+
+def _droppable(form: Form) -> list[int]:
+    """The maps that may go: all but what answers and neurons add whatever is read."""
+    return [
+        number
+        for number, (held, key) in enumerate(form.maps)
+        if key != ONE and not (held is form.answer and len(held) == 1)
+    ]
+
+
+def drop_paths(form: Form, judge: Judge) -> Form:
+    """Leave out paths, those first that change least, until each that is left is needed."""
+    refused: set[Any] = set()
+    while True:
+        trials = []
+        for number in _droppable(form):
+            name = _name(form, number)
+            if name in refused:
+                continue
+            trial = _without(form, (number, None))
+            trials.append((match(trial, judge.answers)[0], name, trial))
+        if not trials:
+            return form
+        trials.sort(key=lambda each: -each[0])
+        kept, name, trial = trials[0]
+        if kept >= judge.least or judge.healed(trial):
+            form = trial
+        else:
+            refused.add(name)
+
+
+def _name(form: Form, number: int) -> Any:
+    held, key = form.maps[number]
+    owner = next(
+        (part.name for part in form.parts if held in (getattr(part, "products", None), getattr(part, "reads", None))),
+        "answer",
+    )
+    return owner, key
+
+
+def drop_neurons(form: Form, judge: Judge) -> Form:
+    """Leave out neurons, half of them at once, then fewer, then one by one; those first that say least."""
+    for part in [each for each in form.parts if isinstance(each, Neurons)]:
+        share = 0.5
+        while part.name in {each.name for each in form.parts} and form.sizes[part.name]:
+            order = _weights(form, part.name).argsort().tolist()
+            count = int(len(order) * share)
+            if not count:
+                form = _one_by_one(form, part.name, judge)
+                break
+            trial = _keep_neurons(form, part.name, sorted(order[count:]))
+            if judge.healed(trial):
+                form = trial
+            else:
+                share /= 2
+    return form
+
+
+def _one_by_one(form: Form, name: str, judge: Judge) -> Form:
+    place = 0
+    while name in {each.name for each in form.parts} and place < len(form.sizes[name]):
+        order = _weights(form, name).argsort().tolist()
+        trial = _keep_neurons(form, name, [each for each in range(len(order)) if each != order[place]])
+        if judge.healed(trial):
+            form = trial
+        else:
+            place += 1
+    return form
+
+
+def _weights(form: Form, name: str) -> Tensor:
+    """How much each neuron says: the size of what reads it times that of what it reads."""
+    part = next(each for each in form.parts if each.name == name)
+    assert isinstance(part, Neurons)
+    inner = torch.stack([map_.matrix().detach().abs().amax(0) for map_ in part.reads.values()]).amax(0)
+    outer = torch.zeros_like(inner)
+    for held, key in form.maps:
+        query, other = key if isinstance(key, tuple) else (key, "")
+        matrix = held[key].matrix().detach().abs()
+        if innermost(query) == name:
+            outer = outer + matrix.amax(1)
+        if innermost(other) == name:
+            outer = outer + matrix.amax(0)
+    return inner * outer
+
+
+def _keep_neurons(form: Form, name: str, kept: Sequence[int]) -> Form:
+    """A copy with some of the neurons of a layer."""
+    found = deepcopy(form)
+    found.sizes[name] = tuple(form.sizes[name][each] for each in kept)
+    index = list(kept)
+    for part in found.parts:
+        if isinstance(part, Neurons) and part.name == name:
+            part.reads = {
+                key: Map(found.values(key), found.values(name), map_.matrix()[:, index])
+                for key, map_ in part.reads.items()
+            }
+    for held, key in found.maps:
+        query, other = key if isinstance(key, tuple) else (key, "")
+        for place, variable in enumerate((query, other)):
+            if innermost(variable) != name:
+                continue
+            matrix = held[key].matrix().detach()
+            if not kept:
+                held.pop(key, None)
+                break
+            asks, answers = held[key].asks, held[key].answers
+            if place == 0:
+                held[key] = Map(found.values(query), answers, matrix[index])
+            else:
+                held[key] = Map(asks, found.values(other), matrix[:, index])
+    return found.without_idle()
+
+
+def fold_neurons(form: Form) -> Form:
+    """Neurons that read the token alone are a table of it: what reads them reads the token."""
+    for part in [each for each in form.parts if isinstance(each, Neurons)]:
+        if set(part.reads) - {ONE, TOKEN} or ACTIVATIONS.get(form.activation) is None:
+            continue
+        with torch.no_grad():
+            inner = sum(map_.matrix() for map_ in part.reads.values())
+            assert isinstance(inner, Tensor)
+            hidden_VF = ACTIVATIONS[form.activation](inner).expand(len(form.tokens), -1)
+            for held, key in form.maps:
+                names = key if isinstance(key, tuple) else (key,)
+                if not any(innermost(each) == part.name for each in names):
+                    continue
+                map_ = held.pop(key)
+                matrix = map_.matrix()
+                asks, answers = map_.asks, map_.answers
+                if innermost(names[0]) == part.name:
+                    matrix, asks = hidden_VF @ matrix, form.tokens
+                if len(names) > 1 and innermost(names[1]) == part.name:
+                    matrix, answers = matrix @ hidden_VF.T, form.tokens
+                renamed = tuple(
+                    each.replace(part.name, TOKEN) if innermost(each) == part.name else each for each in names
+                )
+                new = renamed if len(renamed) > 1 else renamed[0]
+                if new in held:
+                    matrix = matrix + held[new].matrix()
+                held[new] = Map(asks, answers, matrix)
+    return form.without_idle()
+
+
+def say_rules(form: Form, judge: Judge) -> Form:
+    """Tables become a few rules with a factor each where they can, else rounded."""
+    for number in range(len(form.maps)):
+        held, key = form.maps[number]
+        for replaced in _simpler(held[key], _shifts(form, held, key)):
+            trial = deepcopy(form)
+            there, key_ = trial.maps[number]
+            there[key_] = replaced
+            if judge.healed(trial) if replaced.table is None else judge.keeps(trial):
+                form = trial
+                break
+    return form
+
+
+def _shifts(form: Form, held: Any, key: Any) -> bool:
+    """Whether what is added to a whole row of a map changes nothing: softmax does not see it."""
+    part = next((each for each in form.parts if isinstance(each, Neurons) and each.reads is held), None)
+    return part is None
+
+
+def _simpler(map_: Map, shifts: bool) -> Iterator[Map]:
+    table = map_.matrix().detach()
+    chosen: list[Rule] = []
+    rules = list(candidates(map_.asks, map_.answers)) if table.numel() > 1 else []
+    basis = [rule.matrix(map_.asks, map_.answers) for rule in rules]
+    target = _centred(table) if shifts else table
+    flat = [(_centred(each) if shifts else each).flatten() for each in basis]
+    for _ in range(min(_MOST_RULES, len(rules))):
+        taken = [flat[rules.index(rule)] for rule in chosen]
+        rest = target.flatten()
+        if taken:
+            columns = torch.stack(taken, 1)
+            rest = rest - columns @ torch.linalg.lstsq(columns, rest[:, None]).solution[:, 0]
+        gains = [float((each @ rest).abs() / (each.norm() + 1e-9)) for each in flat]
+        best = max(range(len(rules)), key=lambda each: gains[each])
+        if rules[best] in chosen or gains[best] < 1e-6:
+            break
+        chosen.append(rules[best])
+        columns = torch.stack([flat[rules.index(rule)] for rule in chosen], 1)
+        factors = torch.linalg.lstsq(columns, target.flatten()[:, None]).solution[:, 0]
+        yield Map(map_.asks, map_.answers, rules=chosen, factors=factors)
+    largest = float(table.abs().max())
+    for steps in _ROUNDINGS:
+        unit = float(f"{largest / steps:.2g}")
+        if unit:
+            yield Map(map_.asks, map_.answers, (table / unit).round() * unit)
+
+
+def _centred(table: Tensor) -> Tensor:
+    return table - table.mean(-1, keepdim=True)
+
+
+def round_factors(form: Form, judge: Judge) -> Form:
+    """Factors of rules to two digits, or to as many as are needed."""
+    for digits in (2, 3, 5):
+        trial = deepcopy(form)
+        for held, key in trial.maps:
+            if held[key].table is None:
+                with torch.no_grad():
+                    rounded = [float(f"{each:.{digits}g}") for each in held[key].factors.tolist()]
+                    held[key].factors.copy_(torch.tensor(rounded))
+        if judge.keeps(trial):
+            return trial
+    return form
+
+
+def simplify(form: Form, judge: Judge, steps: int) -> Form:
+    """All of it."""
+    judge.train(form, steps)
+    form = drop_neurons(fold_neurons(form), judge)
+    form = drop_paths(form, judge)
+    form = fold_neurons(drop_neurons(form, judge))
+    judge.train(form, steps // 2)
+    form = say_rules(form, judge)
+    return round_factors(form, judge)
