@@ -6,7 +6,6 @@ training. Where it learns positions, sequences begin anywhere in its table, so t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,17 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
+
+from lmlab.data import Batch, Loader, Tokenizer
+from lmlab.files import read_jsonl, write_json, write_jsonl
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
 from program_parts.languages import LANGUAGES
 from program_parts.languages import draw as draw_language
 
-from lmlab.data import Batch, Loader, Tokenizer
-from lmlab.files import write_json, write_jsonl
-from lmlab.hardware import machine_load
-from lmlab.models import ModelConfig, Transformer, save_pretrained
-from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
-
 Drawn = tuple[list[str], list[str | None]]
 Draw = Callable[[np.random.Generator, int], Drawn]
-_LONGEST, _PLACES, _MANY, _FEW, _BATCH = 20, 64, 16_000, 1000, 64
+_LONGEST, _PLACES, _MANY, _DATA, _LONG, _BATCH = 20, 64, 10_000, 3000, 500, 64
 _BOS, _SEP, _EOS = "<s>", "|", "</s>"
 
 
@@ -107,7 +105,9 @@ MODELS: dict[str, Learned] = {
 class _Rows:
     """Sequences as rows of ids, drawn once."""
 
-    def __init__(self, drawn: Sequence[Drawn], numbers: dict[str, int], offsets: int, random: np.random.Generator) -> None:
+    def __init__(
+        self, drawn: Sequence[Drawn], numbers: dict[str, int], offsets: int, random: np.random.Generator
+    ) -> None:
         length = max(len(word) for word, _ in drawn) + 1
         self.ids = np.zeros((len(drawn), length), dtype=np.int64)
         self.labels = np.full((len(drawn), length), -100, dtype=np.int64)
@@ -129,8 +129,22 @@ def _step(model: Any, batch: Batch) -> StepOutput:
     return StepOutput(loss.sum, loss.count)
 
 
+def read_with(learned: Learned, directory: Path) -> tuple[list[Drawn], list[Drawn]]:
+    """Sequences that the model is not trained on, as long as those and up to twice as long; both are written, too."""
+    random = np.random.default_rng(1)
+    found = []
+    for name, count, shortest, longest in (
+        ("data", _DATA, 1, _LONGEST), ("long", _LONG, _LONGEST + 1, 2 * _LONGEST)
+    ):  # fmt: skip
+        part = [learned.draw(random, int(random.integers(shortest, longest + 1))) for _ in range(count)]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_jsonl(directory / f"{name}.jsonl", ({"tokens": word, "labels": answers} for word, answers in part))
+        found.append(part)
+    return found[0], found[1]
+
+
 def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, float]:
-    """Train, and write the model, its tokenizer, and data of the trained length and of up to twice that.
+    """Train, and write the model, its tokenizer and data.
 
     Returns:
         how many positions behind 0 sequences begin at, and CPU seconds.
@@ -138,12 +152,12 @@ def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, 
     random = np.random.default_rng(seed)
     before = time.process_time()
     drawn = [learned.draw(random, int(random.integers(1, _LONGEST + 1))) for _ in range(_MANY)]
-    long = [learned.draw(random, int(random.integers(_LONGEST + 1, 2 * _LONGEST + 1))) for _ in range(_FEW)]
-    seen = {each for part in (*drawn, *long) for side in part for each in side if each is not None}
+    data, long = read_with(learned, directory)
+    seen = {each for part in (*drawn, *data, *long) for side in part for each in side if each is not None}
     names = [_BOS, *sorted(seen)]
     numbers = {name: number for number, name in enumerate(names)}
     offsets = _PLACES - 2 * _LONGEST - 2 if learned.positions else 0
-    rows = _Rows(drawn[_FEW:], numbers, _PLACES - max(len(word) for word, _ in drawn) - 1 if learned.positions else 0, random)
+    rows = _Rows(drawn, numbers, _PLACES - max(len(word) for word, _ in drawn) - 1 if learned.positions else 0, random)
     config = ModelConfig(
         vocab_size=len(names), num_layers=learned.layers, d_model=learned.width, num_heads=learned.heads,
         d_ff=2 * learned.width, max_seq_len=_PLACES, norm="layernorm", norm_bias=True,
@@ -168,8 +182,6 @@ def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, 
     backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, 0)])
     save_pretrained(model, directory / "model")
     Tokenizer(backend, _BOS, _BOS).save(directory / "model")
-    for name, part in (("data", drawn[:_FEW]), ("long", long)):
-        write_jsonl(directory / f"{name}.jsonl", ({"tokens": word, "labels": answers} for word, answers in part))
     spent = time.process_time() - before
     write_json(directory / "trained.json", {"offsets": offsets, "seconds": spent})
     return offsets, spent
@@ -183,7 +195,7 @@ def accuracy(directory: Path, name: str, offsets: int) -> float:
     found = Model.find(directory / "model")
     model, backend = found.load(), found.tokenizer().backend
     numbers = backend.get_vocab()
-    drawn = [(row["tokens"], row["labels"]) for row in map(json.loads, open(directory / f"{name}.jsonl"))]
+    drawn = [(row["tokens"], row["labels"]) for row in read_jsonl(directory / f"{name}.jsonl")]
     rows = _Rows(drawn, numbers, offsets, np.random.default_rng(1))
     ids, labels, positions = (torch.from_numpy(each) for each in (rows.ids, rows.labels, rows.positions))
     positions = positions.clamp(max=_PLACES - 1)

@@ -133,6 +133,8 @@ def test_every_rule_is_said_as_it_computes(tmp_path: Path) -> None:
         ("position", "position", [Rule("shift", by=-1), Rule("rising")]),
         ("position", "position", [Rule("same"), Rule("less"), Rule("more")]),
         ("one", "token", [Rule("is", what="<s>"), Rule("rising")]),
+        ("token", "token", [Rule("above"), Rule("below")]),
+        ("position", "position", [Rule("below"), Rule("above")]),
     ]
     kinds = {"token": values, "position": positions, "one": (1,)}
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +159,9 @@ def test_every_rule_is_said_as_it_computes(tmp_path: Path) -> None:
 def test_rules_are_offered_where_they_can_hold() -> None:
     kinds = {rule.kind for rule in candidates(("a", "b"), ("a", "b"))}
     assert kinds == {"same", "is", "both"}
-    assert {"shift", "less", "more", "rising"} <= {rule.kind for rule in candidates(range(5), range(5))}
+    assert {"shift", "less", "more", "below", "above", "rising"} <= {
+        rule.kind for rule in candidates(range(5), range(5))
+    }
     assert Rule("shift", by=-1).matrix((0, 1, 2), (0, 1, 2)).tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
 
 

@@ -36,6 +36,7 @@ class Map(nn.Module):
     """
 
     basis: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -50,10 +51,19 @@ class Map(nn.Module):
         self.table = None if table is None else nn.Parameter(table.detach().clone())
         if table is None:
             assert factors is not None
-            self.factors = nn.Parameter(factors.detach().clone().float())
             shape = (len(self.asks), len(self.answers))
             found = [rule.matrix(self.asks, self.answers) for rule in self.rules]
-            self.register_buffer("basis", torch.stack(found) if found else torch.zeros(0, *shape))
+            basis = torch.stack(found) if found else torch.zeros(0, *shape)
+            spread = (basis - basis.mean((1, 2), keepdim=True)).square().mean((1, 2)).sqrt().clamp(min=1e-3)
+            self.register_buffer("basis", basis)
+            self.register_buffer("spread", spread)
+            # a step of training shall change a score by as much whatever the rule: factors are learned times spreads
+            self.weights = nn.Parameter(factors.detach().float() * spread)
+
+    @property
+    def factors(self) -> Tensor:
+        """The factor of each rule."""
+        return self.weights / self.spread
 
     def matrix(self) -> Tensor:
         """[n, n']."""

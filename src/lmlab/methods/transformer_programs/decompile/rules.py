@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Value = str | int
-Kind = Literal["same", "shift", "is", "both", "less", "more", "rising"]
+Kind = Literal["same", "shift", "is", "both", "less", "more", "below", "above", "rising"]
 _FARTHEST = 3  # places that a rule may look away: what looks farther is rarer, and a table says it
 
 
@@ -23,7 +23,8 @@ class Rule:
 
     Attributes:
         kind: `same`: b == a; `shift`: b == a + by; `is`: b is one value, whatever a; `both`: a is one value and b
-            another; `less`, `more`: b < a, b > a; `rising`: the number b itself.
+            another; `less`, `more`: b < a, b > a; `below`, `above`: by how much b is, 0 otherwise; `rising`: the
+            number b itself. What is no number counts as -1, below all.
         by: of a shift.
         of, what: the values of a and b of the others.
     """
@@ -46,11 +47,15 @@ class Rule:
         if self.kind == "both":
             return float(a == self.of and b == self.what)
         x, y = number(a), number(b)
-        if self.kind == "rising":
-            return 0.0 if y is None else float(y)
-        if x is None or y is None:
-            return 0.0
-        return float({"shift": y == x + self.by, "less": y < x, "more": y > x}[self.kind])
+        found = {
+            "rising": y,
+            "shift": y == x + self.by,
+            "less": y < x,
+            "more": y > x,
+            "below": max(0, x - y),
+            "above": max(0, y - x),
+        }
+        return float(found[self.kind])
 
     def record(self) -> dict[str, Value]:
         """As JSON."""
@@ -58,9 +63,9 @@ class Rule:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def number(value: Value) -> int | None:
-    """The number that a value is, or is written as."""
-    return value if isinstance(value, int) else int(value) if value.isdecimal() else None
+def number(value: Value) -> int:
+    """The number that a value is, or is written as; -1 for what is none, such as a mark."""
+    return value if isinstance(value, int) else int(value) if value.isdecimal() else -1
 
 
 def candidates(asks: Sequence[Value], answers: Sequence[Value]) -> Iterator[Rule]:
@@ -68,11 +73,10 @@ def candidates(asks: Sequence[Value], answers: Sequence[Value]) -> Iterator[Rule
     shared = set(asks) & set(answers)
     if len(shared) > 1:
         yield Rule("same")
-    numbers = [number(each) for each in answers]
-    if sum(each is not None for each in numbers) > 2:
+    if sum(number(each) >= 0 for each in answers) > 2:
         yield Rule("rising")
-        if sum(number(each) is not None for each in asks) > 2:
-            yield from (Rule("less"), Rule("more"))
+        if sum(number(each) >= 0 for each in asks) > 2:
+            yield from (Rule("less"), Rule("more"), Rule("below"), Rule("above"))
             if all(isinstance(each, int) for each in (*asks, *answers)):
                 yield from (Rule("shift", by) for by in range(-_FARTHEST, _FARTHEST + 1) if by)
     yield from (Rule("is", what=each) for each in answers)

@@ -15,10 +15,12 @@ from torch import Tensor
 from lmlab.methods.transformer_programs.decompile.answers import Answers, match
 from lmlab.methods.transformer_programs.decompile.form import ONE, TOKEN, Form, Map, Neurons, innermost
 from lmlab.methods.transformer_programs.decompile.paths import divergence
-from lmlab.methods.transformer_programs.decompile.rules import Rule, candidates
+from lmlab.methods.transformer_programs.decompile.rules import candidates
 from lmlab.models.layers.feed_forward import ACTIVATIONS
 
-_MOST_RULES = 3  # in place of one table: more are no easier to read than the table
+_MOST_RULES = 4  # in place of one table: more are no easier to read than the table
+_FASTER = 10  # factors of rules, of which there are few, than the numbers of tables
+_STRENGTHS = (1, 2, 4, 8, 16)
 _ROUNDINGS = (1, 2, 4, 8, 16)  # steps from zero to a table's largest number
 
 
@@ -46,14 +48,21 @@ class Judge:
 
     def train(self, form: Form, steps: int) -> None:
         """Train all tables and factors by the model's answers."""
-        parameters = form.parameters()
-        optimizer = torch.optim.Adam(parameters, lr=self.rate)
+        maps = [held[key] for held, key in form.maps]
+        tables = [map_.table for map_ in maps if map_.table is not None and map_.table.requires_grad]
+        weights = [map_.weights for map_ in maps if map_.table is None]
+        rates = [(tables, self.rate), (weights, _FASTER * self.rate)]
+        parameters = [*tables, *weights]
+        if not parameters:
+            return
+        optimizer = torch.optim.Adam([{"params": each, "lr": rate} for each, rate in rates if each])
+        highest = [group["lr"] for group in optimizer.param_groups]
         for step in range(steps):
             part = self.batches(self.trained + step)
             logits = form.run(part.tokens_BT, part.positions_BT)
             loss = divergence(logits, part.wanted_BTC, part.real_BT)
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * (1 - step / steps)
+            for group, rate in zip(optimizer.param_groups, highest, strict=True):
+                group["lr"] = rate * (1 - step / steps)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -77,21 +86,23 @@ def _without(form: Form, place: tuple[int, Any]) -> Form:
     return found.without_idle()
 
 
-def _droppable(form: Form) -> list[int]:
-    """The maps that may go: all but what answers and neurons add whatever is read."""
+def _droppable(form: Form, last: bool) -> list[int]:
+    """The maps that may go: all but the last of the answer and, before all is said by rules, what answers and neurons
+    have whatever is read.
+    """
     return [
         number
         for number, (held, key) in enumerate(form.maps)
-        if key != ONE and not (held is form.answer and len(held) == 1)
+        if not (held is form.answer and len(held) == 1) and (key != ONE or (last and held is form.answer))
     ]
 
 
-def drop_paths(form: Form, judge: Judge) -> Form:
+def drop_paths(form: Form, judge: Judge, last: bool = False) -> Form:
     """Leave out paths, those first that change least, until each that is left is needed."""
     refused: set[Any] = set()
     while True:
         trials = []
-        for number in _droppable(form):
+        for number in _droppable(form, last):
             name = _name(form, number)
             if name in refused:
                 continue
@@ -220,56 +231,127 @@ def fold_neurons(form: Form) -> Form:
     return form.without_idle()
 
 
+def ask_of_one(form: Form, judge: Judge) -> Form:
+    """Products whose key counts the same whatever the query: the query becomes the number 1."""
+    for owner, part in enumerate(form.parts):
+        if isinstance(part, Neurons):
+            continue
+        for query, key in [each for each in part.products if each[0] != ONE]:
+            trial = deepcopy(form)
+            products = trial.parts[owner].products  # type: ignore[union-attr]
+            column = products.pop((query, key)).matrix().detach().mean(0, keepdim=True)
+            if (ONE, key) in products:
+                column = column + products[ONE, key].matrix().detach()
+            products[ONE, key] = Map((1,), form.values(key), column)
+            if judge.healed(trial):
+                form = trial
+    return form
+
+
 def say_rules(form: Form, judge: Judge) -> Form:
-    """Tables become a few rules with a factor each where they can, else rounded."""
+    """Tables become a few rules with a factor each where they can."""
     for number in range(len(form.maps)):
         held, key = form.maps[number]
-        for replaced in _simpler(held[key], _shifts(form, held, key)):
-            trial = deepcopy(form)
-            there, key_ = trial.maps[number]
-            there[key_] = replaced
-            if judge.healed(trial) if replaced.table is None else judge.keeps(trial):
+        for replaced in _as_rules(held[key], _shifts(form, held), _usage(form, judge, held, key)):
+            trial = _sharpened(form, number, replaced, judge)
+            if judge.healed(trial):
                 form = trial
                 break
     return form
 
 
-def _shifts(form: Form, held: Any, key: Any) -> bool:
+def _sharpened(form: Form, number: int, replaced: Map, judge: Judge) -> Form:
+    """The program with rules in place of a table, at the best of several strengths: a table that was enough for a
+    softmax to choose by says less than rules have to that stand for it.
+    """
+    trials = []
+    for strength in _STRENGTHS if isinstance(form.maps[number][1], tuple) else (1,):
+        trial = deepcopy(form)
+        held, key = trial.maps[number]
+        held[key] = Map(replaced.asks, replaced.answers, rules=replaced.rules, factors=strength * replaced.factors)
+        trials.append((match(trial, judge.answers)[0], trial))
+        if trials[-1][0] >= judge.least:
+            break
+    return max(trials, key=lambda each: each[0])[1]
+
+
+def round_tables(form: Form, judge: Judge) -> Form:
+    """The tables that are left in as few steps as they need; a rounded one is trained no more."""
+    for number in range(len(form.maps)):
+        held, key = form.maps[number]
+        if held[key].table is None:
+            continue
+        table = held[key].matrix().detach()
+        largest = float(table.abs().max())
+        for steps in _ROUNDINGS:
+            unit = float(f"{largest / steps:.2g}")
+            if not unit:
+                break
+            trial = deepcopy(form)
+            there, key_ = trial.maps[number]
+            there[key_] = Map(held[key].asks, held[key].answers, (table / unit).round() * unit)
+            for parameter in there[key_].parameters():
+                parameter.requires_grad_(False)
+            if judge.healed(trial):
+                form = trial
+                break
+    return form
+
+
+def _shifts(form: Form, held: Any) -> bool:
     """Whether what is added to a whole row of a map changes nothing: softmax does not see it."""
     part = next((each for each in form.parts if isinstance(each, Neurons) and each.reads is held), None)
     return part is None
 
 
-def _simpler(map_: Map, shifts: bool) -> Iterator[Map]:
+def _as_rules(map_: Map, shifts: bool, usage: tuple[Tensor, Tensor]) -> Iterator[Map]:
+    """The best single rule for a table, then two, and so on, by least squares over the pairs that occur.
+
+    Arguments:
+        shifts: what is added to a whole row changes nothing.
+        usage: how often each value of both sides occurs.
+    """
     table = map_.matrix().detach()
-    chosen: list[Rule] = []
     rules = list(candidates(map_.asks, map_.answers)) if table.numel() > 1 else []
-    basis = [rule.matrix(map_.asks, map_.answers) for rule in rules]
-    target = _centred(table) if shifts else table
-    flat = [(_centred(each) if shifts else each).flatten() for each in basis]
+    rows, columns = (each / each.sum().clamp(min=1e-9) for each in usage)
+    root = (rows[:, None] * columns).sqrt()
+
+    def weighed(each: Tensor) -> Tensor:
+        return ((each - (each * columns).sum(-1, keepdim=True) if shifts else each) * root).flatten()
+
+    target = weighed(table)
+    basis = torch.stack([weighed(rule.matrix(map_.asks, map_.answers)) for rule in rules], 1) if rules else root[:0]
+    norms = basis.norm(dim=0).clamp(min=1e-6) if rules else root
+    chosen: list[int] = []
+    rest = target
     for _ in range(min(_MOST_RULES, len(rules))):
-        taken = [flat[rules.index(rule)] for rule in chosen]
-        rest = target.flatten()
-        if taken:
-            columns = torch.stack(taken, 1)
-            rest = rest - columns @ torch.linalg.lstsq(columns, rest[:, None]).solution[:, 0]
-        gains = [float((each @ rest).abs() / (each.norm() + 1e-9)) for each in flat]
-        best = max(range(len(rules)), key=lambda each: gains[each])
-        if rules[best] in chosen or gains[best] < 1e-6:
-            break
-        chosen.append(rules[best])
-        columns = torch.stack([flat[rules.index(rule)] for rule in chosen], 1)
-        factors = torch.linalg.lstsq(columns, target.flatten()[:, None]).solution[:, 0]
-        yield Map(map_.asks, map_.answers, rules=chosen, factors=factors)
-    largest = float(table.abs().max())
-    for steps in _ROUNDINGS:
-        unit = float(f"{largest / steps:.2g}")
-        if unit:
-            yield Map(map_.asks, map_.answers, (table / unit).round() * unit)
+        gains = (basis.T @ rest).abs() / norms
+        gains[chosen] = 0
+        best = int(gains.argmax())
+        if float(gains[best]) < 1e-6:
+            return
+        chosen.append(best)
+        factors = torch.linalg.lstsq(basis[:, chosen], target[:, None]).solution[:, 0]
+        rest = target - basis[:, chosen] @ factors
+        yield Map(map_.asks, map_.answers, rules=[rules[each] for each in chosen], factors=factors)
 
 
-def _centred(table: Tensor) -> Tensor:
-    return table - table.mean(-1, keepdim=True)
+@torch.no_grad()
+def _usage(form: Form, judge: Judge, held: Any, key: Any) -> tuple[Tensor, Tensor]:
+    """How often the values of both sides of a map occur: of keys everywhere, of queries, and of what an answer reads,
+    as much where answers are compared as everywhere.
+    """
+    part = judge.answers
+    seen = form.variables(part.tokens_BT, part.positions_BT)
+
+    def often(variable: str, compared: bool) -> Tensor:
+        found = seen[variable].abs()
+        whole = found.mean((0, 1))
+        return whole + found[part.real_BT].mean(0) if compared else whole
+
+    if isinstance(key, tuple):
+        return often(key[0], True), often(key[1], False)
+    return often(key, True), torch.ones(len(held[key].answers))
 
 
 def round_factors(form: Form, judge: Judge) -> Form:
@@ -280,7 +362,7 @@ def round_factors(form: Form, judge: Judge) -> Form:
             if held[key].table is None:
                 with torch.no_grad():
                     rounded = [float(f"{each:.{digits}g}") for each in held[key].factors.tolist()]
-                    held[key].factors.copy_(torch.tensor(rounded))
+                    held[key].weights.copy_(torch.tensor(rounded) * held[key].spread)
         if judge.keeps(trial):
             return trial
     return form
@@ -293,5 +375,5 @@ def simplify(form: Form, judge: Judge, steps: int) -> Form:
     form = drop_paths(form, judge)
     form = fold_neurons(drop_neurons(form, judge))
     judge.train(form, steps // 2)
-    form = say_rules(form, judge)
-    return round_factors(form, judge)
+    form = round_tables(say_rules(ask_of_one(form, judge), judge), judge)
+    return round_factors(drop_paths(form, judge, last=True), judge)

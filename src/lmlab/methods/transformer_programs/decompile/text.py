@@ -69,9 +69,9 @@ def pair(
     return sum(x * y * rule(a, b) for a, x in asks.items() for b, y in answers.items())
 '''
 _NUMBER = '''\
-def number(value: str | int) -> float:
-    """The number that a token is; nothing compares with other tokens."""
-    return int(value) if str(value).isdecimal() else math.nan
+def number(value: str | int) -> int:
+    """The number that a value is; -1 for what is none."""
+    return int(value) if str(value).isdecimal() else -1
 '''
 _ACTIVATIONS = {
     "gelu": "0.5 * x * (1 + math.erf(x / math.sqrt(2)))",
@@ -277,7 +277,9 @@ class _Writer:
             self.needs_number = True
             a, b = f"number({a})", f"number({b})"
         if rule.kind == "rising":
-            return b if integers else f"(0.0 if math.isnan({b}) else {b})"
+            return b
+        if rule.kind in ("below", "above"):
+            return f"max({a} - {b}, 0)" if rule.kind == "below" else f"max({b} - {a}, 0)"
         return f"({b} {'<' if rule.kind == 'less' else '>'} {a})"
 
     def _paired(self, formula: str, a: _Seen, b: _Seen) -> str:
