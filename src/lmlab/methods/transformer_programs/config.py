@@ -269,7 +269,7 @@ class DecompileConfig(Config):
         path_cost: what an open path costs, in nats a place: more leaves fewer.
         offsets: sequences begin at a position from 0 to this, for models that were trained so.
         batch_size: sequences of a step.
-        seed: of what is drawn.
+        noise_seed: of gates and of what is drawn.
     """
 
     match: float = Field(default=0.97, gt=0, le=1)
@@ -277,4 +277,4 @@ class DecompileConfig(Config):
     path_cost: PositiveFloat = 1e-3
     offsets: int = Field(default=0, ge=0)
     batch_size: PositiveInt = 64
-    seed: int = Field(default=0, ge=0)
+    noise_seed: int = Field(default=0, ge=0)

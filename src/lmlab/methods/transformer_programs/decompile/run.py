@@ -72,20 +72,20 @@ def decompile(
     check(model)
     if len(asked) < 2 * _HELD:
         raise UserError(f"{len(asked)} sequences are too few to tell a program by.", "Give more data.")
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.noise_seed)
     token_ids = sorted({each for row in asked.ids for each in row})
-    where = placed(model, asked, config.offsets, config.seed)
+    where = placed(model, asked, config.offsets, config.noise_seed)
     label_ids = answered(model, where)
     if len(label_ids) < 2:
         raise UserError(f"The model answers {names[label_ids[0]]!r} everywhere: there is nothing to read.")
     answers = ask(model, where, token_ids, label_ids)
     held = len(asked) // _HELD
-    index = torch.randperm(len(asked), generator=torch.Generator().manual_seed(config.seed))
+    index = torch.randperm(len(asked), generator=torch.Generator().manual_seed(config.noise_seed))
     test, learned = answers.rows(index[:held]), answers.rows(index[held:])
     chosen = learned.rows(torch.arange(min(_SELECTED, len(learned))))
 
     def batch(step: int) -> Answers:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(config.noise_seed * 1_000_003 + step)
         return learned.rows(torch.randint(0, len(learned), (config.batch_size,), generator=generator))
 
     def tensors(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
