@@ -415,6 +415,7 @@ NO_ROW = {
     "quality annotate --rater": "a rater, which has a `find` of its own",
     "olmoe convert SOURCE": "a checkpoint of OLMo or OLMo-core",
     "olmoe report --tokenizer": "a tokenizer",
+    "programs decompile MODEL": "tests/methods/transformer_programs/test_decompile.py: not a model of this family",
     "convert TARGET": "what is written",
     "compress convert SOURCE": "a checkpoint of the reference",
     "compress convert --base": "beside adapters of the reference",

@@ -134,7 +134,7 @@ def test_every_rule_is_said_as_it_computes(tmp_path: Path) -> None:
         ("position", "position", [Rule("same"), Rule("less"), Rule("more")]),
         ("one", "token", [Rule("is", what="<s>"), Rule("rising")]),
         ("token", "token", [Rule("above"), Rule("below")]),
-        ("position", "position", [Rule("below"), Rule("above")]),
+        ("position", "position", [Rule("below"), Rule("above"), Rule("every", 3, what=1)]),
     ]
     kinds = {"token": values, "position": positions, "one": (1,)}
     generator = torch.Generator().manual_seed(0)
@@ -162,6 +162,7 @@ def test_rules_are_offered_where_they_can_hold() -> None:
     assert {"shift", "less", "more", "below", "above", "rising"} <= {
         rule.kind for rule in candidates(range(5), range(5))
     }
+    assert Rule("every", 2, what=1).matrix((0, 1, 2), (0, 1, 2)).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
     assert Rule("shift", by=-1).matrix((0, 1, 2), (0, 1, 2)).tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Value = str | int
-Kind = Literal["same", "shift", "is", "both", "less", "more", "below", "above", "rising"]
+Kind = Literal["same", "shift", "is", "both", "less", "more", "below", "above", "rising", "every"]
 _FARTHEST = 3  # places that a rule may look away: what looks farther is rarer, and a table says it
 
 
@@ -24,8 +24,9 @@ class Rule:
     Attributes:
         kind: `same`: b == a; `shift`: b == a + by; `is`: b is one value, whatever a; `both`: a is one value and b
             another; `less`, `more`: b < a, b > a; `below`, `above`: by how much b is, 0 otherwise; `rising`: the
-            number b itself. What is no number counts as -1, below all.
-        by: of a shift.
+            number b itself; `every`: b stands a multiple of `by` places, and `what` more, before a. What is no number
+            counts as -1, below all.
+        by: of a shift, and of every so many.
         of, what: the values of a and b of the others.
     """
 
@@ -47,6 +48,8 @@ class Rule:
         if self.kind == "both":
             return float(a == self.of and b == self.what)
         x, y = number(a), number(b)
+        if self.kind == "every":
+            return float((x - y) % self.by == self.what)
         found = {
             "rising": y,
             "shift": y == x + self.by,
@@ -79,6 +82,7 @@ def candidates(asks: Sequence[Value], answers: Sequence[Value]) -> Iterator[Rule
             yield from (Rule("less"), Rule("more"), Rule("below"), Rule("above"))
             if all(isinstance(each, int) for each in (*asks, *answers)):
                 yield from (Rule("shift", by) for by in range(-_FARTHEST, _FARTHEST + 1) if by)
+                yield from (Rule("every", by, what=rest) for by in (2, 3) for rest in range(by))
     yield from (Rule("is", what=each) for each in answers)
     if len(asks) > 1:
         small = len(asks) * len(answers) <= _MOST_PAIRS

@@ -273,6 +273,8 @@ class _Writer:
             return f"({b} == {literal(rule.what)})"
         if rule.kind == "shift":
             return f"({b} == {a} {'+' if rule.by > 0 else '-'} {abs(rule.by)})"
+        if rule.kind == "every":
+            return f"(({a} - {b}) % {rule.by} == {rule.what})"
         if not integers:
             self.needs_number = True
             a, b = f"number({a})", f"number({b})"
