@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from lmlab.methods.transformer_programs.analysis.verify import encode as encode_
 from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
 from lmlab.methods.transformer_programs.config import FitConfig, TrainSettings
 from lmlab.methods.transformer_programs.network.convert import to_program
-from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.model import Attention, ProgramTransformer, nearness
+from lmlab.methods.transformer_programs.network.nearest import nearest
 from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, entmax, entmax15, sparsemax
 from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, UNSEEN, Dataset, accuracy, encode
 from lmlab.methods.transformer_programs.tasks.load import draw, load_data
@@ -297,19 +299,22 @@ def test_entmax_lies_between_softmax_and_sparsemax(alpha: float) -> None:
 
 WAYS = {
     "gumbel_soft": {"freeze": 0.4, "attention_default": "smooth"},
+    "gumbel_soft, nearest": {"attention": "nearest"},
     "gumbel_hard": {"attention_noise": True, "freeze": 0.5},
     "decoupled": {"gradient_tau": 1.0},
+    "decoupled, nearest": {"attention": "nearest", "gradient_tau": 1.0},
     "reinmax": {"samples": 2, "freeze_after": 10},
     "hard": {"gradient_tau": 0.7, "freeze": 0.6},
     "softmax": {"loss": "per_seq"},
+    "softmax, nearest": {"attention": "nearest", "attention_noise": True},
     "entmax": {"tau_schedule": "linspace", "alpha_start": 1.0, "alpha_end": 2.0},
     "sparsemax": {"schedule": "cosine"},
 }
 
 
-@pytest.mark.parametrize("sampling", WAYS)
-def test_whatever_trains_is_exported_faithfully(data: Dataset, tmp_path: Path, sampling: str) -> None:
-    update = {"sampling": sampling, "epochs": 0.5, "attention_noise": False, **WAYS[sampling]}
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_trains_is_exported_faithfully(data: Dataset, tmp_path: Path, way: str) -> None:
+    update = {"sampling": way.partition(",")[0], "epochs": 0.5, "attention_noise": False, **WAYS[way]}
     shape = SETTINGS.model_copy(update={"num_layers": 2, "predicates": "families"})
     start = ProgramTransformer(spec_of(shape, data), [3])
     before = {name: each.detach().clone() for name, each in start.named_parameters()}
@@ -325,9 +330,11 @@ def test_whatever_trains_is_exported_faithfully(data: Dataset, tmp_path: Path, s
     assert verify(fitted.model, program, inputs).equal
 
 
+@pytest.mark.parametrize("kind", ["softmax", "nearest"])
 @pytest.mark.parametrize("seed", range(6))
-def test_hard_choices_compute_what_the_program_does(seed: int) -> None:
+def test_hard_choices_compute_what_the_program_does(seed: int, kind: str) -> None:
     model = sharpened(random_spec(random.Random(seed)), seed)
+    model.attention = Attention(kind=kind)
     ids = encode_tokens(model, list(every_input("abc", 4)))
     exact = model(ids, Sampler("argmax", 1.0))
     for tau in (3.0, 0.05):
@@ -338,6 +345,30 @@ def test_hard_choices_compute_what_the_program_does(seed: int) -> None:
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
         assert all(each.isfinite().all() and float(each.abs().max()) < 1e6 for each in gradients)
         model.zero_grad()
+
+
+def test_nearest_is_the_chance_of_being_the_nearest_match() -> None:
+    """By all ways in which places may match, each by its chance, and what a program takes of each."""
+    places = 5
+    scores = torch.rand(2, places, places, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores[:, :, 4] *= torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])  # a place that only it sees
+    bias = nearness(places, places, scores.device)
+    expected = torch.zeros_like(scores)
+    for matches in itertools.product((0.0, 1.0), repeat=places):
+        match = torch.tensor(matches, dtype=torch.float64)
+        chance = torch.where(match > 0, scores, 1 - scores).prod(-1)
+        first = torch.nn.functional.one_hot(torch.tensor(0), places) * float(not any(matches))
+        taken = ((match + first + 1e-20).log() + bias).argmax(-1)  # of each query
+        expected += chance[..., None] * torch.nn.functional.one_hot(taken, places)
+    assert torch.allclose(nearest(scores), expected)
+    assert torch.autograd.gradcheck(nearest, (scores.requires_grad_(),))
+
+
+def test_nearest_needs_the_fixed_order_of_places(data: Dataset, tmp_path: Path) -> None:
+    spec = spec_of(SETTINGS, data).model_copy(update={"position_bias": "clipped"})
+    near = SETTINGS.model_copy(update={"attention": "nearest"})
+    with pytest.raises(UserError, match="attention 'nearest' goes by the fixed order of places; position_bias is 'cl"):
+        fit(spec, near, data, tmp_path, seeds=[0])
 
 
 def test_estimators_are_those_of_their_papers() -> None:

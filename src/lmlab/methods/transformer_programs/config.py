@@ -132,8 +132,10 @@ class FitConfig(OnDevice):
             accuracy as they are), which costs nothing.
         alpha_start, alpha_end: of entmax, at the start and at the end; 1 is softmax, 2 sparsemax.
         gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
-        attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
-            becomes the nearest match as the temperature falls.
+        attention: how heads attend to several matches in training: softmax as in the paper, or nearest: to each place
+            by the chance that it is the nearest match, without noise or temperature.
+        attention_noise: sample the places that heads attend to, as in the paper; without it their softmax becomes the
+            nearest match as the temperature falls.
         attention_default: how a head without a match falls back on the first place: sharp as in the paper, or smooth.
         loss: per_token averages within a sequence, per_seq sums.
         samples: forward passes of a step, each with its own noise.
@@ -163,6 +165,7 @@ class FitConfig(OnDevice):
     judge_by: Literal["accuracy", "loss"] = "accuracy"
     alpha_start: float = Field(default=1.5, ge=1, le=2)
     alpha_end: float = Field(default=1.5, ge=1, le=2)
+    attention: Literal["softmax", "nearest"] = "softmax"
     attention_noise: bool = True
     attention_default: Literal["sharp", "smooth"] = "sharp"
     loss: Literal["per_token", "per_seq"] = "per_token"

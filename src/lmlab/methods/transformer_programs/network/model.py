@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lmlab.methods.transformer_programs.network.nearest import nearest
 from lmlab.methods.transformer_programs.network.predicates import Predicates
 from lmlab.methods.transformer_programs.network.sampling import HARD, NOISY, Sampler, one_hot, straight_through
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
@@ -33,6 +34,8 @@ class Attention:
     """How categorical heads attend in training; all kinds are the same program.
 
     Attributes:
+        kind: `softmax` over the logarithms of scores, as in the paper; or `nearest`: the chance that each place is the
+            nearest match, which neither noise nor temperature nor default change.
         noise: sample the places too, as in the paper; else a softmax at the temperature, without noise. Where the
             forward pass is a program's (`HARD`), there is none.
         default: how a head without a match falls back on the first place: `sharp` as in the reference, or `smooth`: as
@@ -41,6 +44,7 @@ class Attention:
 
     noise: bool = True
     default: str = "sharp"
+    kind: str = "softmax"
 
 
 class SeededParameters(nn.Module):
@@ -195,6 +199,8 @@ class Block(SeededParameters):
 
     def _closest(self, scores: Tensor, mask: Tensor, bias: Tensor, sample: Sampler, attention: Attention) -> Tensor:
         """Attention weights (S, H, B, N, N) of the nearest match; of the first place where nothing matches."""
+        if attention.kind == "nearest" and sample.kind != "argmax":
+            return nearest(scores)
         matches = scores.sum(-1)
         # where the forward pass is a program's, both are the same, but only one has a gradient that is bounded
         sharp = attention.default == "sharp" and sample.kind not in HARD

@@ -130,15 +130,20 @@ def fit(
         start: a network to go on from, such as one made from an edited program; its seeds are trained.
 
     Raises:
-        UserError: there are fewer steps than its halvings need.
+        UserError: there are fewer steps than its halvings need, or its places have no fixed order to be nearest by.
         LmlabError: the loss of every seed is no number.
         Interrupted: stopped by a signal; a checkpoint was written.
     """
     directory = Path(directory)
     chosen = tuple(seeds if seeds is not None else range(config.first_seed, config.first_seed + config.seeds))
-    attention = Attention(config.attention_noise, config.attention_default)
+    attention = Attention(config.attention_noise, config.attention_default, config.attention)
     model = start or ProgramTransformer(spec, chosen, attention, embedding_logits)
     model.attention = attention
+    if attention.kind == "nearest" and model.spec.position_bias != "fixed":
+        raise UserError(
+            f"attention 'nearest' goes by the fixed order of places; position_bias is '{model.spec.position_bias}'.",
+            "Train with attention 'softmax'.",
+        )
     packed = PackedNetworks(model)
     device = select_device(config.device)
     train, valid = _on(data.train, device), _on(data.valid, device)

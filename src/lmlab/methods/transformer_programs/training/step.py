@@ -98,7 +98,7 @@ class ProgramStep:
     def sampler(self, model: PackedNetworks, step: int, tau: float, number: int = 0) -> Sampler:
         """How all seeds choose at a step; `number` counts its samples."""
         config = self.config
-        noisy = config.sampling in NOISY or config.attention_noise
+        noisy = config.sampling in NOISY or (config.attention_noise and config.attention == "softmax")
         device = model.packed.device
         noise = Noise(model.seeds, step * config.samples + number, device) if noisy else None
         return Sampler(config.sampling, tau, noise, config.gradient_tau, alpha=self.alpha(step))
