@@ -40,12 +40,51 @@ def test_few_rows_in_half_precision_are_those_of_more(way, lead, with_bias):
     x, weight, bias = (each.detach().bfloat16() for each in operands(*lead))
     inputs = (x, weight, bias) if with_bias else (x, weight)
     exact = F.linear(*(each.double() for each in inputs))
-    with ways.using({"rows bf16": way}):
+    with ways.using({"rows bf16": way, "row bf16": {"columns": "vector", "rows": "product"}[way]}):
         found = gemm.linear(*inputs)
     assert found.dtype == x.dtype and found.is_contiguous() and found.shape == exact.shape
     torch.testing.assert_close(found.double(), exact, atol=2e-2, rtol=1e-2)
     few = gemm.are_few_half_rows(x, weight)
     assert few == (lead in [(1,), (2,), (3, 5), (24,)])
+
+
+@pytest.fixture
+def ordered():
+    """A weight in bf16 that is kept in order too."""
+    if not ways.QUESTIONS["step bf16"].possible("ordered"):
+        pytest.skip("this processor, or this build of PyTorch, has no products in bf16 by oneDNN")
+    weight = torch.nn.Parameter(operands(1)[1].detach().bfloat16())
+    gemm.keep_in_order(weight, [weight])
+    return weight
+
+
+@pytest.mark.parametrize("rows", [1, 2, 24])
+def test_a_weight_that_is_kept_in_order_gives_the_same_products(ordered, rows):
+    x = operands(rows)[0].detach().bfloat16()
+    assert gemm._in_order(ordered) is not None
+    with torch.inference_mode():
+        found = gemm.linear(x, ordered)
+    torch.testing.assert_close(found.double(), x.double() @ ordered.detach().double().t(), atol=2e-2, rtol=1e-2)
+
+
+def test_what_was_written_to_a_weight_since_is_seen(ordered):
+    x, written = operands(1)[0].detach().bfloat16(), torch.ones(40, 24).bfloat16()
+    with torch.no_grad():
+        ordered.copy_(written)
+        found = gemm.linear(x, ordered)
+    assert gemm._in_order(ordered) is None
+    torch.testing.assert_close(found, F.linear(x, written))
+
+
+def test_a_weight_kept_in_order_is_not_mistaken_for_another_at_its_place(ordered):
+    square = torch.nn.Parameter(torch.randn(24, 24, generator=torch.Generator().manual_seed(0)).bfloat16())
+    gemm.keep_in_order(square, [square])
+    x = operands(1)[0].detach().bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(gemm.linear(x, square.t()), F.linear(x, square.t()), atol=2e-2, rtol=1e-2)
+    kept = len(gemm._ordered)
+    del square
+    assert len(gemm._ordered) == kept - 1  # with the memory, which others get
 
 
 def test_inputs_need_not_lie_in_order(library):

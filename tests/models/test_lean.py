@@ -9,6 +9,7 @@ import torch
 from tests.models.random_models import CONFIGS, random_model
 
 from lmlab.errors import LmlabError
+from lmlab.hardware import gemm, ways
 from lmlab.models import (
     Decoding,
     DecodingConfig,
@@ -109,6 +110,36 @@ def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), found.parameters(), strict=True))
     expected = [each.ids for (each,) in generate(other.to(torch.bfloat16), PROMPTS, GREEDY)]
     assert [each.ids for (each,) in generate(model.to(torch.bfloat16), PROMPTS, GREEDY)] == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "olmoe", "post"])
+def test_weights_that_are_kept_in_order_too_give_the_same_and_follow_what_is_written(kind, monkeypatch):
+    if not ways.QUESTIONS["step bf16"].possible("ordered"):
+        pytest.skip("this processor, or this build of PyTorch, has no products in bf16 by oneDNN")
+    monkeypatch.setattr(gemm, "_ordered", {})
+    with ways.using({"step bf16": "plain"}):
+        plain = lay_out(model_of(kind).to(torch.bfloat16))
+    assert not gemm._ordered
+    with ways.using({"step bf16": "ordered"}):
+        ordered = lay_out(model_of(kind).to(torch.bfloat16))
+    assert len(gemm._ordered) >= ordered.config.num_layers * 2 + 1
+    expected = steps(plain, True, False, torch.bfloat16)
+    torch.testing.assert_close(steps(ordered, True, False, torch.bfloat16), expected, rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        for model in (plain, ordered):
+            for each in model.parameters():
+                each.mul_(1.5)
+    expected = steps(plain, True, False, torch.bfloat16)
+    torch.testing.assert_close(steps(ordered, True, False, torch.bfloat16), expected, rtol=0.05, atol=0.05)
+    assert not gemm._ordered
+
+
+def test_weights_are_not_kept_twice_where_they_fill_memory(monkeypatch):
+    monkeypatch.setattr(gemm, "_ordered", {})
+    monkeypatch.setattr("lmlab.models.generation.steps.packing.memory_bytes", lambda: 4096)
+    with ways.using({"step bf16": "ordered"}):
+        lay_out(random_model("llama").to(torch.bfloat16))
+    assert not gemm._ordered
 
 
 def test_what_has_no_numbers_takes_no_place_in_large_pages(monkeypatch):

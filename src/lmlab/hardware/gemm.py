@@ -12,9 +12,11 @@ change within a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,22 +53,80 @@ def are_few_half_rows(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or x.device.type != "cpu":
         return False
     numbers, width = x.numel(), x.shape[-1]
-    if not 0 < width <= numbers <= _FEW * width or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    return numbers == width or way("rows bf16") == "columns"
+    return 0 < width <= numbers <= _FEW * width and not (
+        torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    )
 
 
 def few_rows(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
-    """x @ weight.T for few rows in half precision on a CPU, [M, N]; of several rows the numbers of a column lie side by
-    side in memory.
+    """x @ weight.T for few rows in half precision on a CPU, [M, N]; the numbers of a column may lie side by side in
+    memory.
 
-    For one row PyTorch's general product takes up to three times as long as the one that is made for it. Of several, it
-    would bring the weight into another order each time; as the left matrix of a product it is read as it lies, and what
-    is brought into order is small.
+    Which way is fastest depends on the processor: for one row the product of a matrix and a vector or the general one;
+    for several that one, which brings the weight into another order each time, or the weight as the left matrix, which
+    is read as it lies; and for both a weight that was brought into order before (`keep_in_order`).
     """
+    ordered = _in_order(weight_NK) if _ordered else None
+    if ordered is not None:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, ordered, None, "none", [], "")
+        return product
     if len(x_MK) == 1:
-        return torch.mv(weight_NK, x_MK.view(-1)).view(1, -1)
-    return torch.mm(weight_NK, x_MK.t()).t()
+        if way("row bf16") == "vector":
+            return torch.mv(weight_NK, x_MK.view(-1)).view(1, -1)
+    elif way("rows bf16") == "columns":
+        return torch.mm(weight_NK, x_MK.t()).t()
+    return F.linear(x_MK, weight_NK)
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """A weight in oneDNN's own order, and the parameters that it was made of as they were then: place in memory and
+    number of writes.
+    """
+
+    weight: Tensor
+    made_of: tuple[tuple[weakref.ref[Tensor], int, int], ...]
+
+    def holds(self) -> bool:
+        return all(
+            (source := ref()) is not None and source.data_ptr() == place and source._version == writes
+            for ref, place, writes in self.made_of
+        )
+
+
+_ordered: dict[tuple[int, torch.Size], _Ordered] = {}
+
+
+def keep_in_order(weight_NK: Tensor, made_of: Sequence[Tensor]) -> None:
+    """Keep a second copy of a weight, in the order in which oneDNN's products of few rows read it, for as long as the
+    parameters that it consists of live and are not written to.
+
+    Arguments:
+        weight_NK: in bf16 on a CPU.
+        made_of: the parameters that share its memory.
+    """
+    if any(each.is_inference() for each in made_of):  # whose writes are not counted
+        return
+    key = weight_NK.data_ptr(), weight_NK.shape
+
+    def forget(_: weakref.ref[Tensor]) -> None:
+        _ordered.pop(key, None)
+
+    sources = tuple((weakref.ref(each, forget), each.data_ptr(), each._version) for each in made_of)
+    with torch.no_grad():
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous(), 1)
+    _ordered[key] = _Ordered(ordered, sources)
+
+
+def _in_order(weight_NK: Tensor) -> Tensor | None:
+    key = weight_NK.data_ptr(), weight_NK.shape
+    found = _ordered.get(key)
+    if found is None or not weight_NK.is_contiguous():  # a square matrix, transposed, is another one
+        return None
+    if found.holds():
+        return found.weight
+    _ordered.pop(key, None)  # it has been written to
+    return None
 
 
 @contextmanager

@@ -5,18 +5,35 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 import torch
 
+# of version 2 and of version 1
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def memory_bytes() -> int | None:
-    """Physical memory of this machine in bytes, None where the system does not tell."""
+    """What this process may take at most, in bytes: physical memory, or what its control group grants of it; None where
+    the system does not tell.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+    return min([physical, *_granted()])
+
+
+def _granted() -> list[int]:
+    """The limits of the control group, as a container sees its own; none where there are none."""
+    found = []
+    for path in _LIMITS:
+        try:
+            found.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return [each for each in found if each > 0]
 
 
 def reuse_memory() -> bool:

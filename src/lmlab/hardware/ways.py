@@ -50,6 +50,14 @@ def _onednn_is_there(way: str) -> bool:
     return way != "onednn" or (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
+def _can_order_bf16(way: str) -> bool:
+    if way != "ordered":
+        return True
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _onednn_is_there("onednn")
+    operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_is_mkldnn_bf16_supported"))
+    return wide and operators and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _faster_library() -> str:
     """MKL runs processors that are not Intel's with narrower vectors than they have."""
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkl.is_available()
@@ -77,8 +85,21 @@ def _questions() -> dict[str, Question]:
     found["products fp32"] = Question(
         "products of training in fp32", ("default", "onednn"), _faster_library(), _onednn_is_there
     )
+    found["row bf16"] = Question(
+        "products of one row in bf16 without gradients: of a matrix and a vector, or as those of several rows",
+        ("vector", "product"),
+        "vector" if is_intel() else "product",
+    )
     found["rows bf16"] = Question(
-        "products of few rows in bf16 without gradients: transposed, or as they are", ("columns", "rows"), "columns"
+        "products of few rows in bf16 without gradients: transposed, or as they are",
+        ("columns", "rows"),
+        "columns" if is_intel() else "rows",
+    )
+    found["step bf16"] = Question(
+        "products of few rows in bf16 of models that write texts: weights as they are, or once more in oneDNN's order",
+        ("ordered", "plain"),
+        "plain" if is_intel() or not _can_order_bf16("ordered") else "ordered",
+        _can_order_bf16,
     )
     found["weights fp32"] = Question(
         "gradients of weights in fp32 from many tokens, in parts or in one product", ("split", "whole"), "split"

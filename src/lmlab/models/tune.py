@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmlab.hardware import ways
-from lmlab.hardware.gemm import linear
+from lmlab.hardware.gemm import keep_in_order, linear
 from lmlab.models.attention.cpu import cpu_attention
 from lmlab.models.layers.feed_forward import gated_product
 from lmlab.models.moe.config import MoEConfig
@@ -98,7 +98,9 @@ def _step_of(name: str) -> Callable[[], None]:
             "weights": _weights,
             "gate": _gate,
             "experts": _experts,
-            "rows": _few_rows,
+            "row": lambda dtype: _few_rows(dtype, 1),
+            "rows": lambda dtype: _few_rows(dtype, 8),
+            "step": _step,
         }[kind](dtype)
     return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
 
@@ -109,11 +111,27 @@ def _products(dtype: torch.dtype) -> Callable[[], None]:
     return lambda: linear(x, weight).backward(grad)
 
 
-def _few_rows(dtype: torch.dtype) -> Callable[[], None]:
-    # of several weights, so that they come from memory as those of a network do
-    weights = [torch.randn(1536, 576, dtype=dtype) for _ in range(_WEIGHTS)]
-    x = torch.randn(8, 576, dtype=dtype)
+def _few_rows(dtype: torch.dtype, rows: int) -> Callable[[], None]:
+    return _products_of(_several_weights(dtype), torch.randn(rows, 576, dtype=dtype))
 
+
+def _step(dtype: torch.dtype) -> Callable[[], None]:
+    plain, ordered = _several_weights(dtype), _several_weights(dtype)
+    for weight in ordered if ways.QUESTIONS["step bf16"].possible("ordered") else ():
+        keep_in_order(weight, [weight])
+    steps = {
+        way: _products_of(weights, torch.randn(1, 576, dtype=dtype))
+        for way, weights in (("plain", plain), ("ordered", ordered))
+    }
+    return lambda: steps[ways.way("step bf16")]()
+
+
+def _several_weights(dtype: torch.dtype) -> list[Tensor]:
+    """So many that they come from memory, as those of a network do."""
+    return [torch.randn(1536, 576, dtype=dtype) for _ in range(_WEIGHTS)]
+
+
+def _products_of(weights: list[Tensor], x: Tensor) -> Callable[[], None]:
     def step() -> None:
         with torch.inference_mode():
             for weight in weights:
