@@ -68,7 +68,7 @@ def few_rows(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     """
     ordered = _in_order(weight_NK) if _ordered else None
     if ordered is not None:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, ordered, None, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x_MK, ordered, None, "none", [], "")
         return product
     if len(x_MK) == 1:
         if way("row bf16") == "vector":
