@@ -66,11 +66,15 @@ def _faster_library() -> str:
 
 def _questions() -> dict[str, Question]:
     found: dict[str, Question] = {}
+    others = not is_intel() and _can_order_bf16("ordered")
     for precision in ("fp32", "bf16"):
         for length in LENGTHS:
             for kind, what in (("one", "rows of one text"), ("packed", "rows of several texts")):
                 found[f"attention {precision} {kind} {length}"] = Question(
-                    f"attention in {precision}, {what}, {length}", ("fused", "mixed", "blocks"), "fused"
+                    f"attention in {precision}, {what}, {length}",
+                    ("fused", "mixed", "blocks"),
+                    # products of PyTorch's fused kernel are MKL's, which is slow in bf16 on other processors
+                    "blocks" if precision == "bf16" and others else "fused",
                 )
         found[f"gate {precision}"] = Question(
             f"gates of feed-forward networks in {precision}: computed again in the backward pass, or kept in memory",
@@ -88,17 +92,17 @@ def _questions() -> dict[str, Question]:
     found["row bf16"] = Question(
         "products of one row in bf16 without gradients: of a matrix and a vector, or as those of several rows",
         ("vector", "product"),
-        "vector" if is_intel() else "product",
+        "product" if others else "vector",
     )
     found["rows bf16"] = Question(
         "products of few rows in bf16 without gradients: transposed, or as they are",
         ("columns", "rows"),
-        "columns" if is_intel() else "rows",
+        "rows" if others else "columns",
     )
     found["step bf16"] = Question(
         "products of few rows in bf16 of models that write texts: weights as they are, or once more in oneDNN's order",
         ("ordered", "plain"),
-        "plain" if is_intel() or not _can_order_bf16("ordered") else "ordered",
+        "ordered" if others else "plain",
         _can_order_bf16,
     )
     found["weights fp32"] = Question(
