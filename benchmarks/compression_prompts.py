@@ -18,6 +18,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,24 +74,23 @@ def icl(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: a
         asked = [("zero-shot", IclSettings(seeds=1)), (f"{plain} plain", IclSettings(plain=plain, seeds=options.seeds))]
         if compressor.summary_length:
             asked.append((f"{_SOFT[0]} compressed", IclSettings(soft=_SOFT, seeds=options.seeds)))
+        own_calibrate, own_balance = TASKS[name].calibrated, TASKS[name].balanced
         for how, settings in asked:
-            for calibrate in (False, True):
-                for balance in (False, True) if settings.plain or settings.soft else (False,):
-                    told = settings.__class__(
-                        **{**vars(settings), "calibrate": calibrate, "balance": balance, "limit": options.tests}
-                    )
-                    began = time.process_time()
-                    place = work / "-".join((name, how, str(calibrate), str(balance))).replace(" ", "-")
-                    done = measure_icl(prompting, demonstrations, tests, told, place)
-                    line = f"{how}, calibrated {calibrate}, balanced {balance}"
-                    found[name][line] = {key: done[key] for key in ("accuracy", "sd", "majority", "tests")}
-                    spread = "" if done["sd"] is None else f" (sd {done['sd']:.3f})"
-                    took = time.process_time() - began
-                    print(
-                        f"  {line}: {done['accuracy']:.3f}{spread}, majority {done['majority']:.3f}, {took:.0f} s",
-                        flush=True,
-                    )
-                    options.out.write_text(json.dumps(found, indent=1))
+            ways = [(own_calibrate, own_balance), (not own_calibrate, own_balance), (own_calibrate, not own_balance)]
+            for calibrate, balance in ways if settings.plain or settings.soft else ways[:2]:
+                told = replace(settings, calibrate=calibrate, balance=balance, limit=options.tests)
+                began = time.process_time()
+                place = work / "-".join((name, how, str(calibrate), str(balance))).replace(" ", "-")
+                done = measure_icl(prompting, demonstrations, tests, told, place)
+                line = f"{how}, calibrated {calibrate}, balanced {balance}"
+                found[name][line] = {key: done[key] for key in ("accuracy", "sd", "majority", "tests")}
+                spread = "" if done["sd"] is None else f" (sd {done['sd']:.3f})"
+                took = time.process_time() - began
+                print(
+                    f"  {line}: {done['accuracy']:.3f}{spread}, majority {done['majority']:.3f}, {took:.0f} s",
+                    flush=True,
+                )
+                options.out.write_text(json.dumps(found, indent=1))
     return found
 
 
@@ -132,9 +132,9 @@ def rag(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: a
         done = measure_rag(Reader(compressor), texts, told, retrieve, settings, work / way.replace(" ", "-"))
         found[way] = done["lines"]
         for line, cell in done["lines"].items():
-            gain = f", gain {cell['gain_percent']:+.2f} % ({cell['low']:+.2f} to {cell['high']:+.2f})" * (
-                line != "none"
-            )
+            gain = ""
+            if line != "none":
+                gain = f", gain {cell['gain_percent']:+.2f} % ({cell['low'] or 0:+.2f} to {cell['high'] or 0:+.2f})"
             print(f"{way}, {line}: perplexity {cell['perplexity']:.3f}{gain}", flush=True)
     return found
 

@@ -16,44 +16,11 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from lmlab.methods.autocompressor.kinds.base import create
-from lmlab.methods.autocompressor.kinds.trained import Trained
-from lmlab.methods.autocompressor.training.recall import RecallRows, recall_compressor, recall_trainer
-from lmlab.train import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
+from lmlab.methods.autocompressor.training.recall import fit_recall, recall_trainer, recall_training
+from lmlab.train import read_metrics
 
 KINDS = ("summary", "icae", "kv_tokens", "bi_tokens", "meanpool", "anchor_kv", "ot_pool")
-_CONTEXT = 10
-
-
-class Rows:
-    """Rows of the task: both segments as the context, the questions as what follows."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._rows = RecallRows(count, seed)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._rows[index]
-        ids, labels = row["input_ids"], row["labels"]
-        return {"context": ids[:_CONTEXT], "input_ids": ids[_CONTEXT:], "labels": labels[_CONTEXT:]}
-
-
-@torch.no_grad()
-def accuracy(compressor: Trained, count: int = 512) -> dict[str, float]:
-    """On rows that no training has."""
-    rows = Rows(count, 987_654_321)
-    found = [rows[number] for number in range(count)]
-    context, ids, labels = (torch.from_numpy(np.stack([row[key] for row in found])) for key in rows[0])
-    memory = compressor.encode(context, compressor.config.ratio)
-    right = compressor.model(ids, memory=memory).logits_BTV.argmax(-1) == labels
-    return {"heldout_accuracy": float(right[labels >= 0].float().mean())}
 
 
 def run(kind: str, seed: int, steps: int, slots: int, every: int, directory: Path) -> dict[int, float]:
@@ -62,21 +29,8 @@ def run(kind: str, seed: int, steps: int, slots: int, every: int, directory: Pat
         settings = {"evaluate_every": every, "checkpoint_every": every}
         recall_trainer("accumulate", seed, steps, str(directory), slots // 2, **settings).fit()
     else:
-        model = recall_compressor("none", seed).model  # the same first weights
-        compressor = create(kind, model, ratio=_CONTEXT / slots, seed=seed, init_std=0.5)
-        assert isinstance(compressor, Trained)
-        config = TrainerConfig(
-            steps=steps,
-            batch_size=64,
-            optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.01, betas=(0.9, 0.95)),
-            schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
-            precision="fp32",
-            device="cpu",
-            log_every=every,
-            evaluate_every=every,
-            checkpoint_every=every,
-        )
-        compressor.fit(Rows(64 * steps, seed), config, directory, accuracy)
+        config = recall_training(steps, log_every=every, evaluate_every=every, checkpoint_every=every)
+        fit_recall(kind, seed, slots, config, str(directory))
     rows = read_metrics(directory / "metrics.jsonl")
     return {int(row["step"]): row["heldout_accuracy"] for row in rows if "heldout_accuracy" in row}
 

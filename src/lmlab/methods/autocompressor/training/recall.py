@@ -17,6 +17,8 @@ import torch
 from lmlab.data import Batch, Loader
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig, SegmentsConfig
+from lmlab.methods.autocompressor.kinds.base import create
+from lmlab.methods.autocompressor.kinds.trained import Trained
 from lmlab.methods.autocompressor.training.step import CompressorStep
 from lmlab.models import IGNORE, ModelConfig, Transformer
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
@@ -26,6 +28,7 @@ KEYS = VALUES = 8
 _QUERY, _BEGIN = KEYS + VALUES + 1, KEYS + VALUES + 2
 VOCABULARY = KEYS + VALUES + 3
 # Two of BEGIN and two pairs, and one of four questions.
+CONTEXT = 10
 SEGMENTS = SegmentsConfig(blocks=1, segments=3, random=False, lengths=(5, 5, 12))
 Kind = Literal["accumulate", "replace", "none"]
 _SHAPE = {
@@ -40,6 +43,7 @@ _SHAPE = {
     "output_init": "same",
     "init_std": 0.0722,  # PyTorch's own for layers of this width; with 0.02 the first 2,000 steps are plateaus
 }
+_HELD_OUT = 987_654_321  # a seed that no training has
 _STD = 0.5  # of the first embeddings: the task has no words that are rarer than others
 
 
@@ -66,10 +70,25 @@ class RecallRows:
         asked = [token for place in order for token in (_QUERY, keys[place], values[place])]
         ids = np.array([*segments[0], *segments[1], *asked], np.int64)
         labels, sources = np.full(len(ids), IGNORE), np.full(len(ids), -1)
-        places = 10 + 3 * np.arange(4) + 1  # those of the keys, which predict the values
+        places = CONTEXT + 3 * np.arange(4) + 1  # those of the keys, which predict the values
         labels[places] = ids[places + 1]
         sources[places] = order // 2
         return {"input_ids": ids, "labels": labels, "sources": sources}
+
+
+class RecallContexts:
+    """The same rows for kinds of compression: both segments as the context, the questions as what follows."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._rows = RecallRows(count, seed)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        ids, labels = row["input_ids"], row["labels"]
+        return {"context": ids[:CONTEXT], "input_ids": ids[CONTEXT:], "labels": labels[CONTEXT:]}
 
 
 def recall_compressor(kind: Kind, seed: int, summary_length: int = 4) -> AutoCompressor:
@@ -95,7 +114,15 @@ def recall_trainer(
     Arguments:
         settings: fields of `TrainerConfig`.
     """
-    config = TrainerConfig(
+    config = recall_training(steps, **settings)
+    loader = Loader(RecallRows(64 * steps, seed), config.batch_size, seed)
+    step = CompressorStep(SEGMENTS)
+    return Trainer(recall_compressor(kind, seed, summary_length), step, loader, config, directory, recall_accuracy)
+
+
+def recall_training(steps: int, **settings: Any) -> TrainerConfig:
+    """How the task is learned, by whatever kind of compression."""
+    return TrainerConfig(
         steps=steps,
         batch_size=64,
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.01, betas=(0.9, 0.95)),
@@ -104,15 +131,37 @@ def recall_trainer(
         device="cpu",
         **({"log_every": 100, "checkpoint_every": steps} | settings),
     )
-    loader = Loader(RecallRows(64 * steps, seed), config.batch_size, seed)
-    step = CompressorStep(SEGMENTS)
-    return Trainer(recall_compressor(kind, seed, summary_length), step, loader, config, directory, recall_accuracy)
+
+
+def fit_recall(kind: str, seed: int, slots: int, config: TrainerConfig, directory: str) -> Trained:
+    """Train a kind of compression on the task, from the first weights that the method has; its evaluations tell
+    `heldout_accuracy`.
+
+    Arguments:
+        kind: any that learns, but for summaries, which `recall_trainer` trains.
+        slots: positions that are left of the context.
+    """
+    model = recall_compressor("none", seed).model
+    compressor = create(kind, model, ratio=CONTEXT / slots, seed=seed, init_std=_STD)
+    assert isinstance(compressor, Trained) and config.steps is not None
+    return compressor.fit_on(RecallContexts(64 * config.steps, seed), config, directory, memory_accuracy)
+
+
+@torch.no_grad()
+def memory_accuracy(compressor: Trained, count: int = 512) -> dict[str, float]:
+    """The share of values that the model finds most probable behind memories, on the rows of `recall_accuracy`."""
+    rows = RecallContexts(count, _HELD_OUT)
+    found = [rows[number] for number in range(count)]
+    context, ids, labels = (torch.from_numpy(np.stack([row[key] for row in found])) for key in rows[0])
+    memory = compressor.encode(context, compressor.config.ratio)
+    right = compressor.model(ids, memory=memory).logits_BTV.argmax(-1) == labels
+    return {"heldout_accuracy": float(right[labels >= 0].float().mean())}
 
 
 @torch.no_grad()
 def recall_accuracy(compressor: AutoCompressor, count: int = 512) -> dict[str, float]:
     """The share of values that the model finds most probable, on rows that no training has."""
-    rows = RecallRows(count, 987_654_321)  # a seed that no training has
+    rows = RecallRows(count, _HELD_OUT)
     chosen = [rows[number] for number in range(count)]
     batch: Batch = {name: torch.from_numpy(np.stack([row[name] for row in chosen])) for name in chosen[0]}
     out = compressor(batch["input_ids"], segment_lengths=list(SEGMENTS.lengths or ()), summary_length=None, logits=True)
