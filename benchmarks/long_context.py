@@ -2,12 +2,16 @@
 
     python benchmarks/long_context.py [--lengths 512 2048 8192 16384] [--precisions fp32 bf16] [--threads 2]
     [--documents 1] [--rounds N] [--contenders NAME ...]
+    python benchmarks/long_context.py --prompts 16384 [--piece 2048]
 
 A model of 4 layers, width 256, 4 heads, 2,048 tokens; a row a step; forward, backward and AdamW. Each contender is a
 process of its own that trains the same weights on the same row; they take turns, a step each. Medians are printed with
 the machine's load before the first and after the last step. `lmlab, blocks` and `lmlab, mixed` are lmlab told to
 compute attention so (`lmlab.hardware.ways`); `lmlab` takes what is in force. With `--documents` more than 1 the row
 holds so many texts, which transformers, given their positions, is told by its mask.
+
+With `--prompts` the same model reads a prompt of so many tokens and writes 16 more, in one pass and in pieces, which is
+how `lmlab serve` reads long prompts and what transformers calls `prefill_chunk_size`; a "step" is all of that.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ import time
 from typing import Any
 
 SHAPE = {"vocab_size": 2048, "num_layers": 4, "d_model": 256, "num_heads": 4, "d_ff": 704}
+NEW_TOKENS = 16
+WRITERS = ("lmlab", "transformers", "lmlab, pieces", "transformers, pieces")
 CONTENDERS = ("lmlab", "transformers", "lmlab, fused", "lmlab, mixed", "lmlab, blocks")
 
 
@@ -34,6 +40,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contenders", nargs="+", default=["lmlab", "transformers"], choices=CONTENDERS)
+    parser.add_argument("--prompts", nargs="+", type=int, default=[], help="write behind prompts of so many tokens")
+    parser.add_argument("--piece", type=int, default=2048, help="tokens of a piece of a prompt")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -42,9 +50,11 @@ def main() -> None:
     for precision in arguments.precisions:
         print(f"\n{precision}, {arguments.threads} threads, {arguments.documents} documents a row")
         print("| tokens | contender | s/step | lmlab is | MiB | lmlab needs | load |\n|---|---|---|---|---|---|---|")
-        for length in arguments.lengths:
-            case = {"precision": precision, "threads": arguments.threads, "length": length}
-            _measure({**case, "documents": arguments.documents}, arguments.contenders, arguments.rounds)
+        shared = {"precision": precision, "threads": arguments.threads, "documents": arguments.documents}
+        for length in arguments.prompts:
+            _measure({**shared, "length": length, "piece": arguments.piece}, list(WRITERS), arguments.rounds)
+        for length in () if arguments.prompts else arguments.lengths:
+            _measure({**shared, "length": length}, arguments.contenders, arguments.rounds)
 
 
 def _measure(case: dict[str, Any], contenders: list[str], rounds: int) -> None:
@@ -103,7 +113,7 @@ def work(case: dict[str, Any]) -> None:
     model, loss_of = make(ids, labels, None if documents == 1 else document_ids, positions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def step() -> float:
+    def train() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=case["precision"] == "bf16"):
             loss = loss_of()
         loss.backward()
@@ -111,6 +121,9 @@ def work(case: dict[str, Any]) -> None:
         optimizer.zero_grad()
         return float(loss.detach())
 
+    step = train
+    if "piece" in case:
+        step = _writing(model, name, ids, case["precision"], case["piece"] if way else 0)
     told = {question: way for question in ways.QUESTIONS if way and question.startswith("attention")}
     with ways.using(told):
         for line in sys.stdin:
@@ -129,10 +142,44 @@ def work(case: dict[str, Any]) -> None:
                 return
 
 
+def _writing(model: Any, name: str, ids: Any, precision: str, piece: int) -> Any:
+    """Read the prompt, in pieces if they have a size, and write; the last token is told, to be compared."""
+    import torch
+
+    from lmlab.models import Decoding, DecodingConfig, KVCache, lay_out
+
+    model = model.eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    prompt, room = ids[0].tolist(), ids.shape[1] + NEW_TOKENS
+    if name == "transformers":
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "use_cache": True}
+        options |= {"prefill_chunk_size": piece} if piece else {}
+
+        def write() -> float:
+            with torch.inference_mode():
+                return float(model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, -1])
+
+        return write
+    lay_out(model)
+    config = DecodingConfig(max_new_tokens=NEW_TOKENS, temperature=0)
+
+    def write_ours() -> float:
+        decoding, cache = Decoding(model), None
+        if piece:
+            cache = KVCache(model.config, 1, room, model.embedding.weight.dtype)
+            for start in range(0, len(prompt) - 1, piece):
+                decoding.read(prompt[start : min(start + piece, len(prompt) - 1)], cache)
+        ((row,),) = decoding.add([(prompt, config)], cache)
+        while decoding.live:
+            decoding.step()
+        return float(row.ids[-1])
+
+    return write_ours
+
+
 def _lmlab(ids: Any, labels: Any, document_ids: Any, positions: Any) -> Any:
     from lmlab.models import ModelConfig, Transformer
 
-    model = Transformer(ModelConfig(**SHAPE, max_seq_len=ids.shape[1])).initialize(0)
+    model = Transformer(ModelConfig(**SHAPE, max_seq_len=ids.shape[1] + NEW_TOKENS)).initialize(0)
     return model, lambda: model(ids, document_ids_BT=document_ids, labels_BT=labels).loss.mean
 
 
@@ -147,7 +194,7 @@ def _transformers(ids: Any, labels: Any, document_ids: Any, positions: Any) -> A
 
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
-        config = ModelConfig(**SHAPE, max_seq_len=ids.shape[1])
+        config = ModelConfig(**SHAPE, max_seq_len=ids.shape[1] + NEW_TOKENS)
         save_pretrained(Transformer(config).initialize(0), Path(directory))
         model = LlamaForCausalLM.from_pretrained(directory, attn_implementation="sdpa", use_cache=False).train()
     mask = None
