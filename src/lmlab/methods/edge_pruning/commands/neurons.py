@@ -10,7 +10,14 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.methods.edge_pruning.cli import app
-from lmlab.methods.edge_pruning.commands.shared import Model, Set, config_of, load_model, task_of
+from lmlab.methods.edge_pruning.commands.shared import (
+    Model,
+    Set,
+    config_of,
+    load_model,
+    require_ability,
+    task_of,
+)
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
 from lmlab.words import counted
 
@@ -46,7 +53,7 @@ def neurons(
         held_out = held_out.with_constants(searched.constants)
     measured = held_out or searched
     ends = Ends.of(measured)
-    ends.require_ability(task.force)
+    require_ability(ends, task.force)
     scores_WD = attribute_neurons(searched, config.ig_steps, config.metric)
     rows = neuron_curve(measured, scores_WD.abs(), ends)
     places = scores_WD.abs().flatten().argsort(descending=True, stable=True)[:most].tolist()
