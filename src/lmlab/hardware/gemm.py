@@ -147,11 +147,12 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
-    """left.T @ right for matrices [M, N] and [M, K] of many rows: the gradient of a weight; no gradient flows through
-    it.
+    """left.T @ right for matrices [M, N] and [M, K] of many rows: the gradient of a weight.
+
+    By MKL on every processor: oneDNN brings both matrices into another order first, and takes 1.2 to 1.8 times as long.
     """
-    if _by_onednn(left, right) or not _is_split(left, right.t()):  # whose rows are the columns of the result
-        return mm(left.t(), right)
+    if not _is_split(left, right.t()):  # whose rows are the columns of the result
+        return torch.mm(left.t(), right)
     return _split_outer(left.contiguous(), right.contiguous())
 
 
@@ -209,7 +210,7 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
         return (
             _Linear.apply(grad, weight.t(), None) if needs_x else None,
-            _Linear.apply(grad.t(), x.t(), None) if needs_weight else None,
+            outer(grad, x) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
 
