@@ -8,18 +8,19 @@
     python benchmarks/programs.py table runs/table --only sort --only reverse
     python benchmarks/programs.py languages runs/languages --only "Dyck 1"
     python benchmarks/programs.py minimize DIRECTORY_OF_PROGRAMS --only rasp/sort
+    python benchmarks/programs.py decompile runs/decompile --only "Tomita 2"
     python benchmarks/programs.py text runs/text --source snips --embeddings SmolLM2-135M
 
 `train` prints the accuracy of the best seed's program on test beside the paper's, and the CPU seconds of training and
 of choosing the seed. `attention` trains the same seeds with the paper's noise in attention and without. `estimators`
-trains the same seeds for the same steps with each way of making choices (`--only` some of them). `speed` runs
-the same sequences vectorized and by row look-ups in pandas, as the reference's programs do, in one process. `step` is
-one step of training beside the reference's, built as that is built (a full-width matrix for each read, one module an
-MLP, noise for every choice), in turns in one process; both compute the same loss. `table`
-is the paper's table: it trains each task, exports the best seed's program, and prints a row; stopped, the same command
-goes on, and the CPU seconds of all attempts are added up. `languages` trains on twenty tasks and languages up to 20
-symbols without positions and tests at up to 60. `text` prints slots and intents of SNIPS beside a unigram tagger and a
-bag of words. `minimize` makes published programs short and prints their sizes.
+trains the same seeds for the same steps with each way of making choices (`--only` some of them). `speed` runs the same
+sequences vectorized and by row look-ups in pandas, as the reference's programs do, in one process. `step` is one step
+of training beside the reference's, built as that is built (a full-width matrix for each read, one module an MLP, noise
+for every choice), in turns in one process; both compute the same loss. `table` is the paper's table: it trains each
+task, exports the best seed's program, and prints a row; stopped, the same command goes on, and the CPU seconds of all
+attempts are added up. `languages` trains on twenty tasks and languages up to 20 symbols without positions and tests at
+up to 60. `text` prints slots and intents of SNIPS beside a unigram tagger and a bag of words. `decompile` trains small
+GPT-2s on languages and reads them as programs. `minimize` makes published programs short and prints their sizes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from program_parts.decompiling import measure_decompiling
 from program_parts.languages import measure_languages
 from program_parts.minimizing import measure_minimizing
 from program_parts.text import measure_text
@@ -383,7 +385,7 @@ def measure_speed(path: Path, count: int) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["speed", "train", "attention", "estimators", "table", "step", "languages", "text", "minimize"]
+    parts = ["speed", "train", "attention", "estimators", "table", "step", "languages", "text", "minimize", "decompile"]
     parser.add_argument("part", choices=parts)
     parser.add_argument("what", help="a task, for speed a program, for table a directory")
     parser.add_argument("--seeds", type=int, default=8)
@@ -410,6 +412,9 @@ def main() -> None:
         return
     if given.part == "minimize":
         measure_minimizing(Path(given.what), given.only, given.drop)
+        return
+    if given.part == "decompile":
+        measure_decompiling(Path(given.what), given.only)
         return
     if given.part == "text":
         measure_text(Path(given.what), Path(given.source), given.embeddings, given.only, changes)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-import torch
 
 from lmlab.data import Batch, Loader, Tokenizer
-from lmlab.files import read_jsonl, write_json, write_jsonl
+from lmlab.files import read_json, write_json, write_jsonl, write_text
+from lmlab.hardware import machine_load
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
 from program_parts.languages import LANGUAGES
@@ -25,7 +25,7 @@ from program_parts.languages import draw as draw_language
 
 Drawn = tuple[list[str], list[str | None]]
 Draw = Callable[[np.random.Generator, int], Drawn]
-_LONGEST, _PLACES, _MANY, _DATA, _LONG, _BATCH = 20, 64, 10_000, 3000, 500, 64
+_LONGEST, _PLACES, _MANY, _DATA, _LONG, _BATCH = 20, 64, 8000, 2000, 500, 64
 _BOS, _SEP, _EOS = "<s>", "|", "</s>"
 
 
@@ -43,7 +43,7 @@ class Learned:
     width: int = 32
     heads: int = 1
     positions: bool = False
-    steps: int = 1500
+    steps: int = 800
     rate: float = 3e-3
 
 
@@ -85,21 +85,27 @@ def _most(prefix: Sequence[str]) -> str:
     return "a" if 2 * prefix.count("a") >= len(prefix) else "b"
 
 
+def _last_kept(prefix: Sequence[str]) -> str:
+    """The last symbol that is no c: what a flip-flop holds."""
+    return next((each for each in reversed(prefix) if each != "c"), "-")
+
+
 MODELS: dict[str, Learned] = {
     "majority": Learned(_labeled("ab", _each(_most))),
-    "seen before": Learned(_labeled("abcdefghij", _each(lambda p: "yes" if p[-1] in p[:-1] else "no"))),
+    "interleaved majority": Learned(_of("interleaved majority")),
     "the one before": Learned(_labeled("abcdef", _each(lambda p: p[-2] if len(p) > 1 else "-")), positions=True),
-    "sort": Learned(_written(40, lambda word: sorted(word, key=int)), width=64, steps=1500),
-    "unique copy": Learned(_written(40, list), layers=2, width=64, positions=True, steps=1500),
-    "bigram copy": Learned(_of("bigram copy"), layers=2, width=64, positions=True, steps=1500),
+    "seen before": Learned(_labeled("abcdefghij", _each(lambda p: "yes" if p[-1] in p[:-1] else "no"))),
+    "sort": Learned(_written(40, lambda word: sorted(word, key=int)), width=64),
     "Tomita 1": Learned(_of("Tomita 1")),
     "Tomita 2": Learned(_of("Tomita 2"), layers=2, positions=True),
-    "Tomita 4": Learned(_of("Tomita 4"), layers=2, heads=2, positions=True, steps=2000),
-    "Tomita 7": Learned(_of("Tomita 7"), layers=2, steps=2000),
-    "Dyck 1": Learned(_of("Dyck 1"), layers=2, steps=2000),
-    "interleaved majority": Learned(_of("interleaved majority"), steps=2000),
-    "count": Learned(_of("count"), steps=2000),
-}  # fmt: skip
+    "flip-flop": Learned(_labeled("abc", _each(_last_kept)), positions=True),
+    "both seen": Learned(_labeled("abcdefgh", _each(lambda p: "yes" if {"a", "b"} <= set(p) else "no"))),
+    "Dyck 1": Learned(_of("Dyck 1"), layers=2),
+    "Tomita 7": Learned(_of("Tomita 7"), layers=2),
+    "bigram copy": Learned(_of("bigram copy"), layers=2, width=64, positions=True, steps=1500),
+    "count": Learned(_of("count")),
+    "unique copy": Learned(_written(40, list), layers=2, width=64, positions=True, steps=1500),
+}
 
 
 class _Rows:
@@ -170,7 +176,7 @@ def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, 
         _step,
         Loader(rows, _BATCH, seed),
         TrainerConfig(
-            steps=learned.steps, batch_size=_BATCH, precision="bf16", device="cpu", checkpoint_every=10**6,
+            steps=learned.steps, batch_size=_BATCH, precision="fp32", device="cpu", checkpoint_every=10**6,
             optimizer=OptimizerConfig(learning_rate=learned.rate, weight_decay=0.03),
             schedule=ScheduleConfig(kind="cosine", warmup_fraction=0.05, final_fraction=0.02),
         ),
@@ -187,18 +193,42 @@ def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, 
     return offsets, spent
 
 
-@torch.no_grad()
-def accuracy(directory: Path, name: str, offsets: int) -> float:
-    """The share of right answers of the model."""
+def measure_decompiling(directory: Path, only: Sequence[str]) -> None:
+    """A row a model; those that are trained already are not trained again."""
+    from lmlab.methods.transformer_programs.commands.decompile import asked_of, names_of
+    from lmlab.methods.transformer_programs.config import DecompileConfig, ExamplesConfig
+    from lmlab.methods.transformer_programs.decompile.run import decompile, measure
+    from lmlab.methods.transformer_programs.decompile.text import own_lines, to_text
     from lmlab.runs import Model
 
-    found = Model.find(directory / "model")
-    model, backend = found.load(), found.tokenizer().backend
-    numbers = backend.get_vocab()
-    drawn = [(row["tokens"], row["labels"]) for row in read_jsonl(directory / f"{name}.jsonl")]
-    rows = _Rows(drawn, numbers, offsets, np.random.default_rng(1))
-    ids, labels, positions = (torch.from_numpy(each) for each in (rows.ids, rows.labels, rows.positions))
-    positions = positions.clamp(max=_PLACES - 1)
-    answers = model(ids, position_ids_BT=positions).logits_BTV.argmax(-1)
-    wanted = labels >= 0
-    return float((answers == labels)[wanted].float().mean())
+    head = "language | layers, width, heads | trained, CPU-s | model, % | as the model, % | program, % | most common, %"
+    print(f"| {head} | maps | lines | CPU-s |\n{10 * '|---'}|")
+    for name in only or MODELS:
+        learned, place = MODELS[name], directory / name.replace(" ", "-")
+        if not (place / "trained.json").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            train_model(learned, place)
+        trained = read_json(place / "trained.json")
+        found = Model.find(place / "model")
+        network, tokenizer, offsets = found.load(), found.tokenizer(), trained["offsets"]
+        config = DecompileConfig(offsets=offsets)
+        given = [ExamplesConfig(data=str(place / f"{part}.jsonl")) for part in ("data", "long")]
+        short, long = (asked_of(each, tokenizer) for each in given)
+        program = decompile(network, short, names_of(tokenizer, network.config.vocab_size), config)
+        text = to_text(program.form)
+        write_text(place / "program.py", text)
+        near, far = (measure(program, network, each, offsets) for each in (short, long))
+        shape = f"{learned.layers}, {learned.width}, {learned.heads}{' with positions' if learned.positions else ''}"
+        cells = [
+            f"{100 * near[key]:.1f} / {100 * far[key]:.1f}"
+            for key in ("model_accuracy", "match", "program_accuracy", "most_common")
+        ]
+        cells[1] = f"{100 * program.match:.1f} / {100 * far['match']:.1f}"
+        counts = f"{program.paths['written']} to {program.paths['left']}"
+        print(
+            f"| {name} | {shape} | {trained['seconds']:.0f} | {' | '.join(cells)} | {counts} | {own_lines(text)} |"
+            f" {program.seconds:.0f} |",
+            flush=True,
+        )
+    print(f"two figures: up to {_LONGEST} symbols (as the model: held back), and up to twice as many")
+    print(f"load {machine_load()}")

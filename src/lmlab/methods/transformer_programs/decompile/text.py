@@ -173,8 +173,8 @@ class _Writer:
         for part in form.parts:
             lines += self._head(part) if isinstance(part, Head) else self._neurons(part)
         lines += ["    answers = []", "    for q in places:"]
-        terms = [self._term(name, map_) for name, map_ in form.answer.items()]
-        lines += _summed("        scores = {label: ", terms, " for label in LABELS}", 8)
+        terms = [term for name, map_ in form.answer.items() for term in self._term(name, map_)]
+        lines += _summed("        scores = {label: ", terms or ["0.0"], " for label in LABELS}", 8)
         lines += ["        answers.append(max(scores, key=lambda label: scores[label]))", "    return answers"]
         return lines
 
@@ -183,7 +183,7 @@ class _Writer:
         return any(variable != each and innermost(each) == variable for each in self.used)
 
     def _head(self, part: Head) -> list[str]:
-        terms = [self._product(query, key, map_) for (query, key), map_ in part.products.items()]
+        terms = [term for (query, key), map_ in part.products.items() for term in self._product(query, key, map_)]
         lines = _summed(f"    {part.name} = attend(places, lambda q, k: ", terms or ["0.0"], ")", 4)
         for variable in sorted(self.used | self._within(), key=len):
             pair = inside(variable)
@@ -233,34 +233,32 @@ class _Writer:
             return _Seen(plain[variable], single=True, numeric=variable == POSITION)
         return _Seen(f"{_local(variable)}[{place}]", single=False, whole=innermost(variable) in (TOKEN, POSITION))
 
-    def _product(self, query: str, key: str, map_: Map) -> str:
+    def _product(self, query: str, key: str, map_: Map) -> list[str]:
         return self._between(map_, self._seen(query, "q"), self._seen(key, "k"))
 
-    def _term(self, read: str, map_: Map) -> str:
+    def _term(self, read: str, map_: Map) -> list[str]:
         """What a variable says of an answer."""
         return self._between(map_, self._seen(read, "q"), _Seen("label", single=True))
 
-    def _between(self, map_: Map, a: _Seen, b: _Seen) -> str:
-        """A map between two variables, as an expression."""
+    def _between(self, map_: Map, a: _Seen, b: _Seen) -> list[str]:
+        """A map between two variables, as expressions to be added."""
         if map_.table is not None:
-            return self._paired(self._table(map_), a, b)
-        terms = []
-        for rule, factor in zip(map_.rules, map_.factors.tolist(), strict=True):
-            if factor:
-                terms.append(f"{factor:.5g} * {self._rule(rule, a, b)}")
-        return " + ".join(terms) or "0.0"
+            return [self._paired(self._table(map_), a, b)]
+        rules = zip(map_.rules, map_.factors.tolist(), strict=True)
+        return [f"{factor:.5g} * {self._rule(rule, a, b)}" for rule, factor in rules if factor]
 
     def _rule(self, rule: Rule, a: _Seen, b: _Seen) -> str:
         if rule.kind == "same" and a.single != b.single:
             one, shares = (a, b) if a.single else (b, a)
             return f"{shares.text}.get({one.text}, 0.0)"
-        if rule.kind in ("is", "both") and (a.whole or rule.kind == "both"):
+        if rule.kind in ("is", "both"):
             tests = [(b, rule.what), *([(a, rule.of)] if rule.kind == "both" else [])]
             parts = [
                 f"({side.text} == {literal(value)})" if side.single else f"{side.text}.get({literal(value)}, 0.0)"
                 for side, value in tests
             ]
-            return " * ".join(parts)
+            # the shares of an average add up to 1, the numbers of neurons to anything
+            return " * ".join([*parts, *([] if a.whole or rule.kind == "both" else [f"sum({a.text}.values())"])])
         integers = a.numeric and b.numeric
         x, y = (a.text, b.text) if a.single and b.single else ("a", "b")
         return self._paired(self._formula(rule, x, y, integers), a, b)
@@ -353,4 +351,5 @@ def _summed(before: str, terms: list[str], after: str, indent: int) -> list[str]
         return [line]
     space = " " * (indent + 4)
     first, *others = terms
-    return [f"{before}(", f"{space}{first}", *(f"{space}+ {each}" for each in others), f"{' ' * indent}){after}"]
+    rest = [f"{space}- {each[1:]}" if each.startswith("-") else f"{space}+ {each}" for each in others]
+    return [f"{before}(", f"{space}{first}", *rest, f"{' ' * indent}){after}"]
