@@ -240,7 +240,7 @@ def test_words_that_the_program_refuses_are_refused_by_its_text(tables: Any, few
 def test_categories_are_enumerations_where_asked_for(tmp_path: Path) -> None:
     program = words_program()
     text = to_python(program, "enum")
-    assert "class Emb0(StrEnum):" in text and "key == Emb0.V02" in text
+    assert "class Emb0(StrEnum):" in text and "{Emb1.V00: Emb0.V02, " in text
     assert '    Emb0.V03: ["x\\"); import os", "NA"],' in text or 'Emb0.V03: [\'x"); import os\', "NA"]' in text
     directory = save_program(program, tmp_path / "program")
     module = run_python(directory, text)

@@ -5,7 +5,7 @@ that shows it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def write_page(program: Program, examples: Sequence[Example], path: str | Path, 
                 "live": name in program.live,
                 "reads": list(dict.fromkeys(node.reads)) if node else [],
                 "readers": [each.name for each in program.nodes if name in each.reads],
-                "text": _node_text(node, known) if node else _input_text(program, name),
+                "text": _node_text(node, known, program.numerical) if node else _input_text(program, name),
                 "branches": taken.get(name, []),
                 "scored": program.classifier.matters(name),
             }
@@ -190,7 +190,7 @@ def _input_text(program: Program, name: str) -> str:
     return "\n".join(lines)
 
 
-def _node_text(node: Node, known: Any) -> str:
+def _node_text(node: Node, known: Any, numerical: Collection[str]) -> str:
     if isinstance(node, Select):
         queries, keys = known.get(node.query), known.get(node.key)
         body = predicate_lines(partners(node.predicate, queries, keys), queries, keys)
@@ -200,7 +200,8 @@ def _node_text(node: Node, known: Any) -> str:
     else:
         assert isinstance(node, Lookup)
         names = list(node.inputs)
-        body = table_lines(node, names, known)
+        categories = {name: None if name in numerical else values for name, values in known.items()}
+        body = table_lines(node, names, known, categories)
         head = f"def {node.name}({', '.join(names)}):"
     more = [f"    ... {len(body) - _LONGEST} more lines"] if len(body) > _LONGEST else []
     return "\n".join([head, *body[:_LONGEST], *more])

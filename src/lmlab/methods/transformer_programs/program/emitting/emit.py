@@ -12,8 +12,8 @@ from lmlab.methods.transformer_programs.program.domains import PADDING, domains,
 from lmlab.methods.transformer_programs.program.emitting import helpers
 from lmlab.methods.transformer_programs.program.emitting.bodies import predicate_lines, table_lines
 from lmlab.methods.transformer_programs.program.emitting.enums import Enumerations
-from lmlab.methods.transformer_programs.program.emitting.layout import WIDTH, call, collection, literal, wrapped_head
-from lmlab.methods.transformer_programs.program.emitting.names import argument_names, local_names
+from lmlab.methods.transformer_programs.program.emitting.layout import call, collection, literal, wrapped_head
+from lmlab.methods.transformer_programs.program.emitting.names import argument_names, function_names, local_names
 from lmlab.methods.transformer_programs.program.files import EMBEDDINGS, WEIGHTS
 from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Node, Program, Select, Value
 
@@ -47,10 +47,8 @@ class _Emitter:
         self.reads_words = program.embeddings is not None and (
             enums is None or any(name in self.needed and name.startswith("num_var") for name in program.inputs)
         )
-        functions = {f"{'match' if isinstance(node, Select) else 'table'}_{node.name}" for node in self.nodes}
-        if enums is not None:
-            functions |= enums.names
-        self.names = local_names(program.variables, functions)
+        self.names = local_names(program.variables, set() if enums is None else enums.names)
+        self.functions = function_names(self.nodes, self.names, set() if enums is None else enums.names)
         self.known = self._known()
 
     def _known(self) -> str | None:
@@ -71,6 +69,9 @@ class _Emitter:
         if program.replace_numbers:
             parts[0] = parts[0].replace("import csv\n", "import csv\nimport re\n", 1)
         if any(isinstance(node, Select) and node.op != SELECT_SUM for node in self.nodes):
+            parts[0] = parts[0].replace(
+                "from pathlib import Path\n", "from pathlib import Path\nfrom typing import TypeVar\n"
+            )
             parts.append(helpers.SELECT_CLOSEST)
         if any(isinstance(node, Select) and node.op == SELECT_SUM for node in self.nodes):
             parts.append(helpers.SELECT_SUM)
@@ -99,7 +100,7 @@ class _Emitter:
     def _function(self, node: Node) -> list[str]:
         if isinstance(node, Select):
             queries, keys = self.domains.get(node.query), self.domains.get(node.key)
-            head = f"def match_{node.name}(query: {type_of(queries)}, key: {type_of(keys)}) -> bool:"
+            head = f"def {self.functions[node.name]}(query: {type_of(queries)}, key: {type_of(keys)}) -> bool:"
             body = predicate_lines(partners(node.predicate, queries, keys), queries, keys)
             return [*wrapped_head(head), f'    """Which {node.key} each of {node.query} looks for."""', *body]
         names = list(argument_names(node))
@@ -107,8 +108,8 @@ class _Emitter:
         kinds = ["float" if name in numbers else type_of(self.domains.get(name)) for name in node.inputs]
         arguments = ", ".join(f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True))
         result = type_of(self.domains.get(node.name))
-        head = f"def table_{node.name}({arguments}) -> {result}:"
-        return wrapped_head(head) + table_lines(node, names, with_counts(self.program, self.domains))
+        head = f"def {self.functions[node.name]}({arguments}) -> {result}:"
+        return wrapped_head(head) + table_lines(node, names, with_counts(self.program, self.domains), self.domains)
 
     def _run(self) -> list[str]:
         program = self.program
@@ -209,23 +210,14 @@ class _Emitter:
         if isinstance(node, Lookup):
             arguments = [self.names[name] for name in node.inputs]
             if len(arguments) == 1:
-                return call(f"    {target} = ", [f"table_{node.name}(a) for a in {arguments[0]}"], "[]")
-            letters = ", ".join(f"x{place}" for place in range(len(arguments)))
-            result, source = f"        table_{node.name}({letters})", [*arguments, "strict=True"]
-            line = f"{result} for {letters} in zip({', '.join(source)})"
-            if len(target) + len(line.lstrip()) + len("     = []") <= WIDTH:
-                return [f"    {target} = [{line.lstrip()}]"]
-            lines = [line] if len(line) <= WIDTH else [result, *call(f"        for {letters} in zip", source)]
-            return [f"    {target} = [", *lines, "    ]"]
+                return call(f"    {target} = ", [f"{self.functions[node.name]}(a) for a in {arguments[0]}"], "[]")
+            return call(f"    {target} = list", [f"map({', '.join([self.functions[node.name], *arguments])})"])
         causal = repr(node.causal or self.program.autoregressive)
         key, query, value = (self.names[name] for name in node.reads)
-        function = f"match_{node.name}"
+        function = self.functions[node.name]
         if node.op == SELECT_SUM:
             return call(f"    {target} = select_sum", [key, query, value, function, causal])
-        return [
-            *call("    chosen = select_closest", [key, query, function, causal]),
-            f"    {target} = [{value}[place] for place in chosen]",
-        ]
+        return call(f"    {target} = select_closest", [key, query, value, function, causal])
 
 
 def type_of(domain: frozenset[Value] | None) -> str:

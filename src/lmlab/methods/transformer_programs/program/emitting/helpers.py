@@ -25,22 +25,27 @@ def read_table(name: str) -> tuple[list[str], list[list[str]]]:
     return rows[0], rows[1:]
 '''
 SELECT_CLOSEST = '''\
+T = TypeVar("T")
+
+
 def select_closest(
     keys: Sequence[str | int],
     queries: Sequence[str | int],
+    values: Sequence[T],
     matches: Callable[..., bool],
     causal: bool,
-) -> list[int]:
-    """The nearest place whose key matches, the left one of two, the own place last.
+) -> list[T]:
+    """The value at the nearest place whose key matches, the left one of two, the own last.
 
-    The first place where nothing matches.
+    That of the first place where nothing matches.
     """
-    chosen = []
+    found = []
     for i, query in enumerate(queries):
         seen = range(i + 1 if causal else len(keys))
-        found = [j for j in seen if matches(query, keys[j])]
-        chosen.append(min(found, key=lambda j: (j == i, abs(j - i), j), default=0))
-    return chosen
+        matching = [j for j in seen if matches(query, keys[j])]
+        nearest = min(matching, key=lambda j: (j == i, abs(j - i), j), default=0)
+        found.append(values[nearest])
+    return found
 '''
 SELECT_SUM = '''\
 def select_sum(
@@ -114,5 +119,5 @@ if __name__ == "__main__":
 HELPERS = {
     "read_table", "select_closest", "select_sum", "read_weights", "read_words", "add_categories", "add_numbers", "run",
     "csv", "sys", "Callable", "Sequence", "Path", "FOLDER", "LABELS", "ROWS", "WORDS", "known", "logits", "answers",
-    "scores", "annotations", "VOCABULARY", "re", "spell", "StrEnum",
+    "scores", "annotations", "VOCABULARY", "re", "spell", "StrEnum", "T", "TypeVar", "keys", "results",
 }  # fmt: skip

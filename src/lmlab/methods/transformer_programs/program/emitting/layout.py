@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 88  # of black, and ruff as it comes
@@ -16,6 +16,34 @@ def collection(before: str, values: Sequence[Any], indent: int, after: str) -> l
         return [line]
     space = " " * (indent + 4)
     return [f"{before}{{", *(f"{space}{item}," for item in items), f"{' ' * indent}}}{after}"]
+
+
+def filled(items: Sequence[str], indent: int) -> list[str]:
+    """Items with commas, as many on a line as fit."""
+    lines, line = list[str](), ""
+    for each in items:
+        if line and indent + len(line) + len(each) + 2 > WIDTH:
+            lines.append(" " * indent + line)
+            line = ""
+        line += f"{' ' if line else ''}{each},"
+    return [*lines, " " * indent + line] if line else lines
+
+
+SKIP = "  # fmt: skip"
+"""Keeps a formatter from giving each entry of a long dictionary a line of its own."""
+
+
+def mapping(before: str, values: Mapping[Any, Any], indent: int, after: str = SKIP) -> list[str]:
+    """A dictionary on one line, or on as few as it fits on.
+
+    Arguments:
+        after: behind its closing bracket, unless it is a statement of one line.
+    """
+    items = [f"{literal(key)}: {literal(value)}" for key, value in values.items()]
+    line = f"{before}{{{', '.join(items)}}}{'' if after == SKIP else after}"
+    if len(line) <= WIDTH:
+        return [line]
+    return [f"{before}{{", *filled(items, indent + 4), f"{' ' * indent}}}{after}"]
 
 
 def call(before: str, arguments: Sequence[str], brackets: str = "()") -> list[str]:

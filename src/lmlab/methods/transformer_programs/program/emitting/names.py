@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 import keyword
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lmlab.methods.transformer_programs.program.emitting.helpers import HELPERS
-from lmlab.methods.transformer_programs.program.ir import Lookup
+from lmlab.methods.transformer_programs.program.ir import Lookup, Node
 
 
 def argument_names(node: Lookup) -> Iterable[str]:
@@ -21,14 +21,27 @@ def argument_names(node: Lookup) -> Iterable[str]:
         yield short
 
 
-def local_names(names: Sequence[str], functions: set[str]) -> dict[str, str]:
+def local_names(names: Sequence[str], others: set[str]) -> dict[str, str]:
     """A local variable for each variable of the program, none of which hides what the text uses."""
     found: dict[str, str] = {}
-    taken = HELPERS | set(dir(builtins)) | functions | {"chosen", "place", "token", "tokens", "spelled", "a"}
+    taken = HELPERS | set(dir(builtins)) | others | {"place", "token", "tokens", "spelled", "a"}
     for name in names:
-        local = name
-        while local in taken:
+        local = name.removesuffix("_outputs") or name
+        while local in taken or keyword.iskeyword(local):
             local += "_"
         taken.add(local)
         found[name] = local
+    return found
+
+
+def function_names(nodes: Sequence[Node], names: Mapping[str, str], others: set[str]) -> dict[str, str]:
+    """The function of each node, named after its variable."""
+    found: dict[str, str] = {}
+    taken = HELPERS | set(dir(builtins)) | others | set(names.values())
+    for node in nodes:
+        function = f"{'table' if isinstance(node, Lookup) else 'match'}_{names[node.name]}"
+        while function in taken:
+            function += "_"
+        taken.add(function)
+        found[node.name] = function
     return found
