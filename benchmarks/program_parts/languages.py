@@ -37,6 +37,7 @@ class Language:
         global_: places see what is to their right, too.
         step: of a language, the next state of a state and a symbol; None once no word can follow.
         predicates: sets where a place must look for the one before it, whatever stands there.
+        uneven: each sequence has some of the symbols alone, so that counts get as high in training as answers say.
     """
 
     symbols: str | tuple[str, ...]
@@ -46,6 +47,7 @@ class Language:
     step: Callable[[Any, str], Any] | None = None
     start: Hashable = 0
     predicates: str = "table"
+    uneven: bool = False
 
 
 def _running(answer: Callable[[Symbols], str]) -> Callable[[Symbols], list[str]]:
@@ -126,7 +128,8 @@ LANGUAGES = {
     "reverse": Language("012345", lambda symbols: list(symbols[::-1]), (2, 2, 2, 1, 1), True),
     "sort": Language("012345", sorted, (1, 0, 12, 0, 0), True),
     "hist": Language(
-        "012345", lambda symbols: [str(min(_MOST, symbols.count(each))) for each in symbols], (1, 0, 2, 0, 1), True
+        "012345", lambda symbols: [str(min(_MOST, symbols.count(each))) for each in symbols], (1, 0, 1, 0, 1), True,
+        uneven=True,
     ),
     "count": Language("ab", _running(lambda prefix: str(min(_MOST, prefix.count("a")))), (1, 0, 2, 0, 1)),
     "majority": Language("ab", _running(lambda prefix: _larger(prefix.count("a"), prefix.count("b"))), (1, 0, 2, 0, 0)),
@@ -167,8 +170,11 @@ def draw(language: Language, count: int, shortest: int, longest: int, random: np
         length, state, word = int(random.integers(shortest, longest + 1)), language.start, list[str]()
         careless = random.random() < 0.2
         slips = 0.5 / length
+        symbols = list(language.symbols)
+        if language.uneven:
+            symbols = list(random.choice(symbols, int(random.integers(1, len(symbols) + 1)), replace=False))
         while len(word) < length:
-            symbol = str(random.choice(list(language.symbols)))
+            symbol = str(random.choice(symbols))
             if language.step is not None and state is not None:
                 following = language.step(state, symbol)
                 if following is None and not careless and random.random() > slips:

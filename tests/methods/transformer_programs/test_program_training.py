@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -423,6 +424,23 @@ def test_polishing_raises_the_accuracy_of_the_training_data(data: Dataset, three
         assert second[1] > 0.5
     finally:
         three.model.load_state_dict(before)
+
+
+def test_polishing_reads_no_forbidden_positions(data: Dataset, tmp_path: Path) -> None:
+    """What only positions tell is not fitted by them: the program would not have it."""
+    shape = SETTINGS.model_copy(update={"forbid": ("positions",)})
+    spec, split = spec_of(shape, data), data.train
+    places = torch.arange(split.labels.shape[1]) % len(spec.labels)
+    told = replace(split, labels=torch.where(split.labels >= 0, places, split.labels))
+    model = ProgramTransformer(spec, [0], Attention(False))
+    start = model.unembed[0].clone()
+    before, _ = measure(model, told)
+    polish(model, 0, told)
+    after, _ = measure(model, told)
+    first = spec.cat_inputs.index("positions") * spec.d_var
+    rows = slice(first, first + spec.d_var)
+    assert torch.equal(model.unembed[0, rows], start[rows]) and not torch.equal(model.unembed[0], start)
+    assert after[0] >= before[0]
 
 
 def test_the_seed_that_polishing_makes_the_best_is_polished(data: Dataset, three: Fitted, tmp_path: Path) -> None:
