@@ -2,6 +2,8 @@
 
     python benchmarks/autocompressor.py recall --out runs/recall              # a known answer: an hour on two cores
     python benchmarks/autocompressor.py text --out runs/text                  # real text, three seeds
+    python benchmarks/autocompressor.py text --start MODEL --out runs/lora    # the same by adapters beside a real model
+    python benchmarks/autocompressor.py step --reference DIR --python PYTHON  # a training step beside the reference's
     python benchmarks/autocompressor.py cost                                  # time and memory at 2K and 8K of context
 
 Every part goes on where it was cut off. The load of the machine is printed with each figure that is a time.
@@ -13,8 +15,12 @@ import argparse
 import json
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from compressor_parts.step import WAYS, measure_step
+from compressor_parts.text import TextSettings, measure_text
 
 
 def recall(out: Path, seeds: int, steps: int, kinds: list[Any]) -> None:
@@ -28,93 +34,6 @@ def recall(out: Path, seeds: int, steps: int, kinds: list[Any]) -> None:
             rows = [row for row in _metrics(place) if "heldout_accuracy" in row]
             found = " ".join(f"{row['step']}:{row['heldout_accuracy']:.3f}" for row in rows)
             print(f"{kind:10} seed {seed}  {found}", flush=True)
-
-
-def text(out: Path, seeds: int, steps: int, base_steps: int) -> None:
-    """Research papers by a small model: what the last 256 tokens gain from 1 to 3 compressed segments, beside as many
-    plain tokens, full attention, replaced vectors, another paper's vectors.
-    """
-    from lmlab.data import Tokenizer, read_documents
-    from lmlab.evals.long.texts import papers
-    from lmlab.files import write_jsonl
-    from lmlab.methods.autocompressor import AutoCompressor
-    from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, measure_ppl, table
-    from lmlab.runs import Recipe, run_recipe
-
-    out.mkdir(parents=True, exist_ok=True)
-    bodies = [{"id": f"paper-{n}", "text": paper.body, "domain": "papers"} for n, paper in enumerate(papers())]
-    train, heldout = bodies[: len(bodies) * 11 // 13], bodies[len(bodies) * 11 // 13 :]
-    for name, rows in (("train", train), ("heldout", heldout)):
-        if not (out / f"{name}.jsonl").exists():
-            write_jsonl(out / f"{name}.jsonl", rows)
-    print(f"{len(train)} papers to learn from, {len(heldout)} held out", flush=True)
-    for seed in range(seeds):
-        run = out / f"seed-{seed}"
-        run_recipe(Recipe.parse(_text_recipe(out, seed, steps, base_steps), "the benchmark"), run)
-        models = {name: AutoCompressor.load(run / name) for name in ("accumulate", "replace")}
-        plain = AutoCompressor.from_base(run / "plain", summary_length=0, init="noise")
-        tokenizer = Tokenizer.load(run / "accumulate" / "model")
-        texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in read_documents(out / "heldout.jsonl")]
-        settings = PplSettings((0, 256, 512, 768), 256, 256, ("shuffled", "truncate", "full", "rmt", "base"), 1000)
-        others = {"rmt": models["replace"], "base": plain}
-        found = measure_ppl(Measurement(models["accumulate"], settings, others), texts, run / "ppl")
-        print(f"seed {seed}: {found['texts']} papers", flush=True)
-        for row in table(found):
-            print("  ".join(f"{cell:>30}" if i > 2 else f"{cell:>10}" for i, cell in enumerate(row)), flush=True)
-        print("gain retained", json.dumps(found["gain_retained"]), flush=True)
-
-
-def _text_recipe(out: Path, seed: int, steps: int, base_steps: int) -> dict[str, Any]:
-    def trainer(length: int, rows: int, rate: float) -> dict[str, Any]:
-        groups = [{"match": "summary_embedding", "learning_rate": 10 * rate, "weight_decay": 0.0}]
-        return {
-            "steps": length,
-            "batch_size": rows,
-            "precision": "fp32",
-            "device": "cpu",
-            "checkpoint_every": 25,
-            "log_every": 25,
-            "optimizer": {"learning_rate": rate, "weight_decay": 0.01, "groups": groups},
-        }
-
-    adapted = {"kind": "compress_train", "start": "base", "tokens": "tokens", "seq_len": 1024}
-    adapted |= {"heldout_tokens": "heldout_tokens", "heldout_rows": 16, "trainer": trainer(steps, 4, 1e-3)}
-    shape = {
-        "vocab_size": 4096,
-        "num_layers": 4,
-        "d_model": 160,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "max_seq_len": 1152,
-    }
-    return {
-        "name": "text",
-        "seed": seed,
-        "stages": {
-            "tokenizer": {"kind": "train_tokenizer", "documents": str(out / "train.jsonl"), "vocab_size": 2048},
-            "tokens": {"kind": "tokenize", "documents": str(out / "train.jsonl"), "tokenizer": "tokenizer"},
-            "heldout_tokens": {"kind": "tokenize", "documents": str(out / "heldout.jsonl"), "tokenizer": "tokenizer"},
-            "base": {
-                "kind": "train",
-                "tokens": "tokens",
-                "tokenizer": "tokenizer",
-                "seq_len": 1024,
-                "max_epochs": 100,
-                "model": shape,
-                "trainer": trainer(base_steps, 4, 2e-3) | {"optimizer": {"learning_rate": 2e-3}},
-            },
-            "accumulate": adapted | {"compressor": {"summary_length": 8}},
-            "replace": adapted | {"compressor": {"summary_length": 8, "accumulate": False}},
-            "plain": {
-                "kind": "train",
-                "start": "base",
-                "tokens": "tokens",
-                "seq_len": 256,
-                "max_epochs": 100,
-                "trainer": trainer(steps, 16, 1e-3) | {"optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01}},
-            },
-        },
-    }
 
 
 def cost(layers: int, width: int, kappa: int, segment: int) -> None:
@@ -195,22 +114,45 @@ def main() -> None:
     part.add_argument("--kinds", nargs="+", default=["accumulate", "replace", "none"])
     part = parts.add_parser("text")
     part.add_argument("--out", type=Path, default=Path("runs/text"))
+    part.add_argument("--start", type=Path)
+    part.add_argument("--kinds", nargs="+", default=["accumulate", "replace", "plain"])
     part.add_argument("--seeds", type=int, default=3)
     part.add_argument("--steps", type=int, default=400)
-    part.add_argument("--base-steps", type=int, default=600)
+    part.add_argument("--base-steps", type=int, default=1000)
+    part.add_argument("--rows", type=int, default=8)
+    part.add_argument("--at-once", type=int, default=8)
+    part.add_argument("--kappa", type=int, default=8)
+    part.add_argument("--blocks", type=int, default=2)
+    part.add_argument("--depth", type=int, default=0)
+    part.add_argument("--rate", type=float, default=1e-3)
+    part.add_argument("--summary-rate", type=float, default=1e-2)
+    part.add_argument("--precision", default="bf16")
+    part.add_argument("--documents", type=int, default=40)
     part = parts.add_parser("cost")
     part.add_argument("--layers", type=int, default=4)
     part.add_argument("--width", type=int, default=256)
     part.add_argument("--kappa", type=int, default=50)
     part.add_argument("--segment", type=int, default=2048)
+    part = parts.add_parser("step")
+    part.add_argument("--reference", type=Path, help="a checkout of princeton-nlp/AutoCompressors")
+    part.add_argument("--python", default="python3", help="an interpreter with torch and transformers 4.34")
+    part.add_argument("--ways", nargs="+", default=["block", "full"], choices=WAYS)
+    part.add_argument("--length", type=int, default=2048)
+    part.add_argument("--kappa", type=int, default=50)
+    part.add_argument("--steps", type=int, default=2)
+    part.add_argument("--threads", type=int, default=1)
+    part.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     given = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
     if given.part == "recall":
         recall(given.out, given.seeds, given.steps, given.kinds)
     elif given.part == "cost":
         cost(given.layers, given.width, given.kappa, given.segment)
+    elif given.part == "step":
+        measure_step(given.reference, given.python, given)
     elif given.part == "text":
-        text(given.out, given.seeds, given.steps, given.base_steps)
+        settings = {field.name: getattr(given, field.name) for field in fields(TextSettings)}
+        measure_text(given.out, TextSettings(**settings | {"kinds": tuple(given.kinds)}))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,20 @@ def test_lines_are_what_they_say() -> None:
     assert set(found) == set(expected) | {"shuffled/4", "full/4"}
 
 
+def test_vectors_of_the_document_before_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PplSettings((0, 4, 12), 8, 8, ("shuffled", "rmt"))
+    others = {"rmt": small("llama", accumulate=False)}
+    pairs = [(_TEXTS[n][1], _TEXTS[n - 1][1]) for n in range(3)]
+    alone = [Measurement(small("llama"), settings, others).read(*pair) for pair in pairs]
+    calls, compress = list[int](), AutoCompressor.compress
+    monkeypatch.setattr(
+        AutoCompressor, "compress", lambda self, *given, **more: calls.append(1) or compress(self, *given, **more)
+    )
+    measurement = Measurement(small("llama"), settings, others)
+    assert [measurement.read(*pair) for pair in pairs] == alone
+    assert len(calls) == 3 * 2 * 2 + 2  # each text with two contexts by two models, and the first one's other
+
+
 def test_what_does_not_fit_the_window_is_left_out_and_said(tmp_path: Path) -> None:
     compressor = small("opt")
     measurement = Measurement(compressor, PplSettings((0, 28), 2, 14, ("full",)))

@@ -21,6 +21,7 @@ from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
+from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.models import IGNORE, SegmentError
 from lmlab.progress import progress
 from lmlab.stats import bootstrap
@@ -71,6 +72,7 @@ class Measurement:
         if settings.target < 2:
             raise UserError("A target of less than 2 tokens predicts nothing.")
         self.refused: dict[str, str] = {}
+        self._vectors: dict[str, tuple[list[int], SummaryVectors]] = {}
 
     @property
     def needed(self) -> int:
@@ -91,7 +93,8 @@ class Measurement:
         text, found = list(ids[limit : limit + target]), dict[str, float]()
         for context in self.settings.contexts:
             before, foreign = list(ids[limit - context : limit]), list(other[limit - context : limit])
-            for line in ("summary", *self.settings.lines):
+            # shuffled first: the vectors of the document before are still held
+            for line in sorted(("summary", *self.settings.lines), key=lambda each: each != "shuffled"):
                 if (value := self._line(line, before, foreign, text)) is not None:
                     found[f"{line}/{context}"] = value
         return found
@@ -103,9 +106,9 @@ class Measurement:
         try:
             match line:
                 case "summary" | "rmt" | "base":
-                    return self._after_vectors(self.others.get(line, self.compressor), before, text)
+                    return self._after_vectors(line, before, text)
                 case "shuffled":
-                    return self._after_vectors(self.compressor, foreign, text)
+                    return self._after_vectors(line, foreign, text)
                 case "truncate":
                     segments = -(-len(before) // self.settings.segment)
                     return self._after_text(before[-segments * self.compressor.summary_length :], text)
@@ -115,17 +118,27 @@ class Measurement:
             self.refused.setdefault(f"{line}/{len(before)}", error.message)
             return None
 
-    def _after_vectors(self, compressor: AutoCompressor, before: list[int], text: list[int]) -> float:
+    def _after_vectors(self, line: str, before: list[int], text: list[int]) -> float:
+        compressor = self.others.get(line, self.compressor)
         if before and not compressor.summary_length:
             return self._after_text(before, text, compressor)
-        vectors = None
-        if before:
-            # what does not fill a segment stands first: the segments next to the text are whole
-            size, rest = self.settings.segment, len(before) % self.settings.segment
-            cut = [rest] * (rest > 0) + [size] * (len(before) // size)
-            vectors = compressor.compress(_row(compressor, before), segment_lengths=cut)
         ids = _row(compressor, text)
+        vectors = self._compressed(line, before) if before else None
         return float(compressor(ids, soft_prompt=vectors, labels=ids).loss)
+
+    def _compressed(self, line: str, before: list[int]) -> SummaryVectors:
+        """The vectors of a context. Those of the newest are kept: the line shuffled reads them before the next text."""
+        name = f"{'summary' if line == 'shuffled' else line}/{len(before)}"
+        held = self._vectors.get(name)
+        if held is not None and held[0] == before:
+            return held[1]
+        compressor = self.others.get(line, self.compressor)
+        # what does not fill a segment stands first: the segments next to the text are whole
+        size, rest = self.settings.segment, len(before) % self.settings.segment
+        cut = [rest] * (rest > 0) + [size] * (len(before) // size)
+        vectors = compressor.compress(_row(compressor, before), segment_lengths=cut)
+        self._vectors[name] = (before, vectors)
+        return vectors
 
     def _after_text(self, before: list[int], text: list[int], compressor: AutoCompressor | None = None) -> float:
         compressor = compressor or self.compressor

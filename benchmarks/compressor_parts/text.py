@@ -1,0 +1,238 @@
+"""Real text: what the last tokens of held-out texts gain from compressed segments before them."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEGMENT, ROW = 256, 1024
+CONTEXTS = (0, 256, 512, 768)
+_LEAST = 4096  # bytes of a text that compressors learn from: about a row
+_NOT_CODE = {"test", "tests", "site-packages", "idlelib", "turtledemo", "lib2to3", "pydoc_data", "encodings"}
+_SHAPE = {"vocab_size": 2048, "num_layers": 4, "d_model": 256, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 1152}
+_LORA = {"rank": 16, "alpha": 16, "dropout": 0.0, "targets": ["query", "key", "value", "output"]}
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What is trained and measured.
+
+    Attributes:
+        start: the directory of a trained model that learns to compress by adapters; without, a small one is trained.
+        kinds: accumulate (the method), replace (RMT), plain (the same steps without summaries, in rows of a segment).
+        steps, base_steps: of each adaptation, and of the small model before it.
+        rows: of 1,024 tokens, of a step; `at_once` of them are run together.
+        kappa: vectors of a segment.
+        blocks: of a row's four segments; gradients stop at their borders.
+        depth: segments that a gradient passes through wherever they stand, in place of blocks; 0 for blocks.
+        rate, summary_rate: learning rates of the model (or its adapters) and of the summary tokens.
+        documents: most held-out texts of a domain.
+    """
+
+    start: Path | None
+    kinds: tuple[str, ...]
+    seeds: int
+    steps: int
+    base_steps: int
+    rows: int
+    at_once: int
+    kappa: int
+    blocks: int
+    depth: int
+    rate: float
+    summary_rate: float
+    precision: str
+    documents: int
+
+
+def measure_text(out: Path, settings: TextSettings) -> None:
+    """Train what is missing, measure each seed, and print the mean of the seeds with intervals over texts."""
+    from lmlab.methods.autocompressor import AutoCompressor
+    from lmlab.methods.autocompressor.measure.ppl import PplSettings, summarize, table
+    from lmlab.runs import Recipe, run_recipe
+
+    _write_documents(out)
+    run_recipe(Recipe.parse(_base_recipe(out, settings), "the benchmark"), out / "base")
+    start = settings.start or out / "base" / "base"
+    before = _measure(out, "base", settings, (), {"accumulate": _plain(start)})
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(settings.seeds):
+        run = out / f"seed-{seed}"
+        run_recipe(Recipe.parse(_seed_recipe(out, settings, seed), "the benchmark"), run)
+        models = {
+            name: _plain(run / name) if name == "plain" else AutoCompressor.load(run / name) for name in settings.kinds
+        }
+        lines = ["shuffled", "truncate", "full"]
+        lines += [line for line, kind in (("rmt", "replace"), ("base", "plain")) if kind in models]
+        for domain, rows in _measure(out, f"seed-{seed}", settings, tuple(lines), models).items():
+            print(f"seed {seed} {domain}: {json.dumps({n: round(v, 3) for n, v in _mean(rows).items()})}", flush=True)
+            found.setdefault(domain, []).append({row["id"]: row for row in rows})
+    for domain, seeds in found.items():
+        rows = [{"id": id, **_mean([each[id] for each in seeds])} for id in seeds[0]]
+        told = summarize(rows, PplSettings(CONTEXTS, SEGMENT, SEGMENT))
+        print(f"\n{domain}: {len(rows)} held-out texts, mean of {len(seeds)} seeds", flush=True)
+        for row in table(told):
+            print("  ".join(f"{cell:>30}" if i > 2 else f"{cell:>10}" for i, cell in enumerate(row)), flush=True)
+        print("the model before it learned to compress, which reads all plain tokens:", flush=True)
+        for row in table(summarize(before[domain], PplSettings(CONTEXTS, SEGMENT, SEGMENT))):
+            print(
+                "  ".join(f"{cell:>30}" if i > 2 else f"{cell:>10}" for i, cell in enumerate(row[1:4], 1)), flush=True
+            )
+
+
+def _measure(
+    out: Path, name: str, settings: TextSettings, lines: tuple[Any, ...], models: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """The losses of each held-out text, by domain; texts that were measured are not read again."""
+    from lmlab.data import Tokenizer, read_documents
+    from lmlab.files import read_jsonl
+    from lmlab.methods.autocompressor.measure.ppl import ROWS, Measurement, PplSettings, measure_ppl
+
+    tokenizer = Tokenizer.load(settings.start or out / "base" / "base" / "model")
+    documents = list(read_documents(out / "heldout.jsonl"))
+    others = {line: models[kind] for line, kind in (("rmt", "replace"), ("base", "plain")) if kind in models}
+    measurement = Measurement(
+        models["accumulate"], PplSettings(CONTEXTS, SEGMENT, SEGMENT, lines, settings.documents), others
+    )
+    found = {}
+    for domain in ("papers", "code"):
+        texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents if each.domain == domain]
+        place = out / "measured" / name / domain
+        measure_ppl(measurement, texts, place)
+        found[domain] = list(read_jsonl(place / ROWS))
+    return found
+
+
+def _plain(place: Path) -> Any:
+    from lmlab.methods.autocompressor import AutoCompressor
+
+    return AutoCompressor.from_base(place, summary_length=0, init="noise")
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "id"}
+
+
+def _write_documents(out: Path) -> None:
+    """Papers, stories and Python's library; held out are 40 papers and every eighth package or module with all of its
+    files.
+    """
+    from lmlab.files import write_jsonl
+
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "heldout.jsonl").exists():
+        return
+    papers, code, stories = list(_papers()), list(_code()), list(_stories())
+    packages = sorted({row["group"] for row in code})
+    held = set(packages[7::8])
+    cut = len(papers) * 11 // 13
+    long = [*papers[:cut], *(row for row in code if row["group"] not in held)]
+    long = [row for row in long if len(row["text"].encode()) >= _LEAST]
+    heldout = [*papers[cut:], *(row for row in code if row["group"] in held)]
+    for name, rows in (("long", long), ("train", [*long, *stories]), ("heldout", heldout)):
+        write_jsonl(out / f"{name}.jsonl", rows)
+    print(f"{len(long)} long texts and {len(stories)} stories to learn from, {len(heldout)} texts held out", flush=True)
+
+
+def _papers() -> Iterator[dict[str, Any]]:
+    from lmlab.evals.long.texts import papers
+
+    for number, paper in enumerate(papers()):
+        yield {"id": f"paper-{number}", "text": paper.body, "domain": "papers", "group": f"paper-{number}"}
+
+
+def _stories() -> Iterator[dict[str, Any]]:
+    from lmlab.evals.tasks import olmes
+
+    requests = olmes.read_requests(f"coqa/{olmes.variants('coqa')[0]}")
+    stories = dict.fromkeys(str(request["doc"]["story"]) for request in requests)
+    for number, story in enumerate(stories):
+        yield {"id": f"story-{number}", "text": story, "domain": "stories", "group": f"story-{number}"}
+
+
+def _code() -> Iterator[dict[str, Any]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if not _NOT_CODE & set(inside.parts):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield {"id": inside.as_posix(), "text": text, "domain": "code", "group": inside.parts[0]}
+
+
+def _trainer(settings: TextSettings, steps: int, rows: int, at_once: int, rate: float) -> dict[str, Any]:
+    groups = [{"match": "summary_embedding", "learning_rate": settings.summary_rate, "weight_decay": 0.0}]
+    return {
+        "steps": steps,
+        "batch_size": rows,
+        "micro_batch_size": at_once,
+        "precision": settings.precision,
+        "device": "cpu",
+        "checkpoint_every": 50,
+        "log_every": 25,
+        "optimizer": {"learning_rate": rate, "weight_decay": 0.01, "groups": groups},
+    }
+
+
+def _base_recipe(out: Path, settings: TextSettings) -> dict[str, Any]:
+    tokenizer = str(settings.start) if settings.start else "tokenizer"
+    stages: dict[str, Any] = {}
+    if not settings.start:
+        stages["tokenizer"] = {
+            "kind": "train_tokenizer",
+            "documents": str(out / "train.jsonl"),
+            "vocab_size": _SHAPE["vocab_size"],
+        }
+        stages["tokens"] = {"kind": "tokenize", "documents": str(out / "train.jsonl"), "tokenizer": "tokenizer"}
+    for name, documents in (("long_tokens", "long"), ("heldout_tokens", "heldout")):
+        stages[name] = {"kind": "tokenize", "documents": str(out / f"{documents}.jsonl"), "tokenizer": tokenizer}
+    if not settings.start:
+        trainer = _trainer(settings, settings.base_steps, settings.rows, settings.at_once, 3e-3)
+        stages["base"] = {
+            "kind": "train",
+            "tokens": "tokens",
+            "tokenizer": "tokenizer",
+            "seq_len": ROW,
+            "max_epochs": 100,
+            "model": _SHAPE,
+            "trainer": trainer | {"optimizer": {"learning_rate": 3e-3}},
+        }
+    return {"name": "base", "seed": 0, "stages": stages}
+
+
+def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]:
+    start = settings.start or out / "base" / "base"
+    tokens = str(out / "base" / "long_tokens")
+    trainer = _trainer(settings, settings.steps, settings.rows, settings.at_once, settings.rate)
+    segments: dict[str, Any] = {"blocks": settings.blocks, "segments": 4 // settings.blocks, "random": False}
+    if settings.depth:
+        segments |= {"bptt": "sliding", "depth": settings.depth}
+    adapted = {
+        "kind": "compress_train",
+        "start": str(start),
+        "tokens": tokens,
+        "heldout_tokens": str(out / "base" / "heldout_tokens"),
+        "heldout_rows": 16,
+        "seq_len": ROW,
+        "segments": segments,
+        "trainer": trainer,
+        **({"lora": _LORA} if settings.start else {}),
+    }
+    share = ROW // SEGMENT
+    few = trainer | {"batch_size": share * settings.rows, "micro_batch_size": share * settings.at_once}
+    stages = {
+        "accumulate": adapted | {"compressor": {"summary_length": settings.kappa}},
+        "replace": adapted | {"compressor": {"summary_length": settings.kappa, "accumulate": False}},
+        "plain": {
+            "kind": "train",
+            "start": str(start),
+            "tokens": tokens,
+            "seq_len": SEGMENT,
+            "max_epochs": 100,
+            "trainer": few | {"optimizer": {"learning_rate": settings.rate, "weight_decay": 0.01}},
+        },
+    }
+    return {"name": "text", "seed": seed, "stages": {name: stages[name] for name in settings.kinds}}
