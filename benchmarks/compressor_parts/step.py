@@ -29,6 +29,7 @@ _SHAPE = {
     "positions": "learned",
     "position_offset": 2,
     "norm": "layernorm",
+    "norm_bias": True,
     "activation": "relu",
     "gated": False,
     "qkv_bias": True,
