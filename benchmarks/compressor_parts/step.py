@@ -42,6 +42,7 @@ WAYS = {"block": (2, 2, False), "full": (1, 4, False), "block+again": (2, 2, Tru
 
 def measure_step(reference: Path | None, python: str, arguments: argparse.Namespace) -> None:
     """Print seconds and peak memory of each contender, in turns."""
+    from lmlab.files import read_mapping, write_json
     from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
     from lmlab.methods.autocompressor.compressor.convert import write_reference
     from lmlab.models import ModelConfig, Transformer
@@ -55,6 +56,8 @@ def measure_step(reference: Path | None, python: str, arguments: argparse.Namesp
         contenders = [f"lmlab {way}" for way in arguments.ways]
         if reference is not None:
             write_reference(compressor, Path(folder) / "reference")
+            settings = read_mapping(Path(folder) / "reference" / "config.json")
+            write_json(Path(folder) / "reference" / "config.json", settings | {"eos_token_id": 2})  # it asks for one
             contenders += [f"reference {way}" for way in arguments.ways]
         del model, compressor
         case = {"folder": folder, "reference": str(reference), "precision": arguments.precision}
@@ -151,7 +154,7 @@ def _lmlab(case: dict[str, Any], blocks: int, segments: int, again: bool) -> tup
 
     def run(ids_BT: Any) -> float:
         labels_BT = torch.cat((ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], -100)), 1)
-        return float(step(compressor, {"input_ids": ids_BT, "labels": labels_BT}).sum)
+        return float(step(compressor, {"input_ids": ids_BT, "labels": labels_BT}).loss_sum)
 
     return compressor, run
 

@@ -13,7 +13,7 @@ SEGMENT, ROW = 256, 1024
 CONTEXTS = (0, 256, 512, 768)
 _LEAST = 4096  # bytes of a text that compressors learn from: about a row
 _NOT_CODE = {"test", "tests", "site-packages", "idlelib", "turtledemo", "lib2to3", "pydoc_data", "encodings"}
-_SHAPE = {"vocab_size": 2048, "num_layers": 4, "d_model": 256, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 1152}
+_SHAPE = {"vocab_size": 2048, "num_layers": 3, "d_model": 160, "num_heads": 5, "num_kv_heads": 1, "max_seq_len": 1152}
 _LORA = {"rank": 16, "alpha": 16, "dropout": 0.0, "targets": ["query", "key", "value", "output"]}
 
 
@@ -29,7 +29,8 @@ class TextSettings:
         kappa: vectors of a segment.
         blocks: of a row's four segments; gradients stop at their borders.
         depth: segments that a gradient passes through wherever they stand, in place of blocks; 0 for blocks.
-        rate, summary_rate: learning rates of the model (or its adapters) and of the summary tokens.
+        optimizer, rate, base_rate, summary_rate: how, and the learning rates of the model (or its adapters), of the
+            small model before, and of the summary tokens.
         documents: most held-out texts of a domain.
     """
 
@@ -43,7 +44,9 @@ class TextSettings:
     kappa: int
     blocks: int
     depth: int
+    optimizer: str
     rate: float
+    base_rate: float
     summary_rate: float
     precision: str
     documents: int
@@ -66,7 +69,8 @@ def measure_text(out: Path, settings: TextSettings) -> None:
         models = {
             name: _plain(run / name) if name == "plain" else AutoCompressor.load(run / name) for name in settings.kinds
         }
-        lines = ["shuffled", "truncate", "full"]
+        # what all plain tokens would give is told by the model before: one that learned to compress reads a segment
+        lines = ["shuffled", "truncate"]
         lines += [line for line, kind in (("rmt", "replace"), ("base", "plain")) if kind in models]
         for domain, rows in _measure(out, f"seed-{seed}", settings, tuple(lines), models).items():
             print(f"seed {seed} {domain}: {json.dumps({n: round(v, 3) for n, v in _mean(rows).items()})}", flush=True)
@@ -101,7 +105,7 @@ def _measure(
     found = {}
     for domain in ("papers", "code"):
         texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents if each.domain == domain]
-        place = out / "measured" / name / domain
+        place = out / "measured" / "-".join((name, *lines)) / domain
         measure_ppl(measurement, texts, place)
         found[domain] = list(read_jsonl(place / ROWS))
     return found
@@ -163,17 +167,22 @@ def _code() -> Iterator[dict[str, Any]]:
             yield {"id": inside.as_posix(), "text": text, "domain": "code", "group": inside.parts[0]}
 
 
-def _trainer(settings: TextSettings, steps: int, rows: int, at_once: int, rate: float) -> dict[str, Any]:
+def _trainer(settings: TextSettings, steps: int, rate: float, share: int = 1, summaries: bool = True) -> dict[str, Any]:
     groups = [{"match": "summary_embedding", "learning_rate": settings.summary_rate, "weight_decay": 0.0}]
     return {
         "steps": steps,
-        "batch_size": rows,
-        "micro_batch_size": at_once,
+        "batch_size": share * settings.rows,
+        "micro_batch_size": share * settings.at_once,
         "precision": settings.precision,
         "device": "cpu",
         "checkpoint_every": 50,
         "log_every": 25,
-        "optimizer": {"learning_rate": rate, "weight_decay": 0.01, "groups": groups},
+        "optimizer": {
+            "name": settings.optimizer,
+            "learning_rate": rate,
+            "weight_decay": 0.01,
+            "groups": groups if summaries else [],
+        },
     }
 
 
@@ -190,7 +199,6 @@ def _base_recipe(out: Path, settings: TextSettings) -> dict[str, Any]:
     for name, documents in (("long_tokens", "long"), ("heldout_tokens", "heldout")):
         stages[name] = {"kind": "tokenize", "documents": str(out / f"{documents}.jsonl"), "tokenizer": tokenizer}
     if not settings.start:
-        trainer = _trainer(settings, settings.base_steps, settings.rows, settings.at_once, 3e-3)
         stages["base"] = {
             "kind": "train",
             "tokens": "tokens",
@@ -198,7 +206,7 @@ def _base_recipe(out: Path, settings: TextSettings) -> dict[str, Any]:
             "seq_len": ROW,
             "max_epochs": 100,
             "model": _SHAPE,
-            "trainer": trainer | {"optimizer": {"learning_rate": 3e-3}},
+            "trainer": _trainer(settings, settings.base_steps, settings.base_rate, summaries=False),
         }
     return {"name": "base", "seed": 0, "stages": stages}
 
@@ -206,7 +214,6 @@ def _base_recipe(out: Path, settings: TextSettings) -> dict[str, Any]:
 def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]:
     start = settings.start or out / "base" / "base"
     tokens = str(out / "base" / "long_tokens")
-    trainer = _trainer(settings, settings.steps, settings.rows, settings.at_once, settings.rate)
     segments: dict[str, Any] = {"blocks": settings.blocks, "segments": 4 // settings.blocks, "random": False}
     if settings.depth:
         segments |= {"bptt": "sliding", "depth": settings.depth}
@@ -218,11 +225,9 @@ def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]
         "heldout_rows": 16,
         "seq_len": ROW,
         "segments": segments,
-        "trainer": trainer,
+        "trainer": _trainer(settings, settings.steps, settings.rate),
         **({"lora": _LORA} if settings.start else {}),
     }
-    share = ROW // SEGMENT
-    few = trainer | {"batch_size": share * settings.rows, "micro_batch_size": share * settings.at_once}
     stages = {
         "accumulate": adapted | {"compressor": {"summary_length": settings.kappa}},
         "replace": adapted | {"compressor": {"summary_length": settings.kappa, "accumulate": False}},
@@ -232,7 +237,7 @@ def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]
             "tokens": tokens,
             "seq_len": SEGMENT,
             "max_epochs": 100,
-            "trainer": few | {"optimizer": {"learning_rate": settings.rate, "weight_decay": 0.01}},
+            "trainer": _trainer(settings, settings.steps, settings.rate, ROW // SEGMENT, summaries=False),
         },
     }
     return {"name": "text", "seed": seed, "stages": {name: stages[name] for name in settings.kinds}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.autocompressor import AutoCompressor
+from lmlab.methods.autocompressor.compressor import convert as conversion
 from lmlab.methods.autocompressor.compressor.convert import (
     convert,
     read_reference,
@@ -43,6 +45,25 @@ def test_whole_checkpoints_go_both_ways(lmlab: Callable[..., Any], kind: str, ac
     assert lmlab("compress", "convert", tmp_path / "ours", tmp_path / "back").code == 0
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("most", [None, 4_000])
+def test_the_reference_adds_nothing_to_vectors_of_opt(
+    tmp_path: Path, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It adds row 1 of the positions, which only OPT's own checkpoints have as zeros."""
+    if most is not None:
+        monkeypatch.setattr(conversion, "save_pretrained", partial(save_pretrained, max_shard_bytes=most))
+    compressor = small("opt").float()
+    write_reference(compressor, tmp_path / "r")
+    files = sorted((tmp_path / "r").glob("*.safetensors"))
+    assert len(files) == 1 if most is None else len(files) > 2
+    tensors = {name: each for file in files for name, each in load_file(file).items()}
+    table = tensors["model.decoder.embed_positions.weight"]
+    assert not table[1].any() and table[2].any()
+    again = read_reference(tmp_path / "r")
+    a, b = (c(_IDS, segment_lengths=[8, 6, 10]).logits_BTV for c in (compressor, again))
+    assert torch.equal(a, b)
 
 
 def test_a_checkpoint_that_does_not_say_how_it_keeps_summaries_is_refused(tmp_path: Path) -> None:

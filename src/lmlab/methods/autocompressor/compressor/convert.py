@@ -31,6 +31,8 @@ _ADAPTER = "adapter_config.json"
 _CLASSES = {"opt": "OPTAutoCompressorModel", "llama": "LlamaAutoCompressorModel"}
 _INDEX, _WEIGHTS, _EXTRA = "model.safetensors.index.json", "model.safetensors", "embed_summary.safetensors"
 _PREFIX = "base_model.model."
+_POSITIONS, _NO_POSITION = "model.decoder.embed_positions.weight", 1
+"""The row of OPT's positions that the reference adds to vectors and summary tokens, in place of nothing."""
 
 
 @reads("a checkpoint of the reference implementation")
@@ -164,12 +166,25 @@ def write_reference(compressor: AutoCompressor, directory: str | Path, *, compan
     )
     table = compressor.summary_embedding_ND.detach().float().cpu().contiguous()
     if not (directory / _INDEX).exists():
-        save_file({**_tensors(directory / _WEIGHTS), TABLE: table}, directory / _WEIGHTS, metadata={"format": "pt"})
+        tensors = _without_position(_tensors(directory / _WEIGHTS))
+        save_file({**tensors, TABLE: table}, directory / _WEIGHTS, metadata={"format": "pt"})
         return
     index = read_mapping(directory / _INDEX)
+    if _POSITIONS in index["weight_map"]:
+        shard = directory / index["weight_map"][_POSITIONS]
+        save_file(_without_position(_tensors(shard)), shard, metadata={"format": "pt"})
     save_file({TABLE: table}, directory / _EXTRA, metadata={"format": "pt"})
     weights: Mapping[str, Any] = index["weight_map"] | {TABLE: _EXTRA}
     write_json(directory / _INDEX, index | {"weight_map": weights})
+
+
+def _without_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OPT's own checkpoints have zeros in that row; a model that began elsewhere need not, and would read differently
+    in the reference.
+    """
+    if _POSITIONS in tensors:
+        tensors[_POSITIONS][_NO_POSITION] = 0
+    return tensors
 
 
 def write_reference_adapters(adapters: str | Path, compressor: AutoCompressor, directory: str | Path) -> None:
