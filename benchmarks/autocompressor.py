@@ -36,7 +36,7 @@ def recall(out: Path, seeds: int, steps: int, kinds: list[Any]) -> None:
             print(f"{kind:10} seed {seed}  {found}", flush=True)
 
 
-def cost(layers: int, width: int, kappa: int, segment: int) -> None:
+def cost(layers: int, width: int, kappa: int, segment: int, precision: str) -> None:
     """Reading behind vectors against reading behind the whole context, and compressing against one plain pass, in one
     run, with weights that were drawn: time does not depend on what they say.
     """
@@ -48,9 +48,13 @@ def cost(layers: int, width: int, kappa: int, segment: int) -> None:
 
     shape = {"vocab_size": 8192, "num_layers": layers, "d_model": width, "num_heads": width // 64, "max_seq_len": 10240}
     model = Transformer(ModelConfig.model_validate(shape)).initialize(0).eval()
+    model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     compressor = AutoCompressor(model, CompressorConfig(summary_length=kappa)).eval()
-    row = 2 * 4 * layers * model.config.num_kv_heads * model.config.head_dim  # bytes of keys and values of a position
-    print(f"{model.config.num_parameters():,} parameters, {kappa} vectors for {segment} tokens", flush=True)
+    row = (
+        2 * model.embedding.weight.element_size() * layers * model.config.num_kv_heads * model.config.head_dim
+    )  # bytes of keys and values of a position
+    size = f"{model.config.num_parameters():,} parameters"
+    print(f"{size}, {precision}, {kappa} vectors for {segment} tokens", flush=True)
     settings = GenerationConfig(max_new_tokens=33, temperature=0)
     for context in (2048, 8192):
         ids = torch.randint(0, 8192, (1, context), generator=torch.Generator().manual_seed(0))
@@ -135,10 +139,12 @@ def main() -> None:
     part.add_argument("--width", type=int, default=256)
     part.add_argument("--kappa", type=int, default=50)
     part.add_argument("--segment", type=int, default=2048)
+    part.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     part = parts.add_parser("step")
     part.add_argument("--reference", type=Path, help="a checkout of princeton-nlp/AutoCompressors")
     part.add_argument("--python", default="python3", help="an interpreter with torch and transformers 4.34")
     part.add_argument("--ways", nargs="+", default=["block", "full"], choices=WAYS)
+    part.add_argument("--contenders", nargs="+", default=["lmlab", "reference"], choices=["lmlab", "reference"])
     part.add_argument("--length", type=int, default=2048)
     part.add_argument("--kappa", type=int, default=50)
     part.add_argument("--steps", type=int, default=2)
@@ -149,7 +155,7 @@ def main() -> None:
     if given.part == "recall":
         recall(given.out, given.seeds, given.steps, given.kinds)
     elif given.part == "cost":
-        cost(given.layers, given.width, given.kappa, given.segment)
+        cost(given.layers, given.width, given.kappa, given.segment, given.precision)
     elif given.part == "step":
         measure_step(given.reference, given.python, given)
     elif given.part == "text":

@@ -53,12 +53,12 @@ def measure_step(reference: Path | None, python: str, arguments: argparse.Namesp
         compressor.initialize_summary("eos", 0.02, 2, 0)
         compressor.save(Path(folder) / "lmlab")
         count = sum(each.numel() for each in compressor.parameters())
-        contenders = [f"lmlab {way}" for way in arguments.ways]
+        contenders = [f"lmlab {way}" for way in arguments.ways if "lmlab" in arguments.contenders]
         if reference is not None:
             write_reference(compressor, Path(folder) / "reference")
             settings = read_mapping(Path(folder) / "reference" / "config.json")
             write_json(Path(folder) / "reference" / "config.json", settings | {"eos_token_id": 2})  # it asks for one
-            contenders += [f"reference {way}" for way in arguments.ways]
+            contenders += [f"reference {way}" for way in arguments.ways if "reference" in arguments.contenders]
         del model, compressor
         case = {"folder": folder, "reference": str(reference), "precision": arguments.precision}
         case |= {"length": arguments.length, "threads": arguments.threads}
@@ -73,8 +73,8 @@ def measure_step(reference: Path | None, python: str, arguments: argparse.Namesp
             print(_told(rows[-1]), flush=True)
     by_name = {row["name"]: row for row in rows}
     for way in arguments.ways:
-        ours, theirs = by_name[f"lmlab {way}"], by_name.get(f"reference {way}")
-        if theirs is not None:
+        ours, theirs = by_name.get(f"lmlab {way}"), by_name.get(f"reference {way}")
+        if ours is not None and theirs is not None:
             print(
                 f"{way}: {theirs['process'] / ours['process']:.2f} times as fast,"
                 f" {ours['peak'] / theirs['peak']:.0%} of the peak,"
