@@ -133,6 +133,7 @@ def main() -> None:
     part.add_argument("--base-rate", type=float, default=4e-3)
     part.add_argument("--summary-rate", type=float, default=2e-2)
     part.add_argument("--precision", default="bf16")
+    part.add_argument("--domains", nargs="+", default=["papers", "code"])
     part.add_argument("--documents", type=int, default=40)
     part = parts.add_parser("cost")
     part.add_argument("--layers", type=int, default=4)
@@ -160,7 +161,9 @@ def main() -> None:
         measure_step(given.reference, given.python, given)
     elif given.part == "text":
         settings = {field.name: getattr(given, field.name) for field in fields(TextSettings)}
-        measure_text(given.out, TextSettings(**settings | {"kinds": tuple(given.kinds)}))
+        measure_text(
+            given.out, TextSettings(**settings | {"kinds": tuple(given.kinds), "domains": tuple(given.domains)})
+        )
 
 
 if __name__ == "__main__":

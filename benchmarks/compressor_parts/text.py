@@ -31,6 +31,7 @@ class TextSettings:
         depth: segments that a gradient passes through wherever they stand, in place of blocks; 0 for blocks.
         optimizer, rate, base_rate, summary_rate: how, and the learning rates of the model (or its adapters), of the
             small model before, and of the summary tokens.
+        domains: what is measured: papers, code.
         documents: most held-out texts of a domain.
     """
 
@@ -49,6 +50,7 @@ class TextSettings:
     base_rate: float
     summary_rate: float
     precision: str
+    domains: tuple[str, ...]
     documents: int
 
 
@@ -61,11 +63,11 @@ def measure_text(out: Path, settings: TextSettings) -> None:
     _write_documents(out)
     run_recipe(Recipe.parse(_base_recipe(out, settings), "the benchmark"), out / "base")
     start = settings.start or out / "base" / "base"
-    before = _measure(out, "base", settings, (), {"accumulate": _plain(start)})
+    for seed in range(settings.seeds):
+        run_recipe(Recipe.parse(_seed_recipe(out, settings, seed), "the benchmark"), out / f"seed-{seed}")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(settings.seeds):
         run = out / f"seed-{seed}"
-        run_recipe(Recipe.parse(_seed_recipe(out, settings, seed), "the benchmark"), run)
         models = {
             name: _plain(run / name) if name == "plain" else AutoCompressor.load(run / name) for name in settings.kinds
         }
@@ -75,6 +77,7 @@ def measure_text(out: Path, settings: TextSettings) -> None:
         for domain, rows in _measure(out, f"seed-{seed}", settings, tuple(lines), models).items():
             print(f"seed {seed} {domain}: {json.dumps({n: round(v, 3) for n, v in _mean(rows).items()})}", flush=True)
             found.setdefault(domain, []).append({row["id"]: row for row in rows})
+    before = _measure(out, "base", settings, (), {"accumulate": _plain(start)})
     for domain, seeds in found.items():
         rows = [{"id": id, **_mean([each[id] for each in seeds])} for id in seeds[0]]
         told = summarize(rows, PplSettings(CONTEXTS, SEGMENT, SEGMENT))
@@ -103,7 +106,7 @@ def _measure(
         models["accumulate"], PplSettings(CONTEXTS, SEGMENT, SEGMENT, lines, settings.documents), others
     )
     found = {}
-    for domain in ("papers", "code"):
+    for domain in settings.domains:
         texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents if each.domain == domain]
         place = out / "measured" / "-".join((name, *lines)) / domain
         measure_ppl(measurement, texts, place)
