@@ -123,6 +123,7 @@ def main() -> None:
     part.add_argument("--seeds", type=int, default=3)
     part.add_argument("--steps", type=int, default=150)
     part.add_argument("--base-steps", type=int, default=250)
+    part.add_argument("--warm-steps", type=int, default=0)
     part.add_argument("--rows", type=int, default=2)
     part.add_argument("--at-once", type=int, default=2)
     part.add_argument("--kappa", type=int, default=8)

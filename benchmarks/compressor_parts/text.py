@@ -12,6 +12,7 @@ from typing import Any
 SEGMENT, ROW = 256, 1024
 CONTEXTS = (0, 256, 512, 768)
 _LEAST = 4096  # bytes of a text that compressors learn from: about a row
+_WARM_ROW, _WARM_BYTES = 256, 194  # four segments; 64 tokens of the small model's 2,048 have so many
 _NOT_CODE = {"test", "tests", "site-packages", "idlelib", "turtledemo", "lib2to3", "pydoc_data", "encodings"}
 _SHAPE = {"vocab_size": 2048, "num_layers": 3, "d_model": 160, "num_heads": 5, "num_kv_heads": 1, "max_seq_len": 1152}
 _LORA = {"rank": 16, "alpha": 16, "dropout": 0.0, "targets": ["query", "key", "value", "output"]}
@@ -25,6 +26,8 @@ class TextSettings:
         start: the directory of a trained model that learns to compress by adapters; without, a small one is trained.
         kinds: accumulate (the method), replace (RMT), plain (the same steps without summaries, in rows of a segment).
         steps, base_steps: of each adaptation, and of the small model before it.
+        warm_steps: of a compressor before all seeds, on texts whose every piece of 64 tokens stands there twice, in
+            segments of 64, so that a summary is worth much in the segment after it; 0 for none.
         rows: of 1,024 tokens, of a step; `at_once` of them are run together.
         kappa: vectors of a segment.
         blocks: of a row's four segments; gradients stop at their borders.
@@ -40,6 +43,7 @@ class TextSettings:
     seeds: int
     steps: int
     base_steps: int
+    warm_steps: int
     rows: int
     at_once: int
     kappa: int
@@ -140,9 +144,16 @@ def _write_documents(out: Path) -> None:
     long = [*papers[:cut], *(row for row in code if row["group"] not in held)]
     long = [row for row in long if len(row["text"].encode()) >= _LEAST]
     heldout = [*papers[cut:], *(row for row in code if row["group"] in held)]
-    for name, rows in (("long", long), ("train", [*long, *stories]), ("heldout", heldout)):
+    twice = [row | {"text": _twice(row["text"])} for row in long]
+    for name, rows in (("long", long), ("train", [*long, *stories]), ("heldout", heldout), ("twice", twice)):
         write_jsonl(out / f"{name}.jsonl", rows)
     print(f"{len(long)} long texts and {len(stories)} stories to learn from, {len(heldout)} texts held out", flush=True)
+
+
+def _twice(text: str) -> str:
+    """Pieces of about a short segment, each two times."""
+    pieces = [text[at : at + _WARM_BYTES] for at in range(0, len(text), _WARM_BYTES)]
+    return "".join(2 * piece for piece in pieces)
 
 
 def _papers() -> Iterator[dict[str, Any]]:
@@ -211,32 +222,49 @@ def _base_recipe(out: Path, settings: TextSettings) -> dict[str, Any]:
             "model": _SHAPE,
             "trainer": _trainer(settings, settings.base_steps, settings.base_rate, summaries=False),
         }
+    if settings.warm_steps:
+        stages["twice_tokens"] = {"kind": "tokenize", "documents": str(out / "twice.jsonl"), "tokenizer": tokenizer}
+        stages["warm"] = _adaptation(
+            settings,
+            "twice_tokens",
+            str(settings.start or "base"),
+            settings.warm_steps,
+            seq_len=_WARM_ROW,
+            trainer=_trainer(settings, settings.warm_steps, settings.rate, ROW // _WARM_ROW),
+        )
     return {"name": "base", "seed": 0, "stages": stages}
 
 
-def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]:
-    start = settings.start or out / "base" / "base"
-    tokens = str(out / "base" / "long_tokens")
+def _adaptation(
+    settings: TextSettings, tokens: str, start: str, steps: int, accumulate: bool = True, **more: Any
+) -> dict[str, Any]:
     segments: dict[str, Any] = {"blocks": settings.blocks, "segments": 4 // settings.blocks, "random": False}
     if settings.depth:
         segments |= {"bptt": "sliding", "depth": settings.depth}
-    adapted = {
+    return {
         "kind": "compress_train",
-        "start": str(start),
+        "start": start,
         "tokens": tokens,
-        "heldout_tokens": str(out / "base" / "heldout_tokens"),
-        "heldout_rows": 16,
         "seq_len": ROW,
         "segments": segments,
-        "trainer": _trainer(settings, settings.steps, settings.rate),
+        "compressor": {"summary_length": settings.kappa, "accumulate": accumulate},
+        "trainer": _trainer(settings, steps, settings.rate),
         **({"lora": _LORA} if settings.start else {}),
+        **more,
     }
+
+
+def _seed_recipe(out: Path, settings: TextSettings, seed: int) -> dict[str, Any]:
+    plain = settings.start or out / "base" / "base"
+    start = out / "base" / "warm" if settings.warm_steps else plain
+    tokens = str(out / "base" / "long_tokens")
+    heldout = {"heldout_tokens": str(out / "base" / "heldout_tokens"), "heldout_rows": 16}
     stages = {
-        "accumulate": adapted | {"compressor": {"summary_length": settings.kappa}},
-        "replace": adapted | {"compressor": {"summary_length": settings.kappa, "accumulate": False}},
+        "accumulate": _adaptation(settings, tokens, str(start), settings.steps, **heldout),
+        "replace": _adaptation(settings, tokens, str(start), settings.steps, accumulate=False, **heldout),
         "plain": {
             "kind": "train",
-            "start": str(start),
+            "start": str(plain),
             "tokens": tokens,
             "seq_len": SEGMENT,
             "max_epochs": 100,
