@@ -14,7 +14,7 @@ from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.accounting import PeakBytes, bytes_in_use, stored_bytes
 from lmlab.methods.autocompressor.comparing.cases import Case, Question
 from lmlab.methods.autocompressor.comparing.measure import Row, answer_nll, measure
-from lmlab.methods.autocompressor.comparing.table import lines_of
+from lmlab.methods.autocompressor.comparing.table import COLUMNS, cells, lines_of
 from lmlab.methods.autocompressor.kinds.base import create
 from lmlab.models import Memory, Piece, from_pretrained, load_memory, save_pretrained
 
@@ -32,6 +32,7 @@ def test_of_a_gain_that_cannot_be_told_there_is_no_share():
     found = lines["soft"].retained
     assert all(math.isnan(each) for each in (found.value, found.low, found.high))
     assert math.isnan(lines["soft"].wrong)
+    assert dict(zip(COLUMNS, cells(lines["soft"]), strict=True))["gain retained"] == "n/a"
 
 
 def test_gain_retained_is_of_the_gain_of_the_full_context():
@@ -173,5 +174,7 @@ def test_the_probe_tells_what_is_lost_by_kinds_of_words(small, tmp_path, lmlab):
     files = [tmp_path / f"{number}.txt" for number in range(3)]
     done = lmlab("compress", "probe", small, *files, "--kind", "prune:norm", "--ratio", "2")
     assert done.code == 0 and "name" in done.out and "number" in done.out, done.err
+    one = lmlab("compress", "probe", small, files[0], "--kind", "prune:norm", "--ratio", "2")
+    assert one.code == 0 and "nan" not in one.out  # of one text nothing is known of the spread
     assert lmlab("compress", "probe", small, tmp_path / "none.txt").code == 2
     assert "must be trained" in lmlab("compress", "probe", small, *files, "--kind", "icae").err

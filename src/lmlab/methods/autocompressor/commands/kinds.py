@@ -106,6 +106,7 @@ def probe(
     from lmlab.commandline.options import print_table
     from lmlab.evals import Evaluator
     from lmlab.methods.autocompressor.comparing.probe import probe
+    from lmlab.methods.autocompressor.comparing.table import told
     from lmlab.methods.autocompressor.kinds.base import create
 
     evaluator = Evaluator.load(model, loading.device, loading.precision)
@@ -119,9 +120,8 @@ def probe(
         raise UserError(f"'{kind}' must be trained before it is probed.", "Probe it from Python: comparing.probe.")
     table = Table("words", "tokens", "NLL without", "whole text", "memory", "gain retained", box=box.SIMPLE)
     for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, settings.ratio):
-        kept = line.retained
         losses = (f"{each:.3f}" for each in (line.without, line.whole, line.kept))
-        table.add_row(line.words, f"{line.tokens:,}", *losses, f"{kept.value:.2f} ({kept.low:.2f} to {kept.high:.2f})")
+        table.add_row(line.words, f"{line.tokens:,}", *losses, told(line.retained))
     print_table(table)
 
 

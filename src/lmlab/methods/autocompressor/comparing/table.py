@@ -143,12 +143,19 @@ def cells(line: Line) -> list[str]:
         f"{line.positions:.0f}",
         f"{line.nll:.3f}",
         f"{line.accuracy:.0%}",
-        f"{kept.value:.2f} ({kept.low:.2f} to {kept.high:.2f})",
-        f"{line.wrong:.2f}",
-        "" if over is None else f"{over.value:.2f} ({over.low:.2f} to {over.high:.2f})",
-        "" if line.kind == "full" else f"{above.value:.2f} ({above.low:.2f} to {above.high:.2f})",
+        told(kept),
+        "n/a" if math.isnan(line.wrong) else f"{line.wrong:.2f}",
+        "" if over is None else told(over),
+        "" if line.kind == "full" else told(above),
         *(_size(each) for each in (line.stored, line.in_use, line.peak)),
     ]
+
+
+def told(found: Interval[float]) -> str:
+    """A figure with its interval, as far as they are known."""
+    if math.isnan(found.value):
+        return "n/a"
+    return f"{found.value:.2f}" + ("" if math.isnan(found.low) else f" ({found.low:.2f} to {found.high:.2f})")
 
 
 def _size(count: float) -> str:
