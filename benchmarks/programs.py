@@ -57,6 +57,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "without noise in attention, to 0.3": {"tau_end": 0.3, "attention_noise": False},
     "1 to 0.3": {"tau_start": 1.0, "tau_end": 0.3},
     "cosine, to 0.3": {"tau_end": 0.3, "schedule": "cosine"},
+    "nearest, to 0.3": {"tau_end": 0.3, "attention": "nearest"},
     "gumbel_hard, to 0.3": {"sampling": "gumbel_hard", "tau_end": 0.3},
     "decoupled, gradients at 1, to 0.1": {"sampling": "decoupled", "gradient_tau": 1.0, "tau_end": 0.1},
     "hard, gradients at 1": {"sampling": "hard", "gradient_tau": 1.0},
@@ -84,9 +85,9 @@ _EXHAUSTIVE = 20_000  # inputs: all of sort and reverse; the other tasks' are co
 _COMMON = {"batch_size": 128, "d_mlp": 32, "tau_end": 0.1, "evaluations": 8, "checkpoint_every": 200}
 _SHAPE = ("num_layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps")
 _DECOUPLED = {"sampling": "decoupled", "gradient_tau": 1.0}
-_LATE = {**_DECOUPLED, "tau_start": 1.0, "tau_end": 0.03, "schedule": "cosine"}
 _WIDE = {"vocab_size": 8, "max_length": 16}
 _LARGE = {"vocab_size": 16, "max_length": 16}
+_NEAREST = {"attention": "nearest"}
 _RULES = {"predicates": "families"}
 _COUNTS = {"prefix_count": True}
 TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
@@ -97,12 +98,13 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
     "most_freq": ((2, 4, 4, 2, 2), 4, 2, 12, {}),
     "dyck1": ((3, 1, 3, 1, 2), 4, 2, 12, {**_RULES, "tau_end": 0.05, "schedule": "cosine", "polish": 4}),
-    "dyck2": ((2, 2, 2, 1, 2), 2, 1, 4, {**_LATE, "polish": 1}),
+    "dyck2": ((3, 2, 2, 2, 2), 1, 0, 5, {**_NEAREST, "tau_start": 1.0, "schedule": "cosine"}),
     "double_hist 8x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_WIDE, **_RULES}),
     "double_hist 16x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_LARGE, **_RULES}),
     "reverse 8x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_WIDE, **_RULES, "tau_end": 0.05}),
-    "sort 8x16": ((1, 4, 4, 2, 2), 1, 0, 12, {**_WIDE, **_RULES, **_DECOUPLED}),
-    "sort 16x16": ((1, 4, 4, 2, 2), 1, 0, 12, {**_LARGE, **_RULES, **_DECOUPLED}),
+    "sort 8x16": ((1, 0, 12, 0, 0), 1, 0, 14, {**_WIDE, **_RULES, "schedule": "cosine"}),
+    "sort 16x16": ((1, 0, 24, 0, 0), 1, 0, 16, {**_LARGE, **_RULES, "schedule": "cosine"}),
+    "hist 16x16": ((1, 0, 4, 0, 1), 1, 0, 3, {**_LARGE, **_DECOUPLED}),
     "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_WIDE, **_RULES, **_COUNTS}),
     "reverse 16x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_LARGE, **_RULES, "tau_end": 0.05}),
     "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_LARGE, **_RULES, **_COUNTS}),
