@@ -94,7 +94,7 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     # layers, heads and MLPs of both kinds (as _SHAPE), seeds, halvings, epochs, other settings
     "hist": ((1, 0, 4, 0, 1), 4, 1, 8, _DECOUPLED),
     "sort": ((1, 4, 4, 2, 2), 8, 3, 60, _DECOUPLED),
-    "reverse": ((3, 4, 4, 1, 1), 4, 2, 60, {"tau_end": 0.05}),
+    "reverse": ((3, 4, 4, 1, 1), 4, 2, 30, {**_NEAREST, "tau_end": 0.05}),
     "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
     "most_freq": ((2, 4, 4, 2, 2), 4, 2, 12, {}),
     "dyck1": ((3, 1, 3, 1, 2), 4, 2, 12, {**_RULES, "tau_end": 0.05, "schedule": "cosine", "polish": 4}),
