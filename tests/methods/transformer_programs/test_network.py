@@ -22,7 +22,7 @@ from lmlab.methods.transformer_programs.analysis import export
 from lmlab.methods.transformer_programs.analysis.verify import compare_programs, every_input, verify
 from lmlab.methods.transformer_programs.config import DataConfig, ExportOptions
 from lmlab.methods.transformer_programs.network.convert import DISCRETE, to_program
-from lmlab.methods.transformer_programs.network.model import ProgramTransformer, nearness
+from lmlab.methods.transformer_programs.network.model import Block, ProgramTransformer, nearness
 from lmlab.methods.transformer_programs.network.reference import load_reference, names
 from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, entmax15
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
@@ -281,6 +281,30 @@ def test_what_cannot_be_compared_is_named(counting: Program) -> None:
         name: {value: row[::-1] for value, row in rows.items()} for name, rows in program.classifier.weights.items()
     })  # fmt: skip
     assert verify(model, replace(program, classifier=order), [["a", "b", "a"]]).equal
+
+
+def test_logits_that_rounding_makes_equal_are_no_tie() -> None:
+    """One step of Adam moves all biases of a table that is not used yet by nearly the same; a dead hidden unit leaves
+    nothing else.
+    """
+    spec = NetworkSpec(
+        vocabulary=("<pad>", "a", "b", "c"), labels=("x", "y"), d_var=4, context=4, num_layers=1, cat_heads=0,
+        num_heads=0, cat_mlps=1, num_mlps=1, d_mlp=1,
+    )  # fmt: skip
+    model = sharpened(spec, 0)
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    one = torch.tensor(0.05)
+    with torch.no_grad():
+        for mlps in (block.cat_mlp, block.num_mlp):
+            mlps.b_in.fill_(-1e6)
+            mlps.b_out.copy_(torch.stack([one, torch.nextafter(one, one + 1), one, -one]))
+    program = to_program(model)
+    inputs = list(every_input("abc", 4))
+    execution = Interpreter(program).run(inputs)
+    for name in ("mlp_0_0_outputs", "num_mlp_0_0_outputs"):
+        assert {each for row in range(len(inputs)) for each in execution.variable(name, row)} == {1}
+    assert verify(model, program, inputs).equal
 
 
 def test_near_places_go_before_far_ones() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lmlab.methods.transformer_programs.network.nearest import nearest
 from lmlab.methods.transformer_programs.network.predicates import Predicates
-from lmlab.methods.transformer_programs.network.sampling import HARD, NOISY, Sampler, one_hot, straight_through
+from lmlab.methods.transformer_programs.network.sampling import HARD, QUIET, Sampler, one_hot, straight_through
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 
 _NO_MATCH = 1e-20  # log of it is the score of a place that does not match; float32 only
@@ -91,8 +91,9 @@ class Mlps(SeededParameters):
         read = torch.bmm(gates.flatten(1, 2), stream.flatten(2))
         read = read.view(seeds, count, inputs, batch * places, self.width).transpose(2, 3)
         logits = self.table(read.reshape(seeds * count, batch * places, inputs * self.width))
-        if sample.kind not in NOISY:
-            # as in the paper; under noise it is left out, for weights of shifted logits are the same but for rounding
+        if sample.kind in QUIET:
+            # as in the paper; else it is left out: under noise weights are the same but for rounding, and an arg max
+            # would not be, for rounding makes ties of logits that a table tells apart
             logits = torch.log_softmax(logits, -1)
         return sample(logits).view(seeds, count, batch, places, -1)
 

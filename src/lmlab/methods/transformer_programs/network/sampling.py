@@ -34,6 +34,8 @@ Sampling = Literal[
 NOISY = ("gumbel_soft", "gumbel_hard", "decoupled", "reinmax")
 HARD = ("gumbel_hard", "decoupled", "reinmax", "hard")
 """Those whose forward pass is that of a program."""
+QUIET = ("softmax", "entmax", "sparsemax")
+"""Those that weigh all categories, and draw nothing."""
 _TINY, _BELOW_ONE = 1e-20, 1 - 2**-24  # their logarithms are finite in fp32, and the second is the last before 1
 _SOFT = 1.01  # alpha below which entmax is the softmax: Newton's method would need ever more iterations
 _ITERATIONS = 8  # enough for the last digit of float32
