@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
+from lmlab.methods.transformer_programs.program import interpret
 from lmlab.methods.transformer_programs.program.files import load_program
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select, check
@@ -56,7 +58,10 @@ def _nearest_by_hand(tokens: list[str], place: int, partners: set[tuple[str, str
 
 @pytest.mark.parametrize("rule", ["faithful", "emitted"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_head_takes_the_nearest_place(rule: str, causal: bool) -> None:
+@pytest.mark.parametrize("cells", [1 << 22, 8])
+def test_a_head_takes_the_nearest_place(rule: str, causal: bool, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all places are looked at together, or, as in long sequences, some at a time."""
+    monkeypatch.setattr(interpret, "_MOST_CELLS", cells)
     for pairs in ({("a", "a"), ("b", "a")}, {("a", "b"), ("a", "a"), ("b", "b")}, {("b", "b")}):
         program = _closest(causal, tuple(sorted(pairs)))
         sequences = [list(each) for n in range(1, 6) for each in itertools.product("ab", repeat=n)]
@@ -77,6 +82,19 @@ def test_a_program_that_reads_no_positions_runs_at_any_length(counting: Program)
     live = replace(bound, classifier=Classifier(("once", "more"), rows))
     with pytest.raises(UserError, match="has 9 places, but the program knows 4 \\('head' reads positions\\)"):
         Interpreter(live).predict([["a"] * 9])
+
+
+def test_long_sequences_take_little_memory(counting: Program) -> None:
+    tracemalloc.start()
+    try:
+        answers = Interpreter(counting).predict([["a", *["NA"] * 4999]])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answers == [["once", *["more"] * 4999]]
+    assert most < 100e6  # places by places alone would be 200 MB
+    with pytest.raises(UserError, match="Sequence 1 has 100,001 places; at most 100,000 are run"):
+        Interpreter(counting).predict([["a"] * 100_001])
 
 
 def test_unknown_tokens_become_unk_or_are_named(counting: Program) -> None:

@@ -43,9 +43,12 @@ def test_a_program_is_read_back_as_written(counting: Program, tmp_path: Path) ->
         (lambda data: data["nodes"][1].update(table=[[[0], 1], [[0], 2]]), "appears twice with different results"),
         (lambda data: data["nodes"][1].update(extra=1), "unknown key 'extra'"),
         (lambda data: data.update(classifier="../weights.csv"), "must name a file in the same folder"),
+        (lambda data: data.update(classifier=".."), "must name a file in the same folder"),
+        (lambda data: data.update(classifier="a\0b"), "must name a file in the same folder"),
         (lambda data: data.update(inputs=["tokens", "ones", "clock"]), "unknown input 'clock'"),
         (lambda data: data.update(numerical=["count"]), "'ones' must be among the numerical variables"),
         (lambda data: data.update(max_length=0), "'max_length' must be a whole number from 1 on"),
+        (lambda data: data.update(max_length=10**12), "'max_length' is 1e\\+12; at most 100,000 places"),
     ],
 )
 def test_damaged_programs_are_refused(counting: Program, tmp_path: Path, change: Any, message: str) -> None:

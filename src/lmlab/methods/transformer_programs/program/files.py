@@ -243,6 +243,6 @@ def _length(data: Mapping[str, Any], where: str) -> int | None:
 def _beside(path: Path, data: Mapping[str, Any], key: str, usual: str) -> Path:
     """The file that a program names, which must stand beside it."""
     name = data.get(key, usual)
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name or name == ".." or "\0" in name:
         raise UserError(f"'{path}': '{key}' must name a file in the same folder, not {name!r:.80}.")
     return path.parent / name

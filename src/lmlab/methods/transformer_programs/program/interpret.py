@@ -2,7 +2,7 @@
 
 Categories are numbered over the whole program, so that a head compares numbers and a table is an array.
 
-Shapes: B sequences, N places, C labels.
+Shapes: B sequences, N places, Q of them as queries, C labels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Program, Select, spelled
+from lmlab.methods.transformer_programs.program.ir import MOST_PLACES, SELECT_SUM, Lookup, Program, Select, spelled
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER
 
 Rule = Literal["faithful", "emitted"]
@@ -141,6 +141,8 @@ class Interpreter:
     def _known(self, tokens: list[str], number: int) -> list[str]:
         if not tokens:
             raise UserError(f"Sequence {number + 1} is empty.", "Give at least one token.")
+        if len(tokens) > MOST_PLACES:
+            raise UserError(f"Sequence {number + 1} has {len(tokens):,} places; at most {MOST_PLACES:,} are run.")
         if self._longest is not None and len(tokens) > self._longest:
             raise UserError(
                 f"Sequence {number + 1} has {len(tokens)} places, but the program knows {self._longest}"
@@ -174,23 +176,19 @@ class Interpreter:
             row[: len(each)] = True
         columns = {name: self._input(name, tokens, valid_BN) for name in program.inputs}
         places: dict[str, np.ndarray] = {}
-        visible_BNN = valid_BN[:, :, None] & valid_BN[:, None, :]
-        lower_NN = np.tri(longest, dtype=bool)
+        at_once = max(1, _MOST_CELLS // (max(1, len(tokens)) * longest))
         for node in program.nodes:
             if isinstance(node, Lookup):
                 columns[node.name] = self._lookup(node, [columns[name] for name in node.inputs], valid_BN)
                 continue
-            match_BNN = self._match(node, columns[node.key], columns[node.query]) & visible_BNN
-            if node.causal or program.autoregressive:
-                match_BNN &= lower_NN
-            value_BN = columns[node.value]
-            if node.op == SELECT_SUM:
-                columns[node.name] = np.matmul(match_BNN.astype(np.float64), value_BN[:, :, None])[:, :, 0]
-            else:
-                place_BN = self._nearest(match_BNN)
-                places[node.name] = np.where(valid_BN, place_BN, -1)
-                taken_BN = np.take_along_axis(value_BN, np.maximum(place_BN, 0), 1)
-                columns[node.name] = np.where(valid_BN, taken_BN, 0)
+            # all queries at once but for very long sequences
+            parts = [
+                self._select(node, columns, valid_BN, np.arange(first, min(longest, first + at_once)))
+                for first in range(0, longest, at_once)
+            ]
+            columns[node.name] = np.concatenate([part[0] for part in parts], 1)
+            if node.op != SELECT_SUM:
+                places[node.name] = np.concatenate([part[1] for part in parts], 1)
         return self._logits(columns, valid_BN), columns, places
 
     def _input(self, name: str, tokens: list[list[str]], valid_BN: np.ndarray) -> np.ndarray:
@@ -218,7 +216,7 @@ class Interpreter:
         return found_BN
 
     def _match(self, node: Select, key_BN: np.ndarray, query_BN: np.ndarray) -> np.ndarray:
-        """(B, N queries, N keys): which places match."""
+        """(B, Q queries, N keys): which places match."""
         pairs = [(self._numbers[q], self._numbers[k]) for q, k in node.predicate]
         count = len(self._numbers)
         if len({q for q, _ in pairs}) == len(pairs):  # one partner each
@@ -233,18 +231,34 @@ class Interpreter:
         related[row[[q for q, _ in pairs]], column[[k for _, k in pairs]]] = True
         return related[row[query_BN][:, :, None], column[key_BN][:, None, :]]
 
-    def _nearest(self, match_BNN: np.ndarray) -> np.ndarray:
-        """(B, N): the place that each takes; -1 where nothing matches."""
-        longest = match_BNN.shape[-1]
-        offset_NN = np.arange(longest)[None, :] - np.arange(longest)[:, None]
+    def _select(
+        self, node: Select, columns: dict[str, np.ndarray], valid_BN: np.ndarray, queries_Q: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a head gives for some of the places, and the places that it takes: (B, Q) each."""
+        valid_BQ, value_BN = valid_BN[:, queries_Q], columns[node.value]
+        match_BQN = self._match(node, columns[node.key], columns[node.query][:, queries_Q])
+        match_BQN &= valid_BN[:, None, :] & valid_BQ[:, :, None]
+        if node.causal or self.program.autoregressive:
+            match_BQN &= np.arange(valid_BN.shape[1])[None, :] <= queries_Q[:, None]
+        if node.op == SELECT_SUM:
+            found_BQ = np.matmul(match_BQN.astype(np.float64), value_BN[:, :, None])[:, :, 0]
+            return found_BQ, found_BQ
+        place_BQ = self._nearest(match_BQN, queries_Q)
+        taken_BQ = np.take_along_axis(value_BN, np.maximum(place_BQ, 0), 1)
+        return np.where(valid_BQ, taken_BQ, 0), np.where(valid_BQ, place_BQ, -1)
+
+    def _nearest(self, match_BQN: np.ndarray, queries_Q: np.ndarray) -> np.ndarray:
+        """(B, Q): the place that each takes; -1 where nothing matches."""
+        longest = match_BQN.shape[-1]
+        offset_QN = np.arange(longest)[None, :] - queries_Q[:, None]
         if self.rule == "faithful":
-            cost_NN = np.where(offset_NN == 0, 2 * longest + 2, 2 * np.abs(offset_NN) + (offset_NN > 0))
-            cost_BNN = np.where(match_BNN, cost_NN.astype(np.int32), _NEVER)
+            cost_QN = np.where(offset_QN == 0, 2 * longest + 2, 2 * np.abs(offset_QN) + (offset_QN > 0))
+            cost_BQN = np.where(match_BQN, cost_QN.astype(np.int32), _NEVER)
         else:
-            own_BN1 = match_BNN.sum(-1, keepdims=True, dtype=np.int32)
-            cost_BNN = np.where(offset_NN == 0, own_BN1, np.abs(offset_NN).astype(np.int32))
-            cost_BNN = np.where(match_BNN, cost_BNN, _NEVER)
-        return np.where(match_BNN.any(-1), cost_BNN.argmin(-1), -1)
+            own_BQ1 = match_BQN.sum(-1, keepdims=True, dtype=np.int32)
+            cost_BQN = np.where(offset_QN == 0, own_BQ1, np.abs(offset_QN).astype(np.int32))
+            cost_BQN = np.where(match_BQN, cost_BQN, _NEVER)
+        return np.where(match_BQN.any(-1), cost_BQN.argmin(-1), -1)
 
     def _lookup(self, node: Lookup, inputs: list[np.ndarray], valid_BN: np.ndarray) -> np.ndarray:
         if node.name not in self._tables:

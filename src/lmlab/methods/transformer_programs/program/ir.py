@@ -19,6 +19,7 @@ from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Class
 from lmlab.words import counted
 
 FORMAT = "transformer-program-ir/1"
+MOST_PLACES = 100_000  # of a sequence: each head takes their square in time
 Value = str | int
 Number = int | float
 
@@ -209,6 +210,8 @@ def check(program: Program, where: str) -> Program:
             _check_lookup(program, node, place)
     for name in program.numerical - all_names:
         raise UserError(f"{where}: the numerical variable '{name}' does not exist. {did_you_mean(name, all_names)}")
+    if program.max_length is not None and program.max_length > MOST_PLACES:
+        raise UserError(f"{where}: 'max_length' is {program.max_length:.3g}; at most {MOST_PLACES:,} places are known.")
     if program.bounded and program.max_length is None:
         raise UserError(f"{where}: 'bounded' needs 'max_length', which says to how many places.")
     for mark in (program.bos, program.eos):
