@@ -166,7 +166,7 @@ def from_unforeseen(error: Exception, extras: Collection[str] = (), purpose: str
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error)
     where = f" in {', '.join(dict.fromkeys(reversed(notes)))}" if (notes := getattr(error, "__notes__", None)) else ""
-    if isinstance(error, MemoryError):
+    if says_no_memory(error):
         return LmlabError(f"The memory does not suffice{where}.", "Lower batch sizes or lengths, or use fewer workers.")
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return UserError(f"{str(error).replace('from', 'at')}: a link leads back to itself.", "Remove the link.")
@@ -182,6 +182,17 @@ def from_unforeseen(error: Exception, extras: Collection[str] = (), purpose: str
         f"lmlab failed{where}: {type(error).__name__}{': ' if first else ''}{first:.300}",
         "This is a fault of lmlab's or of a library. Run it again with --debug for the traceback, and report it.",
     )
+
+
+# PyTorch's CPU allocator raises a plain RuntimeError; these are its words on Linux, macOS and Windows
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_cpu.cpp", "Cannot allocate memory")
+
+
+def says_no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a GPU, was refused."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 _SHOWN = 40  # names in a sentence: more are no help

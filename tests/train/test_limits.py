@@ -12,7 +12,7 @@ import pytest
 import torch
 from counting import counting_trainer
 
-from lmlab.errors import LmlabError
+from lmlab.errors import LmlabError, from_unforeseen
 from lmlab.train import TrainerConfig, checkpoints, read_metrics
 from lmlab.train import limits as limits_of_training
 from lmlab.train.limits import KillWatch, is_disk_full, is_out_of_memory
@@ -64,6 +64,7 @@ def test_what_counts_as_no_memory_and_no_space():
     with pytest.raises(RuntimeError) as allocation:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(allocation.value) and is_out_of_memory(MemoryError())
+    assert "The memory does not suffice" in str(from_unforeseen(allocation.value))  # outside of a training, too
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     outer = ValueError("outer")
     assert not is_disk_full(outer)

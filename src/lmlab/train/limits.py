@@ -9,23 +9,19 @@ from typing import Any
 
 import torch
 
-from lmlab.errors import UserError
+from lmlab.errors import UserError, says_no_memory
 from lmlab.files import read_json, write_json
 from lmlab.progress import console
 
 _EVENTS = Path("/sys/fs/cgroup/memory.events")
 _RUNNING = "running.json"
-# PyTorch's CPU allocator raises a plain RuntimeError; these are its words on Linux, macOS and Windows
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_cpu.cpp", "Cannot allocate memory")
 _NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded", "os error 28", "os error 27")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of the machine or of a GPU, was refused."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or says_no_memory(error)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -337,4 +337,6 @@ def test_impossible_shapes_are_refused() -> None:
         validate(NetworkSpec, common | {"d_var": 8, "context": 4}, "the shape")
     with pytest.raises(UserError, match="d_var is 10 but sequences have up to 12 places; set d_var >= 12 or shorten"):
         validate(NetworkSpec, common | {"d_var": 10, "context": 12}, "the shape")
+    with pytest.raises(UserError, match="with d_var 100,000, what its 4 heads look for has 40,000,000,000 weights"):
+        validate(NetworkSpec, common | {"d_var": 100_000, "context": 4}, "the shape")
     assert len(list(itertools.islice(every_input("ab", 2), 10))) == 6

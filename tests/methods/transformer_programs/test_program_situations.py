@@ -77,6 +77,21 @@ def test_labels_may_mix_texts_and_numbers(lmlab: Callable[..., Any], tmp_path: P
     assert "3 2 1 1" in ran.out + ran.err
 
 
+def test_what_data_hold_is_told_once_and_unseen_labels_count_for_the_most_common_answer_too(
+    lmlab: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = rows(tmp_path / "train.jsonl", *[{"tokens": ["b", "a"], "labels": ["y", "x"]}] * 8, {"tokens": ["a"]})
+    valid = rows(tmp_path / "valid.jsonl", *[{"tokens": ["b", "a"], "labels": ["never", "x"]}] * 4)
+    done = lmlab(
+        "programs", "train", "--data", train, "--valid", valid, "--num-layers", "1", "--seeds", "1", "--epochs", "1",
+        "--d-mlp", "2", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    told = " ".join((done.out + done.err).split())
+    assert told.count("'never'") == 1 and told.count("set aside") == 1, told
+    assert "most common answer 50.0 %" in told
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -14,7 +14,7 @@ from lmlab.methods.transformer_programs.config import ExportOptions, MinimizeCon
 from lmlab.methods.transformer_programs.program.files import StoredProgram, load_program
 from lmlab.methods.transformer_programs.report import training_sections
 from lmlab.methods.transformer_programs.tasks.load import about_data, load_data
-from lmlab.methods.transformer_programs.training.run import TrainedNetworks, train
+from lmlab.methods.transformer_programs.training.run import REJECTS, TrainedNetworks, train
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Results, Stage, StageContext
 
@@ -57,13 +57,14 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
         """Train, from the newest checkpoint if there is one, then export."""
         own = set(TrainSettings.model_fields)
         settings = TrainSettings(**{name: value for name, value in config.model_dump().items() if name in own})
-        results = train(settings, context.directory, context.seed)
+        data = load_data(settings, context.directory / REJECTS)
+        results = train(settings, context.directory, context.seed, data)
         manifest = None
         if config.export:
             networks = TrainedNetworks.find(context.directory)
             options = ExportOptions(minimize=config.minimize, max_accuracy_drop=config.max_accuracy_drop)
             manifest = export_program(
-                networks.load(), networks.place_of(None), load_data(settings), context.directory / PROGRAM_DIRECTORY,
+                networks.load(), networks.place_of(None), data, context.directory / PROGRAM_DIRECTORY,
                 options, about_data(settings),
             )  # fmt: skip
         return TrainProgramResults(**results, program=manifest)

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import Config
 
+_MOST_WEIGHTS = 2 * 10**9  # of predicates: 8 GB for each seed, and more while it is trained
 PositionBias = Literal["fixed", "clipped", "none"]
 
 
@@ -82,6 +83,13 @@ class NetworkSpec(Config):
             raise ValueError(
                 f"d_var is {self.d_var} but sequences have up to {self.context} places; set d_var >= {self.context} or"
                 " shorten."
+            )
+        heads = self.num_layers * (self.cat_heads + self.num_heads)
+        if heads * self.d_var**2 > _MOST_WEIGHTS:
+            raise ValueError(
+                f"with d_var {self.d_var:,}, what its {heads} heads look for has {heads * self.d_var**2:,} weights, of"
+                f" at most {_MOST_WEIGHTS:,}; keep fewer words or shorter sequences, or take embedding_vars and"
+                " forbid positions."
             )
         if self.causal_num_heads > self.num_heads:
             raise ValueError(f"causal_num_heads {self.causal_num_heads} is more than num_heads {self.num_heads}.")

@@ -24,7 +24,7 @@ from lmlab.methods.transformer_programs.training.fit import Fitted, fit, spec_of
 from lmlab.runs import Artifact
 from lmlab.train import load_weights
 
-NETWORK, WEIGHTS = "network.json", "network.safetensors"
+NETWORK, WEIGHTS, REJECTS = "network.json", "network.safetensors", "rejects.jsonl"
 _NEAR_BEST = 0.01  # of accuracy: such seeds have found the same program or one as good
 _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is left, has learned something
 
@@ -94,18 +94,21 @@ def load_networks(path: Path) -> ProgramTransformer:
     return model
 
 
-def train(settings: TrainSettings, directory: str | Path, shift: int = 0) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, directory: str | Path, shift: int = 0, data: Dataset | None = None
+) -> dict[str, Any]:
     """Train what the settings say, from where an earlier attempt stopped; the results, also written to `network.json`.
 
     Arguments:
         shift: added to the first seed: the seed of a recipe.
+        data: what the settings name, if it is read already.
 
     Raises:
         UserError: the data or the shape are wrong.
         Interrupted: stopped by a signal.
     """
     directory = Path(directory)
-    data = load_data(settings, directory / "rejects.jsonl")
+    data = data or load_data(settings, directory / REJECTS)
     spec = spec_of(settings, data)
     logits = starting_logits(settings.init_embeddings, spec) if settings.init_embeddings else None
     first = settings.first_seed + shift
@@ -146,9 +149,9 @@ def store(fitted: Fitted, settings: TrainSettings, data: Dataset, directory: Pat
 
 
 def _majority(split: Split) -> float:
-    """The share of the most common label."""
-    labels = split.labels[split.labels > IGNORED]
-    return float(torch.bincount(labels).max() / max(1, labels.numel())) if labels.numel() else 0.0
+    """The share of places that the most common of the labels of training is right at."""
+    known, labels = split.labels[split.labels > IGNORED], split.labels[split.labels != IGNORED]
+    return float(torch.bincount(known).max() / labels.numel()) if known.numel() else 0.0
 
 
 def sequences_of(data: Dataset) -> list[Sequence[str]]:
