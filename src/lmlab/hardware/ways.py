@@ -73,8 +73,9 @@ def _questions() -> dict[str, Question]:
                 found[f"attention {precision} {kind} {length}"] = Question(
                     f"attention in {precision}, {what}, {length}",
                     ("fused", "mixed", "blocks"),
-                    # products of PyTorch's fused kernel are MKL's, which is slow in bf16 on other processors
-                    "blocks" if precision == "bf16" and others else "fused",
+                    # products of PyTorch's fused kernel are MKL's, which is slow in bf16 on other processors; of long
+                    # texts it is no slower, and takes less memory
+                    "blocks" if precision == "bf16" and others and length != "long" else "fused",
                 )
         found[f"gate {precision}"] = Question(
             f"gates of feed-forward networks in {precision}: computed again in the backward pass, or kept in memory",
