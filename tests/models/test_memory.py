@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from random_models import random_model
+from safetensors.torch import save
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import (
@@ -25,6 +27,7 @@ from lmlab.models import (
     stored_tensors,
     weights_fingerprint,
 )
+from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.internals.taps import Taps
 from lmlab.models.memory.rows import KVRows
 
@@ -322,6 +325,73 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(LmlabError, match="damaged"):
         load_memory(path, model)
+
+
+def _rewritten(path, tensors=None, about=None):
+    """A file with other parts, as somebody who knows the format could write it; None takes a part away."""
+    held, told = read_tensors(path, "")
+    held |= {name: change(held) for name, change in (tensors or {}).items()}
+    told |= about or {}
+    kept = {name: value for name, value in told.items() if value is not None}
+    path.write_bytes(save({name: x.contiguous() for name, x in held.items() if x is not None}, kept))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "about"),
+    [
+        ({}, {"tokens": "[1.5]"}),
+        ({}, {"tokens": '["4"]'}),
+        ({}, {"tokens": "[-4]"}),
+        ({}, {"tokens": "[4, 4]"}),
+        ({}, {"sources": "{}"}),
+        ({}, {"about": "[]"}),
+        ({}, {"about": '{"kernel": 1}'}),
+        ({}, {"positions": "maybe"}),
+        ({}, {"model": None}),
+        ({"keys": lambda t: t["keys"].int(), "values": lambda t: t["values"].int()}, {}),
+        ({"values": lambda t: t["values"].half()}, {}),
+        ({"keys": lambda t: t["keys"][0]}, {}),
+        ({"positions": lambda t: t["positions"].float()}, {}),
+        ({"positions": lambda t: t["positions"] - 2}, {}),
+        ({"positions": lambda t: t["positions"] + 1}, {}),  # the last stands where the text is to go on
+        ({"next_position": lambda t: t["next_position"] - 9}, {}),
+        ({"next_position": lambda t: t["next_position"].double()}, {}),
+        ({name: lambda t, name=name: t[name][:, :0] for name in ("keys", "values", "positions")}, {}),
+        ({"pieces.0.ids": lambda t: t["pieces.0.ids"].float()}, {}),
+        ({"pieces.0.ids": lambda t: t["pieces.0.ids"].bool()}, {}),
+        ({"pieces.0.ids": lambda t: t["pieces.0.ids"][0]}, {}),
+        ({"pieces.0.ids": lambda t: t["pieces.0.ids"][:0]}, {}),
+        ({"pieces.0.valid": lambda t: torch.ones(1, 2, dtype=torch.bool)}, {}),
+        ({"pieces.0.valid": lambda t: torch.ones(1, 4)}, {}),
+        ({"pieces.0.vectors": lambda t: torch.ones(1, 4, 32)}, {}),
+        ({"pieces.1.vectors": lambda t: torch.ones(1, 2, 32, dtype=torch.int32)}, {}),
+        ({"pieces.7.vectors": lambda t: torch.ones(1, 2, 32)}, {}),
+    ],
+)
+@torch.no_grad()
+def test_parts_that_do_not_fit_each_other_are_told_before_they_are_read(tmp_path, tensors, about):
+    model, path = random_model("llama"), tmp_path / "m.safetensors"
+    rows = read_rows(model, ids_of(1, 6))
+    chosen = rows.gather(torch.arange(6).expand(rows.positions_LBKM.shape))
+    save_memory(Memory(chosen, (Piece(ids_of(1, 4)),), tokens_B=(10,)), path, model)
+    assert find_context(path, model).kind == "mixed"
+    _rewritten(path, tensors, about)
+    with pytest.raises(LmlabError, match="is damaged: its parts do not fit each other"):
+        find_context(path, model, trust=True)
+
+
+@torch.no_grad()
+def test_what_stands_for_several_texts_or_is_no_file_is_refused_for_one(tmp_path):
+    model = random_model("llama")
+    save_memory(Memory(read_rows(model, ids_of(2, 4)), tokens_B=(4, 4), source_hash=("a", "b")), tmp_path / "m", model)
+    save_soft_prompt(SoftPrompt(model.embed(ids_of(3, 4))), tmp_path / "s", model)
+    for name, texts in (("m", 2), ("s", 3)):
+        with pytest.raises(UserError, match=f"stands for {texts} texts"):
+            find_context(tmp_path / name, model)
+    os.mkfifo(tmp_path / "pipe")  # which would be waited for
+    for place in (tmp_path / "pipe", tmp_path / ("x" * 5000), tmp_path / "a\0b"):
+        with pytest.raises(UserError, match="There is no soft prompt at"):
+            find_context(place, model)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from random_models import random_model
+from safetensors.torch import save
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import (
@@ -21,6 +22,7 @@ from lmlab.models import (
     save_soft_prompt,
     stream,
 )
+from lmlab.models.formats.tensor_file import read_tensors
 
 KINDS = ["llama", "gpt2", "opt", "olmoe", "no_family"]
 LENGTHS = [17, 4, 9]
@@ -215,6 +217,32 @@ def test_a_prompt_is_saved_with_the_model_that_it_belongs_to(tmp_path):
         load_soft_prompt(tmp_path / "none", model)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(LmlabError, match="is damaged"):
+        load_soft_prompt(path, model)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "about"),
+    [
+        ({"vectors": torch.ones(4, 32)}, {}),
+        ({"vectors": torch.ones(())}, {}),
+        ({"vectors": torch.ones(0, 4, 32)}, {}),
+        ({"vectors": torch.ones(1, 4, 32, dtype=torch.int32)}, {}),
+        ({"valid": torch.ones(1, 2, dtype=torch.bool)}, {}),
+        ({"valid": torch.ones(3, 4, dtype=torch.bool)}, {}),
+        ({"valid": torch.ones(1, 4)}, {}),
+        ({}, {"positions": "maybe"}),
+        *(({}, {"budget": budget}) for budget in ("0", "-1", "x", "9" * 5000)),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_told_before_they_are_read(tmp_path, tensors, about):
+    model, path = random_model("llama"), tmp_path / "prompt.safetensors"
+    save_soft_prompt(SoftPrompt(vectors(1, 4, 32)), path, model)
+    held, told = read_tensors(path, "")
+    path.write_bytes(save(held | tensors, told | about))
+    with pytest.raises(LmlabError, match="is damaged: its parts do not fit each other"):
+        load_soft_prompt(path, model)
+    path.write_bytes(save(held, {"format": told["format"]}))
+    with pytest.raises(UserError, match="was made for another model"):
         load_soft_prompt(path, model)
 
 

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from lmlab.data import Tokenizer
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import read_mapping, write_json, write_jsonl
+from lmlab.files import read_mapping, sha256_file, write_json, write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor, EncodeJob, SummaryStore, encode, summaries_of
 from lmlab.methods.autocompressor.store import encode as encoding
 from lmlab.models import (
     ModelConfig,
+    SoftPrompt,
     StoreMeta,
     StoreRow,
     Transformer,
@@ -157,6 +159,45 @@ def test_what_others_wrote_or_changed_is_not_read(place: Path, tmp_path: Path) -
         SummaryStore(tmp_path / "s", trust=True).get("d0")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"vectors": torch.ones(1, 2, 4)},
+        {"vectors": torch.ones(0, 2, 4)},
+        {"vectors": torch.ones(2, 2, 4), "scales": torch.ones(5)},
+        {"vectors": torch.ones(())},
+        {"others": torch.ones(2, 2, 4)},
+    ],
+)
+def test_parts_that_do_not_fit_their_list_are_damaged(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """By somebody who knows the format, and whom the reader trusts."""
+    store = SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
+    store.add("a", torch.ones(4, 4))
+    path = tmp_path / "s" / "part-00000.safetensors"
+    path.write_bytes(save(tensors))
+    told = read_mapping(path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), told | {"safetensors": sha256_file(path)})
+    again = SummaryStore(tmp_path / "s", trust=True)
+    for read in (lambda: again.get("a"), lambda: again.search(torch.ones(4, 4))):
+        with pytest.raises(LmlabError, match=r"part-00000.safetensors' (is damaged|has)"):
+            read()
+
+
+def test_settings_of_a_store_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
+    told = read_mapping(tmp_path / "s" / "meta.json")
+    write_json(tmp_path / "s" / "meta.json", told | {"positions": False, "budget": 4})
+    with pytest.raises(UserError, match="budget belongs to vectors with positions"):
+        SummaryStore(tmp_path / "s")
+
+
+def test_padding_of_a_soft_prompt_is_not_stored(tmp_path: Path) -> None:
+    store = SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
+    padded = SoftPrompt(torch.randn(1, 4, 4), valid_BP=torch.tensor([[False, False, True, True]]))
+    store.add("a", padded)
+    torch.testing.assert_close(store.vectors("a"), padded.vectors_BPD[0, 2:], atol=1e-2, rtol=1e-2)
+
+
 def test_vectors_are_added_by_hand(tmp_path: Path) -> None:
     meta = StoreMeta(model="m", compressor="c", summary_length=2, width=4)
     store = SummaryStore.create(tmp_path / "s", meta)
@@ -170,6 +211,8 @@ def test_vectors_are_added_by_hand(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             store.add(id, vectors)
+    with pytest.raises(UserError, match="'b' cannot stand for -1 tokens"):
+        store.add("b", torch.ones(2, 4), tokens=-1)
 
 
 def test_documents_that_cannot_be_told_apart_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from lmlab.models.prompts.signing import UNTRUSTED, digest_of, is_own, mark_of
 from lmlab.models.transformer import Transformer
 
 _FORMAT = "lmlab memory 1"
+T = TypeVar("T")
 
 
 def stored_tensors(memory: Memory) -> dict[str, Tensor]:
@@ -62,9 +64,11 @@ def save_memory(memory: Memory, path: Path | str, model: Transformer) -> None:
 def is_memory(path: Path | str) -> bool:
     """Whether a file is one of `save_memory`."""
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            return False
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format") == _FORMAT
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):  # too long for a path, as ids of texts may be
         return False
 
 
@@ -89,7 +93,8 @@ def load_memory(path: Path | str, model: Transformer, *, trust: bool = True) -> 
     _refuse_nan(tensors, f"'{path}'")
     try:
         memory = _memory_of(tensors, about, model.embedding.weight.device)
-    except (KeyError, ValueError, IndexError, RuntimeError, TypeError, LmlabError):
+        memory.require_whole()
+    except (KeyError, ValueError, IndexError, RuntimeError, TypeError, AttributeError, LmlabError):
         raise LmlabError(f"'{path}' is damaged: its parts do not fit each other.", "Compress the text again.") from None
     try:
         memory.check(model)
@@ -106,18 +111,31 @@ def _memory_of(tensors: dict[str, Tensor], about: dict[str, str], device: torch.
         pieces.append(Piece(x.to(device), None if valid is None else valid.to(device)))
     rows = None
     if "keys" in tensors:
+        if any(tensors[name].dtype not in (torch.int32, torch.int64) for name in ("positions", "next_position")):
+            raise ValueError("positions that are no whole numbers")
         positions = tensors["positions"].long()
         keys, values = (_spread(tensors[name], positions) for name in ("keys", "values"))
         rows = KVRows(keys.to(device), values.to(device), positions.to(device), tensors["next_position"].to(device))
-    return Memory(
+    tokens, sources, more = (parse_json(about[name], f"its {name}") for name in ("tokens", "sources", "about"))
+    _all_of(str, list(more.values()))
+    memory = Memory(
         rows,
         tuple(pieces),
-        about["positions"] == "true",
-        tuple(parse_json(about["tokens"], "its tokens")),
-        tuple(parse_json(about["sources"], "its sources")),
+        {"true": True, "false": False}[about["positions"]],
+        _all_of(int, tokens),
+        _all_of(str, sources),
         about["model"],
-        parse_json(about["about"], "its about"),
+        more,
     )
+    if tensors.keys() != memory.tensors.keys():
+        raise ValueError("parts that belong to nothing")
+    return memory
+
+
+def _all_of(kind: type[T], told: Any) -> tuple[T, ...]:
+    if not isinstance(told, list) or any(type(each) is not kind for each in told):
+        raise ValueError(f"no list of {kind.__name__}")
+    return tuple(told)
 
 
 def _spread(held: Tensor, positions_LBKM: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmlab.errors import UserError
 from lmlab.models.memory.files import is_memory, load_memory
 from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
@@ -20,12 +21,25 @@ def find_context(place: str | Path, model: Transformer, *, trust: bool = False) 
         trust: also what this user did not write on this machine.
 
     Raises:
-        UserError: there is no such thing, it is of other weights, or others wrote it.
+        UserError: there is no such thing, it is of other weights or of several texts, or others wrote it.
         LmlabError: it is damaged.
     """
     path = Path(place).expanduser()
     if not is_memory(path):
-        return find_soft_prompt(place, model, trust=trust)
+        found = find_soft_prompt(place, model, trust=trust)
+        _require_one(place, len(found.vectors_BPD))
+        if (width := found.vectors_BPD.shape[2]) != model.config.d_model:
+            raise UserError(f"The vectors of '{place}' are {width} wide; the model is {model.config.d_model} wide.")
+        return found
     memory = load_memory(path, model, trust=trust)
+    _require_one(place, memory.batch_size)
     prompt = None if memory.rows is not None else memory.soft_prompt(model)
     return memory if prompt is None else prompt
+
+
+def _require_one(place: str | Path, texts: int) -> None:
+    if texts != 1:
+        raise UserError(
+            f"'{place}' holds what stands for {texts} texts, one for each row of a batch.",
+            "Save them one by one, or read it from Python.",
+        )

@@ -41,6 +41,21 @@ class Piece:
         """Whether these are ids."""
         return self.x.dim() == 2
 
+    def check(self) -> None:
+        """Refuse what is neither vectors nor ids.
+
+        Raises:
+            UserError: another shape or type, or a mask that does not fit.
+        """
+        x, valid = self.x, self.valid_BP
+        whole = not (x.is_floating_point() or x.dtype == torch.bool or x.is_complex())
+        if x.dim() not in (2, 3) or not len(x) or (whole if x.dim() == 3 else not whole):
+            raise UserError(f"A piece of a memory is vectors [B, P, D] or ids [B, P]: no {list(x.shape)} of {x.dtype}.")
+        if valid is not None and (
+            valid.dtype != torch.bool or valid.shape[1:] != x.shape[1:2] or len(valid) not in (1, len(x))
+        ):
+            raise UserError(f"The mask of a memory's piece is {list(valid.shape)}, and the piece {list(x.shape)}.")
+
     def valid(self) -> Tensor:
         """Which slots are real, [B, P]."""
         return self.x.new_ones(self.x.shape[:2], dtype=torch.bool) if self.valid_BP is None else self.valid_BP
@@ -131,6 +146,7 @@ class Memory:
         if self.rows is not None:
             self.rows.check(model.config)
         for piece in self.pieces:
+            piece.check()
             width, vocabulary = model.config.d_model, model.config.vocab_size
             if not piece.is_text and piece.x.shape[2] != width:
                 raise UserError(f"The memory's vectors are {piece.x.shape[2]} wide; the model is {width} wide.")
@@ -141,6 +157,23 @@ class Memory:
                 "The memory was made for other weights: its numbers mean nothing to this model.",
                 "Load the model that it was made with, or compress the text again.",
             )
+
+    def require_whole(self) -> None:
+        """Refuse parts that are not of the same texts, which no code here makes.
+
+        Raises:
+            UserError: other numbers of texts, rows that stand behind what follows them, or numbers that are none.
+        """
+        for piece in self.pieces:
+            piece.check()
+        sizes = {len(piece.x) for piece in self.pieces} | ({self.rows.batch_size} if self.rows is not None else set())
+        texts = {len(self.tokens_B), len(self.source_hash)}
+        if len(sizes - {1}) > 1 or len(texts) != 1 or not texts <= {1, max(sizes, default=1)}:
+            raise UserError("The memory is not whole: its parts are of different texts.")
+        if min(self.tokens_B) < 0:
+            raise UserError("The memory says that it stands for fewer tokens than none.")
+        if self.rows is not None:
+            self.rows.require_whole()
 
     def soft_prompt(self, model: Transformer) -> SoftPrompt | None:
         """Its pieces as one prompt; plain chunks by the model's own table."""

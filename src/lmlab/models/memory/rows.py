@@ -67,6 +67,8 @@ class KVRows:
         Raises:
             UserError: other numbers of layers, heads or dimensions of a head, or parts that do not fit each other.
         """
+        if self.keys_LBKMH.dim() != 5:
+            raise UserError("The memory is not whole: its keys are no layers of rows of heads.")
         layers, batch, heads, slots, width = self.keys_LBKMH.shape
         for name, held, needed in (
             ("layers", layers, config.num_layers),
@@ -82,6 +84,23 @@ class KVRows:
             self.values_LBKMH.shape != self.keys_LBKMH.shape
             or self.positions_LBKM.shape != (layers, batch, heads, slots)
             or self.next_position_B.shape != (batch,)
+        ):
+            raise UserError("The memory is not whole: its keys, values and positions do not fit each other.")
+
+    def require_whole(self) -> None:
+        """Refuse numbers that are none: types, and positions that do not stand before what follows.
+
+        Raises:
+            UserError: see above.
+        """
+        last = self.positions_LBKM.amax((0, 2, 3)) if self.positions_LBKM.numel() else self.next_position_B * 0 - 1
+        if (
+            not self.batch_size
+            or not self.keys_LBKMH.is_floating_point()
+            or self.keys_LBKMH.dtype != self.values_LBKMH.dtype
+            or bool((self.positions_LBKM < EMPTY).any())
+            or bool((last >= self.next_position_B).any())
+            or bool((self.next_position_B < 0).any())
         ):
             raise UserError("The memory is not whole: its keys, values and positions do not fit each other.")
 

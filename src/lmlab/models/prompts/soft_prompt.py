@@ -220,20 +220,36 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
     tensors, about = read_tensors(path, "Copy or make the soft prompt again.")
     if about.get("format") != _FORMAT or "vectors" not in tensors:
         raise UserError(f"'{path}' holds no soft prompt of lmlab.")
-    if about["model"] != known_fingerprint(model):
+    if about.get("model") != known_fingerprint(model):
         raise UserError(
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
             "Load the model that it was made for, or make the soft prompt again.",
         )
     if not trust and not is_own(digest_of(tensors, about), about.get("mark")):
         raise UserError(f"The soft prompt '{path}' was not written by you on this machine.", UNTRUSTED)
-    if not bool(torch.isfinite(tensors["vectors"]).all()):
+    try:
+        prompt = _prompt_of(tensors, about, next(model.parameters()).device)
+    except (KeyError, ValueError):
+        raise LmlabError(
+            f"The soft prompt '{path}' is damaged: its parts do not fit each other.", "Copy it or make it again."
+        ) from None
+    if not bool(torch.isfinite(prompt.vectors_BPD).all()):
         raise LmlabError(f"The soft prompt '{path}' holds vectors that are not finite.", "Make it again.")
-    device = next(model.parameters()).device
-    valid = tensors.get("valid")
+    return prompt
+
+
+def _prompt_of(tensors: dict[str, Tensor], about: dict[str, str], device: torch.device) -> SoftPrompt:
+    vectors, valid = tensors["vectors"], tensors.get("valid")
+    if vectors.dim() != 3 or not len(vectors) or not vectors.is_floating_point():
+        raise ValueError("no vectors")
+    rows = (1, len(vectors))
+    if valid is not None and (valid.dtype != torch.bool or valid.shape[1:] != vectors.shape[1:2]):
+        raise ValueError("no mask")
+    if valid is not None and len(valid) not in rows:
+        raise ValueError("a mask of other rows")
     return SoftPrompt(
-        tensors["vectors"].to(device),
-        about["positions"] == "true",
+        vectors.to(device),
+        {"true": True, "false": False}[about["positions"]],
         None if valid is None else valid.to(device),
         int(about["budget"]) if "budget" in about else None,
     )

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -196,6 +196,10 @@ class SummaryStore:
         given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
         flat = given[0] if given.dim() == 3 and len(given) == 1 else given
         kappa = self.meta.summary_length
+        if isinstance(vectors, SoftPrompt) and vectors.valid_BP is not None and len(vectors.valid_BP) == 1:
+            flat = flat[vectors.valid_BP[0]]  # a store has no masks: padding stays out of it
+        if tokens < 0:
+            raise UserError(f"'{id}' cannot stand for {tokens} tokens.")
         if not flat.is_floating_point() or flat.dim() != 2 or len(flat) % kappa or not len(flat):
             raise UserError(f"Vectors of shape {list(given.shape)} are no summaries of {kappa} vectors each.")
         count, digest = len(flat) // kappa, hashlib.sha256(text.encode()).hexdigest()
@@ -268,7 +272,7 @@ class SummaryStore:
         """
         places = self._places(id)
         parts = {number: self._read(number) for number in dict.fromkeys(place.part for place in places)}
-        return torch.cat([parts[place.part][place.row] for place in places])
+        return self._joined(places, parts)
 
     def get(self, *ids: str) -> SoftPrompt:
         """The vectors of a text, or of several one after the other, as a soft prompt of one row."""
@@ -298,8 +302,7 @@ class SummaryStore:
                 continue
             # texts stand in the order of parts: no more than those of one text are held
             part = {n: part[n] if n in part else self._read(n) for n in dict.fromkeys(each.part for each in places)}
-            own = torch.cat([part[place.part][place.row] for place in places])
-            found.append((id, float((own - query).norm())))
+            found.append((id, float((self._joined(places, part) - query).norm())))
         return sorted(found, key=lambda each: (each[1], each[0]))[:k]
 
     def verify(self) -> None:
@@ -337,6 +340,14 @@ class SummaryStore:
             raise UserError(f"The store '{self.path}' holds no '{id}'. {near}".rstrip())
         return self._index[id]
 
+    def _joined(self, places: Sequence[_Place], parts: Mapping[int, Tensor]) -> Tensor:
+        """The rows of a text from those of its parts, [P, D]."""
+        for place in places:
+            if place.row >= (rows := len(parts[place.part])):
+                path = self.path / f"{_stem(place.part)}.safetensors"
+                raise LmlabError(f"'{path}' has {rows} rows, and its list more.", "Encode again.")
+        return torch.cat([parts[place.part][place.row] for place in places])
+
     def _read(self, number: int) -> Tensor:
         """The rows of a part, [R, N, D], in fp32."""
         if number not in self._known:
@@ -345,7 +356,7 @@ class SummaryStore:
         try:
             with safe_open(path, "pt") as file:
                 vectors_RND = unpacked({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise LmlabError(f"'{path}' is damaged ({error}).", "Copy the store again, or encode again.") from None
         if vectors_RND.shape[1:] != (self.meta.summary_length, self.meta.width):
             raise LmlabError(f"'{path}' has rows of shape {list(vectors_RND.shape[1:])}.", "Encode again.")

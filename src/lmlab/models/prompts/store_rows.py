@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from lmlab.config import Config
@@ -46,6 +46,12 @@ class StoreMeta(Config):
     budget: PositiveInt | None = None
     attention: str = "auto"
     source: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StoreMeta:
+        if self.budget is not None and not self.positions:
+            raise ValueError("budget belongs to vectors with positions.")
+        return self
 
 
 class StoreRow(Config):
