@@ -73,6 +73,32 @@ def _losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+def test_of_a_run_that_trained_a_base_too_the_compressor_is_meant(
+    lmlab: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    """As the recipe for laptops does, whose run every command then takes."""
+    told = yaml.safe_load(_recipe(parts, tmp_path / "c.yaml", trainer={"steps": 1}).read_text())
+    trainer = {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu"}
+    shape = {"vocab_size": 300, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 64}
+    base = {"kind": "train", "tokens": str(parts / "tokens"), "seq_len": 32, "model": shape, "trainer": trainer}
+    told["stages"] = {"base": base, "compressor": told["stages"]["compressor"] | {"start": "base"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(told))
+    run, text = tmp_path / "run", tmp_path / "one.txt"
+    done = lmlab("compress", "train", tmp_path / "c.yaml", "--out", run)
+    assert done.code == 0, done.err
+    text.write_text("the summary of a long text")
+    for place in (run, run / "compressor"):
+        assert lmlab("compress", "text", place, text, "--out", tmp_path / "v.safetensors").code == 0
+        found = lmlab("compress", "encode", place, "--in", text, "--segment", 16, "--out", tmp_path / "s")
+        assert found.code == 0, found.err
+    assert lmlab("compress", "convert", run, tmp_path / "reference").code == 0
+    assert torch.equal(
+        AutoCompressor.load(run).summary_embedding_ND, AutoCompressor.load(run / "compressor").summary_embedding_ND
+    )
+    bare = lmlab("compress", "text", run / "base", text, "--out", tmp_path / "v.safetensors")
+    assert bare.code == 2 and "holds a model, but no compressor" in bare.err
+
+
 def test_a_training_that_is_cut_off_ends_as_one_that_is_not(
     lmlab: Callable[..., Any], parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

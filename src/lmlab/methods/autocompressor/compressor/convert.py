@@ -19,7 +19,13 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import read_mapping, write_json
-from lmlab.methods.autocompressor.compressor.files import SETTINGS, TABLE, load_compressor, save_compressor
+from lmlab.methods.autocompressor.compressor.files import (
+    SETTINGS,
+    TABLE,
+    CompressorPlace,
+    load_compressor,
+    save_compressor,
+)
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig
 from lmlab.models import from_pretrained_with, load_lora, read_settings, remove_lora, save_pretrained
@@ -229,7 +235,7 @@ def convert(
         beside = next((place for place in (source, Path(base or source)) if (place / "tokenizer.json").exists()), None)
         save_compressor(compressor, target, companions=beside)
         return f"{compressor.summary_length} summary tokens and their model were written to '{target}'."
-    compressor, found = load_compressor(source), Model.find(source)
+    compressor, found = load_compressor(source), CompressorPlace.find(source)
     adapters = found.path.parent / "adapters"
     if base is not None:
         if not (adapters / _ADAPTER).exists():

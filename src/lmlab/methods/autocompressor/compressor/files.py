@@ -85,6 +85,21 @@ def save_compressor(
     )
 
 
+class CompressorPlace(Model):
+    """The model of a compressor: of a run that trained a base too, the stage that learned to compress is meant."""
+
+    @classmethod
+    def _preferred(cls, several: list[tuple[Path, Model]]) -> list[tuple[Path, Model]]:
+        return [each for each in several if _settings_of(each[1]).exists()] or super()._preferred(several)
+
+
+def _settings_of(found: Model) -> Path:
+    """Where a model says that it compresses, if it does."""
+    if found.form == "checkpoint" and (beside := found.path.parent / SETTINGS).exists():
+        return beside
+    return (found.source if found.form != "gguf" else found.path.parent) / SETTINGS
+
+
 @reads("the directory of a compressor")
 def load_compressor(
     place: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -99,10 +114,10 @@ def load_compressor(
         UserError: there is none, or its model is another one than it was trained with.
         LmlabError: a file is damaged.
     """
-    found = Model.find(place)
-    if found.form == "checkpoint" and (found.path.parent / SETTINGS).exists():
+    found = CompressorPlace.find(place)
+    directory = _settings_of(found).parent
+    if found.form == "checkpoint" and directory == found.path.parent:
         return _from_checkpoint(found, device, dtype)
-    directory = found.source if found.form != "gguf" else found.path.parent
     if not (directory / SETTINGS).exists():
         raise UserError(
             f"'{place}' holds a model, but no compressor ({SETTINGS} is missing).",

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import UserError
+from lmlab.methods.autocompressor.compressor.files import CompressorPlace
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
-from lmlab.runs import Model
 
 
 def compressed(
@@ -25,7 +25,7 @@ def compressed(
         UserError: there is no compressor, or the text has no tokens.
     """
     model = AutoCompressor.load(place)
-    ids = Model.find(place).tokenizer().encode_prompt(text, "as_text") if text.strip() else []
+    ids = CompressorPlace.find(place).tokenizer().encode_prompt(text, "as_text") if text.strip() else []
     if not ids:
         raise UserError("The text has no tokens.", "Give one with some.")
     found = model.compress(torch.tensor([ids]), segment_lengths=segment, summary_length=vectors)

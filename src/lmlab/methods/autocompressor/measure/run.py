@@ -11,13 +11,17 @@ from lmlab.data import Document, Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.hardware import select_device
-from lmlab.methods.autocompressor.compressor.files import SETTINGS, load_compressor, model_fingerprint
+from lmlab.methods.autocompressor.compressor.files import (
+    SETTINGS,
+    CompressorPlace,
+    load_compressor,
+    model_fingerprint,
+)
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig, IclConfig, PplConfig, RagConfig, RerankConfig
 from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, measure_ppl
 from lmlab.methods.autocompressor.store.encode import documents_of
 from lmlab.models import SummaryStore
-from lmlab.runs import Model
 
 
 def run_ppl(
@@ -53,7 +57,7 @@ def measure_texts(
         tuple(dict.fromkeys((*config.baseline, *given))),  # type: ignore[arg-type]
         config.texts,
     )
-    tokenizer = Model.find(compressor).tokenizer()
+    tokenizer = CompressorPlace.find(compressor).tokenizer()
     loaded = {name: compressor_or_model(place, device, tokenizer) for name, place in given.items()}
     measurement = Measurement(load_compressor(compressor, device), settings, loaded)
     texts = [(each.id, tokenizer.encode_prompt(each.text, "as_text")) for each in documents]
@@ -79,7 +83,7 @@ def run_icl(
     else:
         items = packaged_items(chosen)
     loaded = load_compressor(compressor, select_device(config.device))
-    prompting = Prompting(loaded, Model.find(compressor).tokenizer(), chosen)
+    prompting = Prompting(loaded, CompressorPlace.find(compressor).tokenizer(), chosen)
     settings = IclSettings(**config.model_dump(exclude={"parity", "device"}))
     return measure_icl(prompting, items[0], items[1], settings, out)
 
@@ -95,7 +99,7 @@ def run_rag(
     from lmlab.methods.autocompressor.measure.rag import Passages, RagSettings, Reader, measure_rag
 
     loaded = load_compressor(compressor, select_device(config.device))
-    tokenizer = Model.find(compressor).tokenizer()
+    tokenizer = CompressorPlace.find(compressor).tokenizer()
     store = checked_store(place, loaded, trust)
     texts = {each.id: each.text for each in documents_of(passages, {}) if each.text.strip()}
     check_texts(store, texts)
@@ -166,7 +170,7 @@ def run_rerank(
     ways: dict[str, Callable[[str], Any]] = {"summaries": store.vectors}
     if config.plain:
         ways["plain"] = texts.__getitem__
-    reranker = Reranker(loaded, Model.find(compressor).tokenizer())
+    reranker = Reranker(loaded, CompressorPlace.find(compressor).tokenizer())
     return measure_rerank(reranker, questions, run, collection.qrels, ways, out, config.k)
 
 
@@ -204,7 +208,7 @@ def compressor_or_model(place: str, device: Any, tokenizer: Tokenizer) -> AutoCo
     Raises:
         UserError: it reads other tokens than the compressor that is measured.
     """
-    found = Model.find(place)
+    found = CompressorPlace.find(place)
     if found.tokenizer().fingerprint != tokenizer.fingerprint:
         raise UserError(f"'{place}' has another tokenizer: its losses are those of other tokens.")
     if (found.source / SETTINGS).exists():

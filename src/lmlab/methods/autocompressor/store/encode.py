@@ -25,12 +25,16 @@ from lmlab.errors import UserError
 from lmlab.files import sha256_json
 from lmlab.hardware import select_device
 from lmlab.hardware.gemm import fast_inference
-from lmlab.methods.autocompressor.compressor.files import fingerprint, load_compressor, model_fingerprint
+from lmlab.methods.autocompressor.compressor.files import (
+    CompressorPlace,
+    fingerprint,
+    load_compressor,
+    model_fingerprint,
+)
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.models import RowType, SegmentError, StoreMeta, StoreRow, SummaryStore
-from lmlab.runs import Model
 
 __all__ = ["EncodeJob", "SummaryStore", "encode", "meta_of", "summaries_of"]
 
@@ -114,7 +118,7 @@ class _Worker:
     def __init__(self, job: EncodeJob) -> None:
         self.job = job
         self.compressor = load_compressor(job.compressor, select_device(job.device))
-        self.tokenizer = Model.find(job.compressor).tokenizer()
+        self.tokenizer = CompressorPlace.find(job.compressor).tokenizer()
         self.store = SummaryStore.create(job.out, meta_of(self.compressor, self.tokenizer, job))
         self.leases = Leases(FolderStore(self.store.path / ".leases"))
         self.encoded = self.empty = 0
