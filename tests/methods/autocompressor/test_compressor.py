@@ -13,6 +13,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor
 from lmlab.methods.autocompressor.compressor.extend import tile_positions
+from lmlab.methods.autocompressor.store.encode import cut_of
 from lmlab.models import SegmentError, SoftPrompt
 from lmlab.models.attention.backends import Backend
 
@@ -228,7 +229,10 @@ def test_a_budget_of_positions_is_what_vectors_take_of_the_window() -> None:
         ({"attention_mask": torch.ones(1, 23)}, r"attention_mask has the shape \[1, 23\], and the text \[1, 24\]"),
         ({"labels": _IDS[:, 1:]}, "labels has the shape"),
         ({"labels": _IDS + 20}, "labels has token ids"),
+        ({"input_ids": _IDS > 3}, "are token ids"),
         ({"segment_lengths": 2.5}, "whole numbers of tokens, not 2.5"),
+        ({"segment_lengths": float("nan")}, "whole numbers of tokens, not nan"),
+        ({"segment_lengths": [float("inf"), 4]}, "whole numbers of tokens, not inf, 4"),
         ({"segment_lengths": [12.5, 11.5]}, "whole numbers of tokens, not 12.5, 11.5"),
         ({"soft_prompt": SoftPrompt(torch.ones(1, 3, 16), valid_BP=torch.ones(1, 2, dtype=torch.bool))}, "mask is"),
     ],
@@ -237,6 +241,40 @@ def test_a_budget_of_positions_is_what_vectors_take_of_the_window() -> None:
 def test_what_is_no_batch_of_texts_is_refused(kind: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         small(kind)(**({"input_ids": _IDS} | given))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"summary_length": -1}, "the settings of the compressor: summary_length"),
+        ({"rope_positions": "text_only"}, "text_only needs position_budget"),
+        ({"rope_positoins": "text_only"}, "unknown key 'rope_positoins'"),
+        ({"init": "eos", "eos_id": 37}, "end mark 37 is beyond the model's vocabulary of 37"),
+        ({"init": "eos", "eos_id": -1}, "end mark -1 is beyond"),
+        ({"init": "ones"}, "cannot begin as 'ones'"),
+        ({"noise": float("nan")}, "noise of summary tokens is a finite number"),
+    ],
+)
+def test_a_beginning_that_is_impossible_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        AutoCompressor.from_base(small().model, **({"summary_length": 3, "init": "mean"} | settings))
+
+
+def test_replaced_vectors_take_the_place_of_one_segment_whatever_the_length_of_the_text() -> None:
+    """The window of 64 holds three vectors, 58 tokens and three summary tokens."""
+    compressor = small("llama", accumulate=False)
+    text = torch.randint(0, 37, (1, 2000), generator=torch.Generator().manual_seed(0))
+    found = compressor.compress(text)
+    assert found.length == 3 and found.segments == 35
+    assert torch.equal(found.vectors_BPD, compressor.compress(text, segment_lengths=58).vectors_BPD)
+    assert compressor.compress(text[:, :61]).segments == 1  # nothing stands before a first segment
+    assert compressor.compress(text[:, :62]).segments == 2
+    cut = cut_of(compressor, 2000, None, False)
+    assert cut == [58] * 34 + [28] and cut_of(compressor, 2000, None, True) == [61] * 32 + [48]
+    behind = compressor.compress(text[:, :60], soft_prompt=torch.zeros(1, 20, 16, dtype=torch.float64))
+    assert behind.segment_of_P.tolist() == [2, 2, 2]  # what was given is the first of three: 41 tokens fit behind it
+    with pytest.raises(SegmentError, match="no room beside 61 vectors and 3 summary tokens"):
+        compressor.compress(text, soft_prompt=torch.zeros(1, 61, 16, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("every", [None, 2])

@@ -73,5 +73,8 @@ def test_a_stream_that_compresses_nothing_yet_is_the_text():
     text = torch.tensor([[5, 6]])
     expected = model(torch.tensor([[*range(12), 5, 6]])).logits_BTV[:, 12:]
     torch.testing.assert_close(model(text, memory=stream.memory).logits_BTV, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="beyond the model's vocabulary"):
+        stream.add([61, *range(19)])
+    assert stream.memory.tokens_B == (32,)  # what cannot be compressed is not lost
     with pytest.raises(UserError, match="chunk 0"):
         Stream(create("prune:snap", model), plain=12, chunk=0)

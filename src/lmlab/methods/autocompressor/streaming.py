@@ -41,11 +41,10 @@ class Stream:
         """Tokens that come next."""
         self._tail += map(int, ids)
         while len(self._tail) >= self._plain + self._chunk:
-            chunk = torch.tensor([self._tail[: self._chunk]])
-            del self._tail[: self._chunk]
-            new = self._compressor.compress(chunk)
+            new = self._compressor.compress(torch.tensor([self._tail[: self._chunk]]))
             model = self._compressor.model
             self._old = new if self._old is None else Memory.in_sequence([self._old, new], model)
+            del self._tail[: self._chunk]  # once its memory is there, so that nothing is lost where it is refused
             self.compressions += 1
 
     @property

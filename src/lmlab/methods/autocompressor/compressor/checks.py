@@ -44,7 +44,7 @@ def require_texts(given_BT: Tensor, vocabulary: int, is_ids: bool, **beside: Ten
     """
     if given_BT.dim() != 2 or not len(given_BT):
         raise UserError(f"Texts are [B, T] with at least one row, not {list(given_BT.shape)}.")
-    if is_ids and given_BT.is_floating_point():
+    if is_ids and (given_BT.is_floating_point() or given_BT.dtype == torch.bool):
         raise UserError(f"Texts are token ids, and these are {given_BT.dtype}.")
     if is_ids and given_BT.numel() and not 0 <= int(given_BT.min()) <= int(given_BT.max()) < vocabulary:
         raise UserError(f"The text has token ids beyond the model's vocabulary of {vocabulary}.")

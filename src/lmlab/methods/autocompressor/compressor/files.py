@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -89,7 +90,7 @@ class CompressorPlace(Model):
     """The model of a compressor: of a run that trained a base too, the stage that learned to compress is meant."""
 
     @classmethod
-    def _preferred(cls, several: list[tuple[Path, Model]]) -> list[tuple[Path, Model]]:
+    def _preferred(cls, several: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
         return [each for each in several if _settings_of(each[1]).exists()] or super()._preferred(several)
 
 

@@ -90,7 +90,7 @@ class AutoCompressor(nn.Module):
             config: further fields of `CompressorConfig`.
 
         Raises:
-            UserError: nobody knows the end mark.
+            UserError: nobody knows the end mark, or a setting is impossible.
         """
         if not isinstance(model, Transformer):
             from lmlab.runs import Model
@@ -101,9 +101,8 @@ class AutoCompressor(nn.Module):
                 tokenizer = found.tokenizer_if_any() if eos_id is None else None
                 eos_id = eos_id if tokenizer is None else tokenizer.eos_id
             model = found.load()
-        settings = CompressorConfig(
-            summary_length=summary_length, accumulate=accumulate, summary_init=f"{init} {noise:g}", **config
-        )
+        named = {"summary_length": summary_length, "accumulate": accumulate, "summary_init": f"{init} {noise:g}"}
+        settings = validate(CompressorConfig, named | config, "the settings of the compressor")
         compressor = cls(model, settings)
         compressor.initialize_summary(init, noise, eos_id, seed)
         return compressor.eval()
@@ -342,9 +341,13 @@ class AutoCompressor(nn.Module):
         if not input_ids.shape[1]:
             lengths_of(0, segment_lengths, 1)
         if segment_lengths is None:
-            held = before.length if self.config.accumulate else 0
             segment_lengths = longest_segment(
-                self.model.config, self.summary_length, input_ids.shape[1], held, self.config.position_budget
+                self.model.config,
+                self.summary_length,
+                input_ids.shape[1],
+                before.length,
+                self.config.position_budget,
+                self.config.accumulate,
             )
         self._warn_of_many(before, input_ids.shape[1], segment_lengths)
         was_training = self.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -26,7 +27,7 @@ def lengths_of(total: int, segment_lengths: int | Sequence[int] | None, limit: i
     if segment_lengths is None:
         segment_lengths = limit
     given = [segment_lengths] if isinstance(segment_lengths, (int, float)) else list(segment_lengths)
-    if any(int(length) != length for length in given):
+    if not all(isinstance(each, str) or math.isfinite(each) for each in given) or any(int(n) != n for n in given):
         raise SegmentError(f"Segments have whole numbers of tokens, not {', '.join(map(str, given))}.")
     if isinstance(segment_lengths, (int, float)):
         segment_lengths = int(segment_lengths)
@@ -42,7 +43,9 @@ def lengths_of(total: int, segment_lengths: int | Sequence[int] | None, limit: i
     return lengths
 
 
-def longest_segment(config: ModelConfig, summary_length: int, total: int, before: int, budget: int | None) -> int:
+def longest_segment(
+    config: ModelConfig, summary_length: int, total: int, before: int, budget: int | None, accumulate: bool = True
+) -> int:
     """The longest segments that the model's window allows for a text: with rotary positions it must hold the vectors
     before the last segment, the segment, and its summary tokens.
 
@@ -50,6 +53,7 @@ def longest_segment(config: ModelConfig, summary_length: int, total: int, before
         total: tokens of the text.
         before: vectors that stand before it already.
         budget: positions for vectors, however many there are; None for as many as there are.
+        accumulate: vectors stay; without, those of one segment at most stand before a later one.
 
     Raises:
         SegmentError: the window cannot hold so many vectors.
@@ -61,6 +65,11 @@ def longest_segment(config: ModelConfig, summary_length: int, total: int, before
         most = window - budget - kappa
         if most < 1:
             raise SegmentError(f"A window of {window} has no room beside {budget} positions for vectors.")
+        return most
+    if not accumulate:
+        held = before if total <= window - before - kappa else max(before, kappa)
+        if (most := window - held - kappa) < 1:
+            raise SegmentError(f"A window of {window} has no room beside {held} vectors and {kappa} summary tokens.")
         return most
     count = 1
     while (most := window - before - kappa * count) > 0:

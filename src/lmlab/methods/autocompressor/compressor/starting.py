@@ -5,6 +5,9 @@ Shapes: N summary tokens, D model width.
 
 from __future__ import annotations
 
+import math
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -28,11 +31,18 @@ def first_summary_tokens(
         init: the end mark's embedding (eos) or the mean of all, with noise; noise alone; or tokens that are drawn.
 
     Raises:
-        UserError: the end mark is not known.
+        UserError: the end mark is not known or beyond the vocabulary, the noise is no finite number, or there is no
+            such beginning.
     """
+    if init not in get_args(SummaryInit):
+        raise UserError(f"Summary tokens cannot begin as '{init}'.", f"Known: {', '.join(get_args(SummaryInit))}.")
+    if not math.isfinite(noise) or noise < 0:
+        raise UserError(f"The noise of summary tokens is a finite number of at least 0, not {noise:g}.")
     table = model.embedding.weight[: model.config.vocab_size].detach()
     generator = torch.Generator().manual_seed(seed)
     drawn_ND = torch.randn(count, table.shape[1], generator=generator, dtype=torch.float64).to(table.device)
+    if init == "eos" and eos_id is not None and not 0 <= eos_id < len(table):
+        raise UserError(f"The end mark {eos_id} is beyond the model's vocabulary of {len(table)}.")
     match init:
         case "eos" if eos_id is None:
             raise UserError(

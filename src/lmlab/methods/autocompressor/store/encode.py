@@ -262,8 +262,10 @@ def cut_of(compressor: AutoCompressor, length: int, segment: int | None, indepen
         SegmentError: it is empty, or its segments with the vectors before them exceed the window.
     """
     kappa, shape, config = compressor.summary_length, compressor.model.config, compressor.config
-    total = 1 if independent or not config.accumulate else length
-    limit = longest_segment(shape, kappa, total, 0, config.position_budget) if segment is None else segment
+    total = 1 if independent else length
+    limit = segment
+    if limit is None:
+        limit = longest_segment(shape, kappa, total, 0, config.position_budget, config.accumulate)
     lengths = lengths_of(length, limit, limit)
     if compressor.positions:
         held = 0 if independent else kappa * ((len(lengths) - 1) if config.accumulate else min(1, len(lengths) - 1))
