@@ -92,3 +92,9 @@ def test_a_pattern_of_categories_is_no_format_string(tmp_path: Path) -> None:
     embeddings = Embeddings(("a",), {"var0_embeddings": (3,)}, "{i.__class__}{j}")
     with pytest.raises(UserError, match="is not a pattern such as"):
         embeddings.values("var0_embeddings")
+
+
+@pytest.mark.parametrize("name", ["..", "a\0b"])
+def test_what_is_no_file_of_a_table_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not a file"):
+        Classifier.read(tmp_path / name)

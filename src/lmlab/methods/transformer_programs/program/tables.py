@@ -188,6 +188,8 @@ def read_csv(path: Path) -> list[list[str]]:
             data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
+    except (IsADirectoryError, ValueError):  # a name with a NUL is none
+        raise UserError(f"{str(path)!r:.200} is not a file.") from None
     if len(data) > MAX_JSON_BYTES:
         raise UserError(f"'{path}' has more than {MAX_JSON_BYTES:,} bytes.")
     try:
