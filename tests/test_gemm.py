@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -87,6 +90,64 @@ def test_a_weight_kept_in_order_is_not_mistaken_for_another_at_its_place(ordered
     assert len(gemm._ordered) == kept - 1  # with the memory, which others get
 
 
+@pytest.mark.parametrize("how", ["fused", "foreach", None])
+def test_what_an_optimizer_wrote_to_a_weight_is_seen(ordered, how):
+    """Fused optimizers do not count as writes."""
+    optimizer = torch.optim.AdamW([ordered], lr=1.0, **({} if how is None else {how: True}))
+    ordered.grad = torch.ones_like(ordered)
+    optimizer.step()
+    assert all(source.parameter() is not ordered for each in gemm._ordered.values() for source in each.made_of)
+    x = operands(1)[0].detach().bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(gemm.linear(x, ordered), F.linear(x, ordered), atol=2e-2, rtol=1e-2)
+
+
+def test_an_optimizer_of_others_leaves_a_weight_in_order(ordered):
+    other = torch.nn.Parameter(torch.ones(3))
+    other.grad = torch.ones(3)
+    torch.optim.SGD([other], lr=1.0).step()
+    assert gemm._in_order(ordered) is not None
+
+
+def test_other_memory_at_the_same_place_is_another_weight(ordered):
+    """As what `.to()` or an assignment to `.data` may get, after the memory of before was freed."""
+    numbers = bytearray(ordered.nbytes)
+    ordered.data = torch.frombuffer(numbers, dtype=torch.bfloat16).view(40, 24).fill_(1.0)
+    gemm.keep_in_order(ordered, [ordered])
+    place, writes = ordered.data_ptr(), ordered._version
+    ordered.data = torch.frombuffer(numbers, dtype=torch.bfloat16).view(40, 24).fill_(2.0)
+    assert (ordered.data_ptr(), ordered._version) == (place, writes)
+    with torch.no_grad():
+        found = gemm.linear(torch.ones(1, 24).bfloat16(), ordered)
+    assert (found == 48.0).all()
+
+
+def test_a_weight_in_order_that_lives_until_python_ends_goes_in_silence():
+    if not ways.QUESTIONS["step bf16"].possible("ordered"):
+        pytest.skip("this processor, or this build of PyTorch, has no products in bf16 by oneDNN")
+    code = "import torch\nfrom lmlab.hardware import gemm\n"
+    code += "kept = [torch.nn.Parameter(torch.ones(8, 8).bfloat16()) for _ in range(3)]\n"
+    code += "for each in kept: gemm.keep_in_order(each, [each])\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stderr
+
+
+def test_copies_of_weights_that_moved_are_given_back(ordered, monkeypatch):
+    monkeypatch.setattr(gemm, "_ordered", {})
+    gemm.keep_in_order(ordered, [ordered])
+    assert gemm.bytes_in_order() == ordered.nbytes
+    ordered.data = ordered.detach().clone()
+    gemm.keep_in_order(ordered, [ordered])
+    assert gemm.bytes_in_order() == ordered.nbytes and gemm._in_order(ordered) is not None
+
+
+def test_what_other_processes_may_write_is_not_kept_in_order(ordered, monkeypatch):
+    monkeypatch.setattr(gemm, "_ordered", {})
+    ordered.share_memory_()
+    gemm.keep_in_order(ordered, [ordered])
+    assert not gemm._ordered
+
+
 def test_inputs_need_not_lie_in_order(library):
     x, weight, _ = operands(6, 5)
     strange = x.transpose(0, 1)
@@ -130,6 +191,20 @@ def test_autocast_has_the_last_word(library):
     x, weight, _ = operands(5)
     with torch.autocast("cpu", torch.bfloat16):
         assert gemm.linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("way", "rows"), [("onednn", 5), ("onednn", 2100), ("default", 2100)])
+def test_gradients_in_fp32_are_not_rounded_by_autocast_around_the_backward_pass(way, rows):
+    if not ways.QUESTIONS["products fp32"].possible(way):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    x, weight, _ = operands(rows)
+    with ways.using({"products fp32": way, "weights fp32": "split"}):
+        out = gemm.linear(x, weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(out, (x, weight), out.detach())
+    wanted = torch.autograd.grad(F.linear(x, weight), (x, weight), out.detach())
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [2048, 4099, 9000])

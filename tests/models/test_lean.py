@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -132,6 +133,37 @@ def test_weights_that_are_kept_in_order_too_give_the_same_and_follow_what_is_wri
     expected = steps(plain, True, False, torch.bfloat16)
     torch.testing.assert_close(steps(ordered, True, False, torch.bfloat16), expected, rtol=0.05, atol=0.05)
     assert not gemm._ordered
+
+
+def test_copies_in_order_go_with_their_model_and_are_none_of_another_device(monkeypatch):
+    if not ways.QUESTIONS["step bf16"].possible("ordered"):
+        pytest.skip("this processor, or this build of PyTorch, has no products in bf16 by oneDNN")
+    monkeypatch.setattr(gemm, "_ordered", {})
+    monkeypatch.setattr("lmlab.models.generation.steps.pages._FEWEST_BYTES", 0)  # where memory moves each time
+    with ways.using({"step bf16": "ordered"}):
+        lay_out(random_model("llama").to("meta", torch.bfloat16))
+        assert not gemm._ordered
+        model = lay_out(random_model("llama").to(torch.bfloat16))
+        kept = gemm.bytes_in_order()
+        lay_out(model)
+    assert 0 < gemm.bytes_in_order() == kept
+    del model
+    gc.collect()
+    assert not gemm._ordered
+
+
+def test_a_model_that_was_laid_out_writes_by_what_a_fused_optimizer_made_of_it(monkeypatch):
+    if not ways.QUESTIONS["step bf16"].possible("ordered"):
+        pytest.skip("this processor, or this build of PyTorch, has no products in bf16 by oneDNN")
+    monkeypatch.setattr(gemm, "_ordered", {})
+    with ways.using({"step bf16": "ordered"}):
+        model = lay_out(random_model("llama").to(torch.bfloat16))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.train()(torch.tensor([PROMPTS[0]]), labels_BT=torch.tensor([PROMPTS[0]])).loss.sum.backward()
+    optimizer.step()
+    model.eval()
+    expected = steps(copy.deepcopy(model), True, False, torch.bfloat16)
+    torch.testing.assert_close(steps(model, True, False, torch.bfloat16), expected, rtol=0.05, atol=0.05)
 
 
 def test_weights_are_not_kept_twice_where_they_fill_memory(monkeypatch):

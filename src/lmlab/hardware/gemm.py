@@ -13,15 +13,19 @@ change within a run.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lmlab.hardware.ways import way
 
@@ -79,43 +83,94 @@ def few_rows(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Ordered:
-    """A weight in oneDNN's own order, and the parameters that it was made of as they were then: place in memory and
-    number of writes.
+class _Source:
+    """A parameter as it was: its memory, which no other is mistaken for that lies at the same place later, and the
+    number of writes to it.
     """
 
-    weight: Tensor
-    made_of: tuple[tuple[weakref.ref[Tensor], int, int], ...]
+    parameter: weakref.ref[Tensor]
+    memory: StorageWeakRef
+    place: int
+    writes: int
 
     def holds(self) -> bool:
-        return all(
-            (source := ref()) is not None and source.data_ptr() == place and source._version == writes
-            for ref, place, writes in self.made_of
+        found = self.parameter()
+        return (
+            found is not None
+            and found.data_ptr() == self.place
+            and found._version == self.writes
+            and found.untyped_storage()._cdata == self.memory.cdata
         )
 
 
-_ordered: dict[tuple[int, torch.Size], _Ordered] = {}
+@dataclass(frozen=True)
+class _Ordered:
+    """A weight in oneDNN's own order, its bytes, and what it was made of."""
+
+    weight: Tensor
+    nbytes: int
+    made_of: tuple[_Source, ...]
+
+    def holds(self) -> bool:
+        return all(source.holds() for source in self.made_of)
+
+
+_Place = tuple[int, torch.Size]
+_ordered: dict[_Place, _Ordered] = {}
 
 
 def keep_in_order(weight_NK: Tensor, made_of: Sequence[Tensor]) -> None:
     """Keep a second copy of a weight, in the order in which oneDNN's products of few rows read it, for as long as the
-    parameters that it consists of live and are not written to.
+    parameters that it consists of live and neither move nor are written to. Copies for which that no longer holds are
+    given back.
+
+    Not seen is what PyTorch does not count: writes through `.data`, or by other libraries to the same memory. Those of
+    optimizers are, also of fused ones, which it does not count either.
 
     Arguments:
         weight_NK: in bf16 on a CPU.
         made_of: the parameters that share its memory.
     """
-    if any(each.is_inference() for each in made_of):  # whose writes are not counted
+    _forget(lambda each: not each.holds())
+    if any(each.is_inference() or each.is_shared() for each in made_of):  # whose writes are not counted
         return
-    key = weight_NK.data_ptr(), weight_NK.shape
-
-    def forget(_: weakref.ref[Tensor]) -> None:
-        _ordered.pop(key, None)
-
-    sources = tuple((weakref.ref(each, forget), each.data_ptr(), each._version) for each in made_of)
+    _watch_optimizers()
+    place = weight_NK.data_ptr(), weight_NK.shape
+    forget = partial(_forget_place, _ordered, place)  # which is called while Python ends too, when globals are gone
+    sources = tuple(
+        _Source(weakref.ref(each, forget), StorageWeakRef(each.untyped_storage()), each.data_ptr(), each._version)
+        for each in made_of
+    )
     with torch.no_grad():
         ordered = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous(), 1)
-    _ordered[key] = _Ordered(ordered, sources)
+    _ordered[place] = _Ordered(ordered, weight_NK.nbytes, sources)
+
+
+def bytes_in_order() -> int:
+    """The bytes of all copies that are kept."""
+    return sum(each.nbytes for each in list(_ordered.values()))
+
+
+def _forget(when: Callable[[_Ordered], bool]) -> None:
+    for place, each in list(_ordered.items()):  # threads may drop a model meanwhile
+        if when(each):
+            _ordered.pop(place, None)
+
+
+def _forget_place(kept: dict[_Place, _Ordered], place: _Place, _: weakref.ref[Tensor]) -> None:
+    kept.pop(place, None)
+
+
+@cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_forget_trained)
+
+
+def _forget_trained(optimizer: Optimizer, *_: Any) -> None:
+    """Drop the copies of what an optimizer has written: fused ones do not count as writes."""
+    if _ordered:
+        trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        _forget(lambda each: any(id(source.parameter()) in trained for source in each.made_of))
 
 
 def _in_order(weight_NK: Tensor) -> Tensor | None:
@@ -151,9 +206,18 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 
     By MKL on every processor: oneDNN brings both matrices into another order first, and takes 1.2 to 1.8 times as long.
     """
-    if not _is_split(left, right.t()):  # whose rows are the columns of the result
-        return torch.mm(left.t(), right)
-    return _split_outer(left.contiguous(), right.contiguous())
+    with as_precise_as(left):
+        if not _is_split(left, right.t()):  # whose rows are the columns of the result
+            return torch.mm(left.t(), right)
+        return _split_outer(left.contiguous(), right.contiguous())
+
+
+def as_precise_as(grad: Tensor) -> AbstractContextManager[Any]:
+    """Compute a gradient in the precision that it came in, also where the backward pass is called within autocast,
+    which would round it to half precision.
+    """
+    kind = grad.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _is_split(x: Tensor, weight: Tensor) -> bool:
@@ -188,11 +252,12 @@ class _SplitLinear(torch.autograd.Function):
         grad = grad_outputs[0].contiguous()
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
-        return (
-            grad @ weight if needs_x else None,
-            _split_outer(grad, x.contiguous()) if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-        )
+        with as_precise_as(grad):
+            return (
+                grad @ weight if needs_x else None,
+                _split_outer(grad, x.contiguous()) if needs_weight else None,
+                grad.sum(0) if needs_bias else None,
+            )
 
 
 class _Linear(torch.autograd.Function):

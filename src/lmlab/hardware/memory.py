@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-# of version 2 and of version 1
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def memory_bytes() -> int | None:
-    """What this process may take at most, in bytes: physical memory, or what its control group grants of it; None where
-    the system does not tell.
+    """What this process may take at most, in bytes: physical memory, or what its control groups grant of it; None
+    where the system does not tell.
     """
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -26,11 +25,25 @@ def memory_bytes() -> int | None:
 
 
 def _granted() -> list[int]:
-    """The limits of the control group, as a container sees its own; none where there are none."""
+    """The limits of the control group of this process and of all that it lies within; none where there are none.
+
+    Files are as in Linux's cgroups(7): "number:controllers:path", where version 2 names no controllers. A container may
+    see its own group as the root, whatever its path is.
+    """
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    files = [_GROUPS / "memory.max", _GROUPS / "memory" / "memory.limit_in_bytes"]
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        root, name = (_GROUPS, "memory.max") if not controllers else (_GROUPS / "memory", "memory.limit_in_bytes")
+        if not controllers or "memory" in controllers.split(","):
+            own = root / path.lstrip("/")
+            files += [group / name for group in (own, *own.parents) if group.is_relative_to(root)]
     found = []
-    for path in _LIMITS:
+    for file in files:
         try:
-            found.append(int(Path(path).read_text(encoding="ascii")))
+            found.append(int(file.read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return [each for each in found if each > 0]

@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from lmlab.hardware import ways
-from lmlab.hardware.gemm import linear, mm, outer
+from lmlab.hardware.gemm import as_precise_as, linear, mm, outer
 from lmlab.models.config import ModelConfig
 from lmlab.models.layers.linear import Linear
 
@@ -154,6 +154,7 @@ class _GatedProduct(torch.autograd.Function):
         activated_MF = F.silu(gate_MF)
         needs_down = ctx.needs_input_grad[2]  # type: ignore[attr-defined]
         grad_down = outer(grad_MD, activated_MF * up_MF) if needs_down else None
-        grad_MF = mm(grad_MD, down_DF)
+        with as_precise_as(grad_MD):
+            grad_MF = mm(grad_MD, down_DF)
         grad_gate = torch.ops.aten.silu_backward(grad_MF * up_MF, gate_MF)
         return grad_gate, activated_MF.mul_(grad_MF), grad_down

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.errors import UserError
-from lmlab.hardware.gemm import keep_in_order
+from lmlab.hardware.gemm import bytes_in_order, keep_in_order
 from lmlab.hardware.memory import memory_bytes
 from lmlab.hardware.ways import way
 from lmlab.models.block import Block
@@ -73,9 +73,9 @@ def lay_out(model: Transformer) -> Transformer:
     The model computes the same as before, and may be trained, saved and moved; each matrix is a part of a larger one.
 
     Where a processor's products of few rows in bf16 are much faster with weights in an order of their own (`step bf16`
-    of `lmlab doctor --tune`), such copies are kept beside the weights, if they fill no more than a quarter of memory.
-    Once a weight is written to, its copy is no longer used (writes through `.data`, which PyTorch does not count, are
-    not seen).
+    of `lmlab doctor --tune`), such copies are kept beside the weights, if those of all models fill no more than a
+    quarter of memory. Once a weight is written to, its copy is no longer used (`lmlab.hardware.gemm.keep_in_order`;
+    writes through `.data` are not seen).
     """
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -89,9 +89,13 @@ def lay_out(model: Transformer) -> Transformer:
 
 
 def _keep_in_order(model: Transformer) -> None:
-    wanted = [(weight, sources) for weight, sources in _matrices_of_a_step(model) if weight.dtype == torch.bfloat16]
+    wanted = [
+        (weight, sources)
+        for weight, sources in _matrices_of_a_step(model)
+        if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and type(weight) in (Tensor, nn.Parameter)
+    ]
     room = memory_bytes()
-    if room is not None and sum(weight.nbytes for weight, _ in wanted) <= room // 4:
+    if room is not None and sum(weight.nbytes for weight, _ in wanted) + bytes_in_order() <= room // 4:
         for weight, sources in wanted:
             keep_in_order(weight, sources)
 
