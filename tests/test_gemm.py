@@ -132,6 +132,14 @@ def test_a_weight_in_order_that_lives_until_python_ends_goes_in_silence():
     assert not done.stderr
 
 
+def test_weights_without_memory_of_their_own_are_multiplied_beside_one_in_order(ordered):
+    x = operands(1)[0].detach().bfloat16()
+    weights = torch.stack([ordered.detach(), 2 * ordered.detach()])
+    with torch.no_grad():
+        found = torch.func.vmap(lambda weight: gemm.linear(x, weight))(weights)
+    torch.testing.assert_close(found, torch.stack([F.linear(x, weight) for weight in weights]), atol=2e-2, rtol=1e-2)
+
+
 def test_copies_of_weights_that_moved_are_given_back(ordered, monkeypatch):
     monkeypatch.setattr(gemm, "_ordered", {})
     gemm.keep_in_order(ordered, [ordered])

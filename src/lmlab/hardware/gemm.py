@@ -174,7 +174,10 @@ def _forget_trained(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _in_order(weight_NK: Tensor) -> Tensor | None:
-    key = weight_NK.data_ptr(), weight_NK.shape
+    try:
+        key = weight_NK.data_ptr(), weight_NK.shape
+    except RuntimeError:  # without memory of its own, as within torch.func.vmap
+        return None
     found = _ordered.get(key)
     if found is None or not weight_NK.is_contiguous():  # a square matrix, transposed, is another one
         return None
