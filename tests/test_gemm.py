@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lmlab.hardware import gemm, ways
+from lmlab.models.layers.feed_forward import gated_product
 
 
 @pytest.fixture(params=[True, False], ids=["by oneDNN", "by the default library"])
@@ -213,6 +214,19 @@ def test_gradients_in_fp32_are_not_rounded_by_autocast_around_the_backward_pass(
     wanted = torch.autograd.grad(F.linear(x, weight), (x, weight), out.detach())
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-4)
+
+
+def test_gradients_of_gates_are_not_rounded_by_autocast_around_the_backward_pass(library):
+    gate, _, _ = operands(7)
+    up, _, _ = operands(7)
+    down = torch.randn(10, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with ways.using({"gate fp32": "again"}):
+        out = gated_product(gate, up, down, "silu")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(out, (gate, up, down), out.detach())
+    plain = F.linear(F.silu(gate) * up, down)
+    for a, b in zip(found, torch.autograd.grad(plain, (gate, up, down), out.detach()), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [2048, 4099, 9000])
