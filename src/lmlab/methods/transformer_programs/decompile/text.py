@@ -21,6 +21,7 @@ from lmlab.methods.transformer_programs.decompile.form import (
     inside,
 )
 from lmlab.methods.transformer_programs.decompile.rules import Rule, Value
+from lmlab.methods.transformer_programs.program.emitting.helpers import MAIN
 from lmlab.methods.transformer_programs.program.emitting.layout import WIDTH, literal
 
 _HEAD = '''\
@@ -80,17 +81,6 @@ _ACTIVATIONS = {
     "relu": "max(x, 0.0)",
     "silu": "x / (1 + math.exp(-x))",
 }
-_MAIN = """\
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        print('usage: python program.py "TOKEN TOKEN ..."', file=sys.stderr)
-        sys.exit(2)
-    try:
-        print(run(sys.argv[1].split()))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-"""
 
 
 def to_text(form: Form) -> str:
@@ -145,7 +135,7 @@ class _Writer:
             formula = _ACTIVATIONS[form.activation]
             parts.append(f'def bend(x: float) -> float:\n    """{form.activation}"""\n    return {formula}\n')
         own = "# what follows is this program's own\n" + "\n".join([*self._vocabulary(), *self.tables])
-        parts += [own + "\n", "\n".join(body) + "\n", _MAIN]
+        parts += [own + "\n", "\n".join(body) + "\n", MAIN]
         return "\n\n".join(parts)
 
     def _vocabulary(self) -> list[str]:
