@@ -8,6 +8,7 @@ import gc
 import pytest
 import torch
 from tests.models.random_models import CONFIGS, random_model
+from torch.nn import functional as F
 
 from lmlab.errors import LmlabError
 from lmlab.hardware import gemm, ways
@@ -25,6 +26,8 @@ from lmlab.models import (
     pack_weights,
     save_pretrained,
 )
+from lmlab.models.attention.backends import one_query
+from lmlab.models.attention.visibility import Visibility
 from lmlab.models.generation.steps.lean import LeanStep, can_be_lean
 from lmlab.models.generation.steps.pages import into_large_pages
 from lmlab.models.layers.joined import joint
@@ -70,6 +73,29 @@ def steps(model, lean, padded, dtype=torch.float32):
 def test_logits_are_those_of_the_forward_pass(kind, padded):
     model = model_of(kind)
     torch.testing.assert_close(steps(model, True, padded), steps(model, False, padded), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "windows"])
+def test_a_query_that_is_asked_twice_gathers_the_same(kind, padded):
+    model = model_of(kind).to(torch.bfloat16)
+    found = {}
+    for way in ("alone", "twice"):
+        with ways.using({"query bf16": way}):
+            found[way] = steps(model, True, padded, torch.bfloat16)
+    torch.testing.assert_close(found["twice"], found["alone"], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_with_keys_of_their_own_are_exact_either_way(masked):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 16, generator=generator).bfloat16() for n in (1, 30, 30))
+    mask = torch.rand(2, 1, 1, 30, generator=generator) > 0.5 if masked else None
+    seen = Visibility(1, 30, mask_BTS=mask)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask).transpose(1, 2)
+    for way in ("alone", "twice"):
+        with ways.using({"query bf16": way}):
+            torch.testing.assert_close(one_query(q, k, v, seen, None).double(), exact, rtol=0.02, atol=0.02)
 
 
 def parts_of(model):

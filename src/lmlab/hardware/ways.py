@@ -100,6 +100,11 @@ def _questions() -> dict[str, Question]:
         ("columns", "rows"),
         "rows" if others else "columns",
     )
+    found["query bf16"] = Question(
+        "attention in bf16 of the newest token where each head has keys of its own: its query alone, or twice",
+        ("alone", "twice"),
+        "twice" if others else "alone",
+    )
     found["step bf16"] = Question(
         "products of few rows in bf16 of models that write texts: weights as they are, or once more in oneDNN's order",
         ("ordered", "plain"),

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lmlab.hardware import ways
 from lmlab.hardware.gemm import keep_in_order, linear
+from lmlab.models.attention.backends import one_query
 from lmlab.models.attention.cpu import cpu_attention
+from lmlab.models.attention.visibility import Visibility
 from lmlab.models.layers.feed_forward import gated_product
 from lmlab.models.moe.config import MoEConfig
 from lmlab.models.moe.experts import run_experts
@@ -101,6 +103,7 @@ def _step_of(name: str) -> Callable[[], None]:
             "row": lambda dtype: _few_rows(dtype, 1),
             "rows": lambda dtype: _few_rows(dtype, 8),
             "step": _step,
+            "query": _query,
         }[kind](dtype)
     return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
 
@@ -124,6 +127,18 @@ def _step(dtype: torch.dtype) -> Callable[[], None]:
         for way, weights in (("plain", plain), ("ordered", ordered))
     }
     return lambda: steps[ways.way("step bf16")]()
+
+
+def _query(dtype: torch.dtype) -> Callable[[], None]:
+    q, k, v = (torch.randn(1, 8, tokens, _HEAD_DIM, dtype=dtype) for tokens in (1, 512, 512))
+    seen = Visibility(1, 512)
+
+    def step() -> None:
+        with torch.inference_mode():
+            for _ in range(_WEIGHTS):
+                one_query(q, k, v, seen, None)
+
+    return step
 
 
 def _several_weights(dtype: torch.dtype) -> list[Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmlab.hardware import ways
 from lmlab.models.attention.cpu import cpu_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
@@ -209,6 +210,11 @@ def one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibi
         if mask is not None and mask.shape[1] > 1:  # heads that see different keys, as in a memory
             mask = mask.reshape(len(mask), kv_heads, -1, slots)
         grouped_BKGH = q_BN1H.reshape(batch, kv_heads, -1, width)
+        if heads == kv_heads and grouped_BKGH.dtype == torch.bfloat16 and ways.way("query bf16") == "twice":
+            # of a single query the kernel makes products of a vector, which can take longer than those of two
+            twice_BK2H = torch.cat((grouped_BKGH, grouped_BKGH), 2)
+            out_BK1H = F.scaled_dot_product_attention(twice_BK2H, k_BKSH, v_BKSH, attn_mask=mask)[:, :, :1]
+            return out_BK1H.reshape(batch, 1, heads, width)
         return F.scaled_dot_product_attention(grouped_BKGH, k_BKSH, v_BKSH, attn_mask=mask).view(batch, 1, heads, width)
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
     keys = k_BKSH.reshape(-1, slots, width).transpose(1, 2)
