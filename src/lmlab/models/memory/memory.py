@@ -168,7 +168,7 @@ class Memory:
             piece.check()
         sizes = {len(piece.x) for piece in self.pieces} | ({self.rows.batch_size} if self.rows is not None else set())
         texts = {len(self.tokens_B), len(self.source_hash)}
-        if len(sizes - {1}) > 1 or len(texts) != 1 or not texts <= {1, max(sizes, default=1)}:
+        if len(sizes - {1}) > 1 or len(texts) != 1 or (sizes and not texts <= {1, max(sizes)}):
             raise UserError("The memory is not whole: its parts are of different texts.")
         if min(self.tokens_B) < 0:
             raise UserError("The memory says that it stands for fewer tokens than none.")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example
+from lmlab.commandline.model_place import takes_model
+from lmlab.commandline.options import ModelPlace, example
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.config import DecompileConfig, ExamplesConfig
 
@@ -20,10 +21,11 @@ DECOMPILED, PYTHON, MANIFEST = "decompiled.json", "program.py", "manifest.json"
 _OF_FILES = ("data", "task", "examples", "token_column", "label_column")
 
 
+@takes_model
 @options(ExamplesConfig, "given", only=_OF_FILES, examples=4000)
 @options(DecompileConfig, "how")
 def decompile(
-    model: Annotated[Path, typer.Argument(help="A language model of one or two layers, and its tokenizer.")],
+    model: ModelPlace,
     given: ExamplesConfig,
     how: DecompileConfig,
     test: Annotated[
