@@ -20,7 +20,7 @@ from lmlab.files import read_json, write_json, write_jsonl, write_text
 from lmlab.hardware import machine_load
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
-from program_parts.languages import LANGUAGES
+from program_parts.languages import LANGUAGES, running
 from program_parts.languages import draw as draw_language
 
 Drawn = tuple[list[str], list[str | None]]
@@ -65,10 +65,6 @@ def _of(name: str) -> Draw:
     return draw
 
 
-def _each(answer: Callable[[Sequence[str]], str]) -> Callable[[Sequence[str]], list[str]]:
-    return lambda word: [answer(word[: place + 1]) for place in range(len(word))]
-
-
 def _written(symbols: int, order: Callable[[list[str]], list[str]]) -> Draw:
     """Different symbols, a mark, and the same in another order, which is to be written from the mark on."""
 
@@ -91,15 +87,15 @@ def _last_kept(prefix: Sequence[str]) -> str:
 
 
 MODELS: dict[str, Learned] = {
-    "majority": Learned(_labeled("ab", _each(_most))),
+    "majority": Learned(_labeled("ab", running(_most))),
     "interleaved majority": Learned(_of("interleaved majority")),
-    "the one before": Learned(_labeled("abcdef", _each(lambda p: p[-2] if len(p) > 1 else "-")), positions=True),
-    "seen before": Learned(_labeled("abcdefghij", _each(lambda p: "yes" if p[-1] in p[:-1] else "no"))),
+    "the one before": Learned(_labeled("abcdef", running(lambda p: p[-2] if len(p) > 1 else "-")), positions=True),
+    "seen before": Learned(_labeled("abcdefghij", running(lambda p: "yes" if p[-1] in p[:-1] else "no"))),
     "sort": Learned(_written(40, lambda word: sorted(word, key=int)), width=64),
     "Tomita 1": Learned(_of("Tomita 1")),
     "Tomita 2": Learned(_of("Tomita 2"), layers=2, positions=True),
-    "flip-flop": Learned(_labeled("abc", _each(_last_kept)), positions=True),
-    "both seen": Learned(_labeled("abcdefgh", _each(lambda p: "yes" if {"a", "b"} <= set(p) else "no"))),
+    "flip-flop": Learned(_labeled("abc", running(_last_kept)), positions=True),
+    "both seen": Learned(_labeled("abcdefgh", running(lambda p: "yes" if {"a", "b"} <= set(p) else "no"))),
     "Dyck 1": Learned(_of("Dyck 1"), layers=2),
     "Tomita 7": Learned(_of("Tomita 7"), layers=2),
     "bigram copy": Learned(_of("bigram copy"), layers=2, width=64, positions=True, steps=1500),

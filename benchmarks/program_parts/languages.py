@@ -50,7 +50,8 @@ class Language:
     uneven: bool = False
 
 
-def _running(answer: Callable[[Symbols], str]) -> Callable[[Symbols], list[str]]:
+def running(answer: Callable[[Symbols], str]) -> Callable[[Symbols], list[str]]:
+    """At each place the answer for what stands up to it."""
     return lambda symbols: [answer(symbols[: place + 1]) for place in range(len(symbols))]
 
 
@@ -131,11 +132,11 @@ LANGUAGES = {
         "012345", lambda symbols: [str(min(_MOST, symbols.count(each))) for each in symbols], (1, 0, 1, 0, 1), True,
         uneven=True,
     ),
-    "count": Language("ab", _running(lambda prefix: str(min(_MOST, prefix.count("a")))), (1, 0, 2, 0, 1)),
-    "majority": Language("ab", _running(lambda prefix: _larger(prefix.count("a"), prefix.count("b"))), (1, 0, 2, 0, 0)),
-    "interleaved majority": Language("abcd", _running(_interleaved), (1, 0, 2, 0, 0), predicates="table"),
-    "bigram copy": Language("abcd", _running(_followed), (2, 1, 0, 0, 0), predicates="sets"),
-    "parity": Language("ab", _running(lambda prefix: str(prefix.count("a") % 2)), (2, 2, 2, 1, 1)),
+    "count": Language("ab", running(lambda prefix: str(min(_MOST, prefix.count("a")))), (1, 0, 2, 0, 1)),
+    "majority": Language("ab", running(lambda prefix: _larger(prefix.count("a"), prefix.count("b"))), (1, 0, 2, 0, 0)),
+    "interleaved majority": Language("abcd", running(_interleaved), (1, 0, 2, 0, 0), predicates="table"),
+    "bigram copy": Language("abcd", running(_followed), (2, 1, 0, 0, 0), predicates="sets"),
+    "parity": Language("ab", running(lambda prefix: str(prefix.count("a") % 2)), (2, 2, 2, 1, 1)),
     "addition": Language(("00", "01", "10", "11"), _added, (1, 1, 0, 1, 0), predicates="sets"),
     "Tomita 1": _language("01", (1, 1, 2, 0, 0), 0, lambda state, each: 0 if each == "1" else None, lambda _: True),
     "Tomita 2": _language(

@@ -73,14 +73,15 @@ def compare(
 
 
 def _trained(places: list[Path], evaluator: Evaluator) -> dict[str, Compressor]:
+    from lmlab.methods.autocompressor.comparing.run import model_of
     from lmlab.methods.autocompressor.fitting.files import load_kind
 
     found: dict[str, Compressor] = {}
     for place in places:
-        assert evaluator.model is not None
-        weight = evaluator.model.embedding.weight
+        network = model_of(evaluator)
+        weight = network.embedding.weight
         compressor = load_kind(place, weight.device, weight.dtype)
-        if compressor.model.config.vocab_size != evaluator.model.config.vocab_size:
+        if compressor.model.config.vocab_size != network.config.vocab_size:
             raise UserError(f"The model in '{place}' has another vocabulary than the one it is compared with.")
         if compressor.kind in found:
             raise UserError(f"Two kinds are called '{compressor.kind}'.", "Compare them one after the other.")
@@ -106,20 +107,20 @@ def probe(
     from lmlab.commandline.options import print_table
     from lmlab.evals import Evaluator
     from lmlab.methods.autocompressor.comparing.probe import probe
+    from lmlab.methods.autocompressor.comparing.run import model_of
     from lmlab.methods.autocompressor.comparing.table import told
     from lmlab.methods.autocompressor.kinds.base import create
 
     evaluator = Evaluator.load(model, loading.device, loading.precision)
-    if evaluator.model is None:
-        raise UserError("This model is run by another library; memories need a model of lmlab.")
+    network = model_of(evaluator)
     texts = [_ids(evaluator.tokenizer, file)[:tokens] for file in files]
     if short := [str(file) for file, ids in zip(files, texts, strict=True) if len(ids) < 2]:
         raise UserError(f"'{short[0]}' has less than two tokens.", "Leave it out.")
-    compressor = create(kind, evaluator.model, tokenizer=evaluator.tokenizer)
+    compressor = create(kind, network, tokenizer=evaluator.tokenizer)
     if compressor.learns:
         raise UserError(f"'{kind}' must be trained before it is probed.", "Probe it from Python: comparing.probe.")
     table = Table("words", "tokens", "NLL without", "whole text", "memory", "gain retained", box=box.SIMPLE)
-    for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, settings.ratio):
+    for line in probe(network, compressor, evaluator.tokenizer, texts, settings.ratio):
         losses = (f"{each:.3f}" for each in (line.without, line.whole, line.kept))
         table.add_row(line.words, f"{line.tokens:,}", *losses, told(line.retained))
     print_table(table)
@@ -154,13 +155,13 @@ def memory(
     import torch
 
     from lmlab.evals import Evaluator
+    from lmlab.methods.autocompressor.comparing.run import model_of
     from lmlab.methods.autocompressor.kinds.base import create
     from lmlab.models import save_memory
 
     evaluator = Evaluator.load(model, loading.device, loading.precision)
-    if evaluator.model is None:
-        raise UserError("This model is run by another library; memories need a model of lmlab.")
-    compressor = create(kind, evaluator.model, tokenizer=evaluator.tokenizer, **settings.model_dump())
+    network = model_of(evaluator)
+    compressor = create(kind, network, tokenizer=evaluator.tokenizer, **settings.model_dump())
     if compressor.learns or compressor.trains_each:
         raise UserError(
             f"'{kind}' must be trained before it compresses.",
@@ -169,7 +170,7 @@ def memory(
     ids = _ids(evaluator.tokenizer, file)
     asked = None if query is None else torch.tensor([evaluator.tokenizer.encode(query, "as_text")])
     found = compressor.compress(torch.tensor([ids]), query_BQ=asked)
-    save_memory(found, out, evaluator.model)
+    save_memory(found, out, network)
     slots = float(found.slots_B.mean())
     print(f"{counted(len(ids), 'tokens')} became {slots:,.0f} key-value positions.\nMemory: {out}")
 

@@ -16,10 +16,21 @@ from lmlab.methods.autocompressor.comparing.measure import Row, measure
 from lmlab.methods.autocompressor.comparing.table import Line, lines_of
 from lmlab.methods.autocompressor.kinds.base import Compressor, chosen, create
 from lmlab.methods.autocompressor.kinds.kvzip import KVzipConfig
-from lmlab.models import kernel_of, known_fingerprint
+from lmlab.models import Transformer, kernel_of, known_fingerprint
 from lmlab.progress import progress
 
 ABOUT, ROWS, TABLE = "comparison.json", "rows.jsonl", "table.json"
+
+
+def model_of(evaluator: Evaluator) -> Transformer:
+    """The network that makes and reads memories.
+
+    Raises:
+        UserError: another library runs it.
+    """
+    if evaluator.model is None:
+        raise UserError("This model is run by another library; memories need a model of lmlab.")
+    return evaluator.model
 
 
 def compare(
@@ -33,9 +44,7 @@ def compare(
     Raises:
         UserError: kinds, tasks or lengths that cannot be; or the folder holds another comparison.
     """
-    model = evaluator.model
-    if model is None:
-        raise UserError("This model is run by another library; memories need a model of lmlab.")
+    model = model_of(evaluator)
     names = list(dict.fromkeys(["none", "full", *chosen(config.kinds), *(trained or {})]))
     compressors: dict[str, Compressor] = {}
     for name in names:
