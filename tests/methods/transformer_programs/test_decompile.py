@@ -5,6 +5,7 @@ as the model does.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -154,6 +155,36 @@ def test_every_rule_is_said_as_it_computes(tmp_path: Path) -> None:
         wanted, run = form.run(ids, places).argmax(-1), loaded(to_text(form), tmp_path)
         for row, numbers in zip(ids.tolist(), wanted.tolist(), strict=True):
             assert run([values[each] for each in row]) == [values[each] for each in numbers]
+
+
+def test_signs_within_a_token_are_its_own(tmp_path: Path) -> None:
+    odd = "1 + -1"
+    rules, factors = [Rule("both", of=odd, what=odd), Rule("both", of="a", what="a")], torch.tensor([2.0, -1.0])
+    answer = {"token": Map((odd, "a"), ("a", odd), rules=rules, factors=factors)}
+    form = Form((odd, "a"), 0, ("a", odd), [], answer, "relu", {})
+    assert loaded(to_text(form), tmp_path)([odd, "a"]) == [odd, odd]
+
+
+def test_the_text_does_not_depend_on_the_order_of_sets() -> None:
+    code = (
+        "import torch\n"
+        "from lmlab.methods.transformer_programs.decompile.form import Form, Head, Map\n"
+        "from lmlab.methods.transformer_programs.decompile.text import to_text\n"
+        "heads = [Head(f'a{n}', n // 4) for n in range(5)]\n"
+        "answer = {f'a4(a{n}(token))': Map('xy', 'xy', torch.eye(2)) for n in range(4)}\n"
+        "print(to_text(Form(('x', 'y'), 0, ('x', 'y'), heads, answer, 'relu', {})))\n"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(3)
+    }
+    assert len(texts) == 1
 
 
 def test_rules_are_offered_where_they_can_hold() -> None:

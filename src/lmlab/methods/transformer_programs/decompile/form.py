@@ -90,6 +90,11 @@ class Head:
     layer: int
     products: dict[tuple[str, str], Map] = field(default_factory=dict)
 
+    @property
+    def maps(self) -> dict[Any, Map]:
+        """By what they read."""
+        return self.products
+
 
 @dataclass
 class Neurons:
@@ -98,6 +103,11 @@ class Neurons:
     name: str
     layer: int
     reads: dict[str, Map] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> dict[Any, Map]:
+        """By what they read."""
+        return self.reads
 
 
 def inside(variable: str) -> tuple[str, str] | None:
@@ -108,11 +118,22 @@ def inside(variable: str) -> tuple[str, str] | None:
     return head, rest[:-1]
 
 
+def within(variable: str) -> list[str]:
+    """A variable and what it is averaged from, the innermost last."""
+    found = [variable]
+    while (pair := inside(found[-1])) is not None:
+        found.append(pair[1])
+    return found
+
+
 def innermost(variable: str) -> str:
     """What a variable is averaged from, by however many heads."""
-    while (found := inside(variable)) is not None:
-        variable = found[1]
-    return variable
+    return within(variable)[-1]
+
+
+def variables_of(key: str | tuple[str, str]) -> tuple[str, ...]:
+    """What a map reads: a variable, or those of the query and of the key."""
+    return key if isinstance(key, tuple) else (key,)
 
 
 @dataclass
@@ -151,9 +172,7 @@ class Form:
     @property
     def maps(self) -> list[tuple[dict[Any, Map], Any]]:
         """All maps, each as the mapping that holds it and its key there."""
-        held: list[dict[Any, Map]] = [
-            *(part.products if isinstance(part, Head) else part.reads for part in self.parts), self.answer
-        ]  # fmt: skip
+        held: list[dict[Any, Map]] = [*(part.maps for part in self.parts), self.answer]
         return [(each, key) for each in held for key in each]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -164,17 +183,9 @@ class Form:
         """The variables that are read, and those within them."""
         found = set(self.answer)
         for part in reversed(self.parts):
-            name = part.name
-            if not any(each == name or name in _names(each) for each in found):
-                continue
-            keys = part.products if isinstance(part, Head) else part.reads
-            found |= {each for key in keys for each in (key if isinstance(key, tuple) else (key,))}
-        whole = set(found)
-        for each in found:
-            while (pair := inside(each)) is not None:
-                each = pair[1]
-                whole.add(each)
-        return whole
+            if any(part.name in _names(variable) for variable in found):
+                found |= {variable for key in part.maps for variable in variables_of(key)}
+        return {each for variable in found for each in within(variable)}
 
     def without_idle(self) -> Form:
         """The program without parts that nothing reads."""
@@ -245,11 +256,7 @@ def _part_record(part: Head | Neurons) -> dict[str, Any]:
 
 def _names(variable: str) -> set[str]:
     """The heads that a variable is averaged by, and what it is averaged from."""
-    found = set()
-    while (pair := inside(variable)) is not None:
-        found.add(pair[0])
-        variable = pair[1]
-    return found | {variable}
+    return {pair[0] for each in within(variable) if (pair := inside(each)) is not None} | {innermost(variable)}
 
 
 def _sum(reads: Mapping[str, Map], seen: Mapping[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Value = str | int
 Kind = Literal["same", "shift", "is", "both", "less", "more", "below", "above", "rising", "every"]
+_MOST_PAIRS = 400  # of values: of more, rules for single pairs are a table again
 _FARTHEST = 3  # places that a rule may look away: what looks farther is rarer, and a table says it
 
 
@@ -87,6 +88,3 @@ def candidates(asks: Sequence[Value], answers: Sequence[Value]) -> Iterator[Rule
     if len(asks) > 1:
         small = len(asks) * len(answers) <= _MOST_PAIRS
         yield from (Rule("both", of=a, what=b) for a in asks for b in answers if small)
-
-
-_MOST_PAIRS = 400

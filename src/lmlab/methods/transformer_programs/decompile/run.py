@@ -122,11 +122,10 @@ def measure(found: Decompiled, model: Transformer, asked: Asked, offsets: int = 
     answers = ask(model, placed(model, asked, offsets), found.token_ids, found.label_ids)
     same, whole = match(found.form, answers)
     right = torch.full_like(answers.given_BT, -2)  # no answer is right where the data gives another label
+    places = torch.zeros_like(answers.real_BT)
     place = {id_: number for number, id_ in enumerate(found.label_ids)}
     for row, labels in enumerate(asked.labels):
         right[row, : len(labels)] = torch.tensor([-2 if each is None else place.get(each, -2) for each in labels])
-    places = torch.zeros_like(answers.real_BT)
-    for row, labels in enumerate(asked.labels):
         places[row, : len(labels)] = torch.tensor([each is not None for each in labels])
     figures = {"match": same, "whole_sequences": whole}
     if bool(places.any()):

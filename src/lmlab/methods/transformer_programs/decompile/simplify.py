@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.transformer_programs.decompile.answers import Answers, match
-from lmlab.methods.transformer_programs.decompile.form import ONE, TOKEN, Form, Map, Neurons, innermost
+from lmlab.methods.transformer_programs.decompile.form import (
+    ONE,
+    TOKEN,
+    Form,
+    Map,
+    Neurons,
+    innermost,
+    variables_of,
+)
 from lmlab.methods.transformer_programs.decompile.paths import divergence
 from lmlab.methods.transformer_programs.decompile.rules import candidates
 from lmlab.models.layers.feed_forward import ACTIVATIONS
@@ -77,11 +85,10 @@ class Judge:
         return self.keeps(form)
 
 
-def _without(form: Form, place: tuple[int, Any]) -> Form:
+def _without(form: Form, number: int) -> Form:
     """A copy without one map."""
     found = deepcopy(form)
-    maps = found.maps
-    held, key = maps[place[0]]
+    held, key = found.maps[number]
     del held[key]
     return found.without_idle()
 
@@ -106,7 +113,7 @@ def drop_paths(form: Form, judge: Judge, last: bool = False) -> Form:
             name = _name(form, number)
             if name in refused:
                 continue
-            trial = _without(form, (number, None))
+            trial = _without(form, number)
             trials.append((match(trial, judge.answers)[0], name, trial))
         if not trials:
             return form
@@ -120,11 +127,7 @@ def drop_paths(form: Form, judge: Judge, last: bool = False) -> Form:
 
 def _name(form: Form, number: int) -> Any:
     held, key = form.maps[number]
-    owner = next(
-        (part.name for part in form.parts if held in (getattr(part, "products", None), getattr(part, "reads", None))),
-        "answer",
-    )
-    return owner, key
+    return next((part.name for part in form.parts if part.maps is held), "answer"), key
 
 
 def drop_neurons(form: Form, judge: Judge) -> Form:
@@ -164,12 +167,10 @@ def _weights(form: Form, name: str) -> Tensor:
     inner = torch.stack([map_.matrix().detach().abs().amax(0) for map_ in part.reads.values()]).amax(0)
     outer = torch.zeros_like(inner)
     for held, key in form.maps:
-        query, other = key if isinstance(key, tuple) else (key, "")
         matrix = held[key].matrix().detach().abs()
-        if innermost(query) == name:
-            outer = outer + matrix.amax(1)
-        if innermost(other) == name:
-            outer = outer + matrix.amax(0)
+        for side, variable in enumerate(variables_of(key)):
+            if innermost(variable) == name:
+                outer = outer + matrix.amax(1 - side)
     return inner * outer
 
 
@@ -185,33 +186,29 @@ def _keep_neurons(form: Form, name: str, kept: Sequence[int]) -> Form:
                 for key, map_ in part.reads.items()
             }
     for held, key in found.maps:
-        query, other = key if isinstance(key, tuple) else (key, "")
-        for place, variable in enumerate((query, other)):
+        for side, variable in enumerate(variables_of(key)):
             if innermost(variable) != name:
                 continue
-            matrix = held[key].matrix().detach()
             if not kept:
-                held.pop(key, None)
+                del held[key]
                 break
-            asks, answers = held[key].asks, held[key].answers
-            if place == 0:
-                held[key] = Map(found.values(query), answers, matrix[index])
-            else:
-                held[key] = Map(asks, found.values(other), matrix[:, index])
+            map_, left = held[key], found.values(variable)
+            asks, answers = (left, map_.answers) if side == 0 else (map_.asks, left)
+            held[key] = Map(asks, answers, map_.matrix().detach().index_select(side, torch.tensor(index)))
     return found.without_idle()
 
 
 def fold_neurons(form: Form) -> Form:
     """Neurons that read the token alone are a table of it: what reads them reads the token."""
     for part in [each for each in form.parts if isinstance(each, Neurons)]:
-        if set(part.reads) - {ONE, TOKEN} or ACTIVATIONS.get(form.activation) is None:
+        if set(part.reads) - {ONE, TOKEN}:
             continue
         with torch.no_grad():
             inner = sum(map_.matrix() for map_ in part.reads.values())
             assert isinstance(inner, Tensor)
             hidden_VF = ACTIVATIONS[form.activation](inner).expand(len(form.tokens), -1)
             for held, key in form.maps:
-                names = key if isinstance(key, tuple) else (key,)
+                names = variables_of(key)
                 if not any(innermost(each) == part.name for each in names):
                     continue
                 map_ = held.pop(key)
@@ -300,8 +297,7 @@ def round_tables(form: Form, judge: Judge) -> Form:
 
 def _shifts(form: Form, held: Any) -> bool:
     """Whether what is added to a whole row of a map changes nothing: softmax does not see it."""
-    part = next((each for each in form.parts if isinstance(each, Neurons) and each.reads is held), None)
-    return part is None
+    return not any(isinstance(part, Neurons) and part.reads is held for part in form.parts)
 
 
 def _as_rules(map_: Map, shifts: bool, usage: tuple[Tensor, Tensor]) -> Iterator[Map]:

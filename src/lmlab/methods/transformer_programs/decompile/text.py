@@ -19,10 +19,12 @@ from lmlab.methods.transformer_programs.decompile.form import (
     Neurons,
     innermost,
     inside,
+    variables_of,
+    within,
 )
 from lmlab.methods.transformer_programs.decompile.rules import Rule, Value
 from lmlab.methods.transformer_programs.program.emitting.helpers import MAIN
-from lmlab.methods.transformer_programs.program.emitting.layout import WIDTH, literal
+from lmlab.methods.transformer_programs.program.emitting.layout import WIDTH, filled, literal
 
 _HEAD = '''\
 """What a language model was read as: python program.py "TOKEN TOKEN ..." prints its answers.
@@ -115,7 +117,9 @@ class _Seen:
 class _Writer:
     def __init__(self, form: Form) -> None:
         self.form = form
-        self.used = {variable for part in _reads(form) for variable in part}
+        maps = (form.answer, *(part.maps for part in form.parts))
+        read = {variable for each in maps for key in each for variable in variables_of(key)}
+        self.used = {each for variable in read for each in within(variable)}
         self.tables: list[str] = []
         self.needs_pair = self.needs_number = False
 
@@ -175,19 +179,11 @@ class _Writer:
     def _head(self, part: Head) -> list[str]:
         terms = [term for (query, key), map_ in part.products.items() for term in self._product(query, key, map_)]
         lines = _summed(f"    {part.name} = attend(places, lambda q, k: ", terms or ["0.0"], ")", 4)
-        for variable in sorted(self.used | self._within(), key=len):
+        for variable in sorted(self.used, key=lambda each: (len(each), each)):  # what it is averaged from is shorter
             pair = inside(variable)
             if pair is not None and pair[0] == part.name:
                 lines.append(f"    {_local(variable)} = average({part.name}, {_local(pair[1])})")
         return lines
-
-    def _within(self) -> set[str]:
-        found = set()
-        for variable in self.used:
-            while (pair := inside(variable)) is not None:
-                found.add(variable)
-                variable = pair[1]
-        return found
 
     def _neurons(self, part: Neurons) -> list[str]:
         lines = [f"    {part.name}: list[dict[str | int, float]] = []", "    for q in places:"]
@@ -299,17 +295,9 @@ class _Writer:
                 self.tables += [line]
             else:
                 entries = [f"({literal(members[0])}, {literal(b_)}): {each:.4g}" for b_, each in row]
-                self.tables += _filled(entries, "    ")
+                self.tables += filled(entries, 4)
         self.tables.append("}")
         return f"{name}.get((a, b), 0.0)"
-
-
-def _reads(form: Form) -> list[list[str]]:
-    found: list[list[str]] = [list(form.answer)]
-    for part in form.parts:
-        keys = part.products if isinstance(part, Head) else part.reads
-        found.append([each for key in keys for each in (key if isinstance(key, tuple) else (key,))])
-    return found
 
 
 def _local(variable: str) -> str:
@@ -317,29 +305,18 @@ def _local(variable: str) -> str:
     return variable.replace("(", "_").replace(")", "")
 
 
-def _filled(entries: list[str], indent: str) -> list[str]:
-    """Entries on as few lines as they fit on."""
-    lines, line = [], indent
-    for each in entries:
-        if len(line) > len(indent) and len(line) + len(each) + 1 > WIDTH:
-            lines.append(line.rstrip())
-            line = indent
-        line += f"{each}, "
-    return [*lines, line.rstrip()]
-
-
 def _wrapped(before: str, values: Mapping[str, Any] | tuple[str, ...]) -> list[str]:
     line = f"{before}[{', '.join(map(literal, values))}]"
     if len(line) <= WIDTH:
         return [line]
-    return [f"{before}[", *_filled([literal(each) for each in values], "    "), "]"]
+    return [f"{before}[", *filled([literal(each) for each in values], 4), "]"]
 
 
 def _summed(before: str, terms: list[str], after: str, indent: int) -> list[str]:
-    line = f"{before}{' + '.join(terms)}{after}".replace("+ -", "- ")
+    first, *others = terms
+    signed = [first, *(f"- {each[1:]}" if each.startswith("-") else f"+ {each}" for each in others)]
+    line = f"{before}{' '.join(signed)}{after}"
     if len(line) <= WIDTH or len(terms) == 1:
         return [line]
     space = " " * (indent + 4)
-    first, *others = terms
-    rest = [f"{space}- {each[1:]}" if each.startswith("-") else f"{space}+ {each}" for each in others]
-    return [f"{before}(", f"{space}{first}", *rest, f"{' ' * indent}){after}"]
+    return [f"{before}(", *(f"{space}{each}" for each in signed), f"{' ' * indent}){after}"]
