@@ -164,8 +164,10 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except Exception as error:
-        if over and not isinstance(error, Interrupted):
+    except (Interrupted, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # what PyTorch's checkpointing makes of it is no Exception
+        if over:
             raise KeyboardInterrupt from error
         raise
     finally:
