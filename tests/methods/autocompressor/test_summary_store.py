@@ -191,6 +191,18 @@ def test_settings_of_a_store_that_contradict_each_other_are_refused(tmp_path: Pa
         SummaryStore(tmp_path / "s")
 
 
+@pytest.mark.parametrize("change", [{"positions": False}, {"budget": 4}, {"summary_length": 1, "width": 8}])
+def test_how_vectors_are_read_cannot_be_changed_behind_the_mark_of_their_part(tmp_path: Path, change: dict) -> None:
+    store = SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
+    store.add("a", torch.randn(2, 4))
+    assert len(SummaryStore(tmp_path / "s").vectors("a")) == 2
+    told = read_mapping(tmp_path / "s" / "meta.json")
+    write_json(tmp_path / "s" / "meta.json", told | change)
+    for trust in (False, True):
+        with pytest.raises(LmlabError, match=r"meta\.json' has changed"):
+            SummaryStore(tmp_path / "s", trust=trust).get("a")
+
+
 def test_padding_of_a_soft_prompt_is_not_stored(tmp_path: Path) -> None:
     store = SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
     padded = SoftPrompt(torch.randn(1, 4, 4), valid_BP=torch.tensor([[False, False, True, True]]))

@@ -2,7 +2,7 @@
 
 A folder with `meta.json` and parts. A part is `part-NNNNN.safetensors` with rows of vectors, `part-NNNNN.jsonl` that
 says of each row which text, segment and weights it is of, and `part-NNNNN.json`, written last, with the digests of both
-and the mark of who wrote them.
+and of what `meta.json` says, and the mark of who wrote them.
 
 Shapes: R rows, N vectors of a row, P vectors of a text, D model width.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 from lmlab.config import validate
 from lmlab.distributed import FolderStore, Leases
 from lmlab.errors import LmlabError, UserError, did_you_mean, reads
-from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, write_json
+from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, sha256_json, write_json
 from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
 from lmlab.models.prompts.soft_prompt import SoftPrompt, load_soft_prompt
@@ -369,8 +369,9 @@ class SummaryStore:
         stem = self.path / _stem(number)
         told = read_mapping(stem.with_suffix(".json"))
         digests = self._digests(stem)
-        if any(told.get(name) != digest for name, digest in digests.items()):
-            raise LmlabError(f"'{stem}' is not what was written: a file of the part has changed.", "Copy it again.")
+        if changed := [name for name, digest in digests.items() if told.get(name) != digest]:
+            what = f"'{self.path / META}'" if changed == ["meta"] else "a file of the part"
+            raise LmlabError(f"'{stem}' is not what was written: {what} has changed.", "Copy it, or encode, again.")
         if not self.trust and not is_own(json.dumps(digests), told.get("mark")):
             raise UserError(
                 f"The vectors in '{stem}' were not written by you on this machine (by {told.get('written_by')!r}, they"
@@ -379,12 +380,13 @@ class SummaryStore:
             )
         self._known.add(number)
 
-    @staticmethod
-    def _digests(stem: Path) -> dict[str, str]:
+    def _digests(self, stem: Path) -> dict[str, str]:
+        """Of all that says what a part's vectors are, and how they are to be read."""
         files = {name: stem.with_suffix(f".{name}") for name in ("safetensors", "jsonl")}
         if missing := [path for path in files.values() if not path.is_file()]:
             raise LmlabError(f"'{missing[0]}' is missing.", "Copy the store again, or encode again.")
-        return {name: sha256_file(path) for name, path in files.items()}
+        own = {name: sha256_file(path) for name, path in files.items()}
+        return {**own, "meta": sha256_json(self.meta.model_dump(mode="json"))}
 
     def _forget(self) -> None:
         vars(self).pop("_index", None)
