@@ -21,6 +21,7 @@ from lmlab.methods.autocompressor import AutoCompressor, EncodeJob, SummaryStore
 from lmlab.methods.autocompressor.store import encode as encoding
 from lmlab.models import (
     ModelConfig,
+    SegmentError,
     SoftPrompt,
     StoreMeta,
     StoreRow,
@@ -117,6 +118,30 @@ def test_batches_change_nothing_that_matters(place: Path) -> None:
         summaries_of(compressor, texts, 16), summaries_of(compressor, texts, 16, batch=1), strict=True
     ):
         assert cut == other and torch.allclose(a, b, atol=1e-5)
+
+
+def test_an_attempt_that_wrote_nothing_does_not_decide_how_the_next_one_encodes(place: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.jsonl"
+    write_jsonl(long, [{"id": "long", "text": "summary " * 500}])
+    job = dataclasses.replace(_job(place, tmp_path / "s"), documents=str(long))
+    with pytest.raises(SegmentError, match="Document 'long'"):
+        encode(job)
+    found = encode(dataclasses.replace(job, independent=True))
+    assert found["rows"] == len(SummaryStore(tmp_path / "s").vectors("long")) // 3 > 30
+    with pytest.raises(UserError, match="independent True"):
+        encode(job)
+
+
+def test_segments_that_are_compressed_by_themselves_are_read_together(place: Path) -> None:
+    compressor, sizes, told = AutoCompressor.load(place / "compressor"), [], []
+    compressor.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
+    texts = [list(range(40)), list(range(50, 90))]
+    found = summaries_of(compressor, texts, 16, independent=True, batch=8, advance=told.append)
+    assert sorted(sizes) == [(2, 8), (4, 16)] and sum(told) == 80
+    for ids, (cut, vectors) in zip(texts, found, strict=True):
+        assert cut == [16, 16, 8]
+        own = [compressor.compress(torch.tensor([part])).vectors_BPD[0] for part in (ids[:16], ids[16:32], ids[32:])]
+        assert torch.allclose(vectors.flatten(0, 1), torch.cat(own), atol=1e-5)
 
 
 def test_other_stores_models_and_settings_are_refused_by_name(place: Path, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class SummaryStore:
 
     @classmethod
     def create(cls, path: str | Path, meta: StoreMeta, *, trust: bool = False) -> SummaryStore:
-        """A new store, or the one that is there, if it is for the same.
+        """A new store, or the one that is there, if it is for the same or holds nothing yet: a first attempt that
+        failed does not decide how the next one encodes.
 
         Raises:
             UserError: the folder holds another one; the field is named.
@@ -89,8 +90,9 @@ class SummaryStore:
         path = Path(path)
         if (path / META).exists():
             found = cls(path, trust=trust)
-            found.expect(meta)
-            return found
+            if found.meta == meta or found.parts():
+                found.expect(meta)
+                return found
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

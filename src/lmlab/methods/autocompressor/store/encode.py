@@ -10,6 +10,7 @@ Shapes: B texts, M tokens of a segment, R rows, N vectors of a row, D model widt
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.models import RowType, SegmentError, StoreMeta, StoreRow, SummaryStore
+from lmlab.progress import Advance, progress
 
 __all__ = ["EncodeJob", "SummaryStore", "encode", "meta_of", "summaries_of"]
 
@@ -122,8 +124,23 @@ class _Worker:
         self.store = SummaryStore.create(job.out, meta_of(self.compressor, self.tokenizer, job))
         self.leases = Leases(FolderStore(self.store.path / ".leases"))
         self.encoded = self.empty = 0
+        self.advance: Advance | None = None
 
     def run(self) -> dict[str, Any]:
+        with progress("compress", None, "tokens") as self.advance:
+            documents = self._encode_all()
+        rows = [row for id in self.store.ids for row in self.store.rows(id)]
+        tokens = sum(row.tokens for row in rows)
+        return {
+            "documents": documents,
+            "empty": self.empty,
+            "encoded": self.encoded,
+            "rows": len(rows),
+            "tokens": tokens,
+        }
+
+    def _encode_all(self) -> int:
+        """Encode what nobody else does, and wait for the rest; the number of documents."""
         documents = 0
         left = set[int]()
         try:
@@ -138,15 +155,7 @@ class _Worker:
                 }
         finally:
             self.leases.close()
-        rows = [row for id in self.store.ids for row in self.store.rows(id)]
-        tokens = sum(row.tokens for row in rows)
-        return {
-            "documents": documents,
-            "empty": self.empty,
-            "encoded": self.encoded,
-            "rows": len(rows),
-            "tokens": tokens,
-        }
+        return documents
 
     def _try(self, number: int, block: Sequence[Document]) -> bool:
         """Encode a block that nobody has encoded and nobody holds; whether it is done."""
@@ -189,7 +198,7 @@ class _Worker:
             except SegmentError as error:
                 raise SegmentError(f"Document '{document.id}': {error.message}", error.remedy) from None
         with fast_inference():
-            found = summaries_of(self.compressor, ids, job.segment, job.independent, job.batch)
+            found = summaries_of(self.compressor, ids, job.segment, job.independent, job.batch, self.advance)
         rows = [
             StoreRow(
                 id=document.id,
@@ -281,6 +290,11 @@ def cut_of(compressor: AutoCompressor, length: int, segment: int | None, indepen
     return lengths
 
 
+def _ends(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The length of each segment, and where it ends."""
+    yield from zip(lengths, itertools.accumulate(lengths), strict=True)
+
+
 @torch.no_grad()
 def summaries_of(
     compressor: AutoCompressor,
@@ -288,6 +302,7 @@ def summaries_of(
     segment: int | None = None,
     independent: bool = False,
     batch: int = 16,
+    advance: Advance | None = None,
 ) -> list[tuple[list[int], Tensor]]:
     """The lengths of each text's segments, and their summaries, [segments, N, D], in fp32.
 
@@ -295,11 +310,17 @@ def summaries_of(
 
     Arguments:
         segment, independent, batch: as in `EncodeJob`.
+        advance: is told the tokens that were read, each time.
     """
     kappa = compressor.summary_length
     cuts = [cut_of(compressor, len(ids), segment, independent) for ids in texts]
+    if independent:  # segments know nothing of each other, and are read together whichever text they are of
+        pieces = [ids[end - length : end] for ids, cut in zip(texts, cuts, strict=True) for length, end in _ends(cut)]
+        alone = iter(summaries_of(compressor, pieces, batch=batch, advance=advance))
+        return [(cut, torch.cat([next(alone)[1] for _ in cut])) for cut in cuts]
     states: list[SummaryVectors] = [compressor.nothing() for _ in texts]
     found: list[list[Tensor]] = [[] for _ in texts]
+    read = [0] * len(texts)
     for number in range(max(map(len, cuts), default=0)):
         by_length: dict[int, list[int]] = {}
         for text, lengths in enumerate(cuts):
@@ -307,12 +328,14 @@ def summaries_of(
                 by_length.setdefault(lengths[number], []).append(text)
         for length, members in sorted(by_length.items()):
             for chosen in (members[first : first + batch] for first in range(0, len(members), batch)):
-                starts = [sum(cuts[i][:number]) for i in chosen]
-                rows = [list(texts[i][start : start + length]) for i, start in zip(chosen, starts, strict=True)]
+                rows = [list(texts[i][read[i] : read[i] + length]) for i in chosen]
                 ids_BM = torch.tensor(rows, device=compressor.model.embedding.weight.device)
-                before = None if independent else torch.cat([states[i].vectors_BPD for i in chosen])
+                before = torch.cat([states[i].vectors_BPD for i in chosen])
                 after = compressor(ids_BM, soft_prompt=before, output_summary=True, logits=False).summary
                 for place, i in enumerate(chosen):
                     found[i].append(after.vectors_BPD[place, -kappa:].float().cpu())
                     states[i] = after.row(place)
+                    read[i] += length
+                if advance is not None:
+                    advance(length * len(chosen))
     return [(cut, torch.stack(own)) for cut, own in zip(cuts, found, strict=True)]
