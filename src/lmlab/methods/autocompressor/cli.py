@@ -74,7 +74,8 @@ def text(
         raise UserError(f"'{file}' has no text.", "Name a file with some.")
     model, found, tokens = compressed(compressor, written, settings.segment, vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
-    print(f"{counted(tokens, 'tokens')} in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
+    parts = f"{counted(found.segments, 'segments')} became {counted(found.length, 'vectors')}"
+    print(f"{counted(tokens, 'tokens')} in {parts}.\nVectors: {out}")
 
 
 @app.command(

@@ -210,4 +210,5 @@ def cartridge(
         about={"compressor": "cartridge", "kernel": kernel_of(network)},
     )
     save_memory(memory, out, network)
-    print(f"{counted(len(ids), 'tokens')} became {memory.rows.slots if memory.rows else 0} rows.\nCartridge: {out}")
+    rows = memory.rows.slots if memory.rows else 0
+    print(f"{counted(len(ids), 'tokens')} became {counted(rows, 'rows')}.\nCartridge: {out}")
