@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.hardware import ways
+from lmlab.hardware import threads, ways
 from lmlab.hardware.threads import settle
 from lmlab.models import tune
 from lmlab.models.attention.fused import plan_runs
@@ -26,7 +26,7 @@ SHORT = "attention fp32 one short"
 def small(monkeypatch):
     """The shortest texts of each class."""
     monkeypatch.setattr(tune, "_TOKENS", {"short": (4, 16), "medium": (1, 256), "long": (1, 2048)})
-    monkeypatch.setattr(tune, "_PACKED", 2)
+    monkeypatch.setattr(tune, "_PACKED", dict.fromkeys(ways.LENGTHS, 2))
     monkeypatch.setattr(tune, "_FEWEST_ROUNDS", 1)
 
 
@@ -114,6 +114,59 @@ def test_every_question_is_measured_at_shapes_that_it_is_about(cache, small, mon
         }
         assert all(0 < seconds < 60 for seconds in found.seconds.values())
         assert asked <= {name}  # what is measured is what a run of that class will ask
+
+
+def test_a_way_must_be_faster_a_second_time(monkeypatch, cache):
+    turns = [{"fused": 1.0, "mixed": 0.8, "blocks": 0.9}, {"fused": 1.0, "mixed": 0.99}]
+    monkeypatch.setattr(
+        tune, "_quickest", lambda steps, seconds: {way: turns[0][way] for way in steps} and turns.pop(0)
+    )
+    (found,) = measure([SHORT])
+    assert found.answer == "fused" and found.seconds["mixed"] == 0.8 and not turns
+    turns += [{"fused": 1.0, "mixed": 0.8, "blocks": 0.9}, {"fused": 1.0, "mixed": 0.8}]
+    (found,) = measure([SHORT])
+    assert found.answer == "mixed" and not turns
+
+
+def test_what_is_measured_beside_busy_programs_changes_nothing(monkeypatch, cache):
+    ways.remember({}, {SHORT: "blocks"})
+    monkeypatch.setattr(tune, "_quickest", lambda steps, seconds: {"fused": 1.0, "mixed": 0.5, "blocks": 2.0})
+    shares = [0.9, 0.9]
+    monkeypatch.setattr(tune.Waiting, "share", lambda self: shares.pop(0))
+    (found,) = measure([SHORT])
+    assert found.disturbed and found.answer == "blocks" and not shares
+    shares += [0.9, 0.1, 0.1]  # undisturbed when tried again
+    (found,) = measure([SHORT])
+    assert not found.disturbed and found.answer == "mixed" and not shares
+
+
+def test_the_command_keeps_what_it_shows(monkeypatch, cache, lmlab):
+    answers = ways.defaults() | {SHORT: "mixed"}
+    found = [tune.Measured(name, {answers[name]: 0.001}, answers[name], name == "gate fp32") for name in answers]
+    monkeypatch.setattr(tune, "measure", lambda: iter(found))
+    monkeypatch.setattr(tune, "crowd", lambda: 0.1)
+    shown = lmlab("doctor", "--tune")
+    assert shown.code == 0, shown.err
+    assert "mixed 1.00" in shown.out and "1 answered otherwise than by default" in shown.out
+    assert "1 disturbed by other programs" in shown.out
+    forget(monkeypatch)
+    assert ways.in_force() == answers
+    assert "1 answered otherwise" in lmlab("doctor").out
+
+
+def test_the_command_measures_nothing_on_a_busy_machine(monkeypatch, cache, lmlab):
+    monkeypatch.setattr(tune, "measure", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(tune, "crowd", lambda: 1.5)
+    shown = lmlab("doctor", "--tune")
+    assert shown.code == 2 and "1.5 threads wait" in shown.err and not cache.exists()
+
+
+def test_threads_that_wait_are_seen(monkeypatch):
+    looks = [threads.Look(0.0, 1.0, 0.0, 5.0), threads.Look(2.0, 1.1, 1.8, 6.9)]
+    monkeypatch.setattr(threads, "_look", lambda: looks.pop(0))
+    assert tune.crowd(0.0) == pytest.approx(0.9)
+    monkeypatch.setattr(threads, "_look", lambda: None)
+    assert tune.crowd(0.0) == 0
 
 
 def test_runs_are_found_where_there_are_any():

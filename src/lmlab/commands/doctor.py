@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def doctor(
         typer.Option(
             "--tune",
             help="Measure which of several equal ways this processor computes fastest by, in 40 seconds, and keep"
-            " the answers for all later runs on it. Let the machine be idle meanwhile.",
+            " the answers for all later runs on it with as many threads. The machine must be idle meanwhile.",
         ),
     ] = False,
 ) -> None:
@@ -47,7 +48,8 @@ def doctor(
         table.add_row(key, str(found[key]))
     table.add_row("memory", format_bytes(found["memory_bytes"]) if found["memory_bytes"] else "unknown")
     table.add_row("GPUs", ", ".join(found["gpus"]) or "none")
-    table.add_row("ways to compute", "measured" if ways.was_tuned() else "the defaults; lmlab doctor --tune measures")
+    told = f"measured; {_others(ways.known())}" if ways.was_tuned() else "the defaults; lmlab doctor --tune measures"
+    table.add_row("ways to compute", told)
     device = select_device()
     for dtype in (torch.float32, torch.bfloat16):
         table.add_row(
@@ -71,35 +73,58 @@ def _tune() -> None:
 
     from lmlab.errors import UserError
     from lmlab.hardware import machine_load, reuse_memory, ways
-    from lmlab.hardware.threads import settle
-    from lmlab.models.tune import measure
+    from lmlab.hardware.threads import TOO_LONG, settle
+    from lmlab.models.tune import crowd, measure
     from lmlab.progress import progress
     from lmlab.terminal import Terminal
 
     reuse_memory()  # as commands that train do
     settle()
     load, found = machine_load(), []
+    if (waiting := crowd()) > TOO_LONG:
+        raise UserError(
+            f"Other programs take the cores ({waiting:.1f} threads wait for one on average): what would be measured"
+            " beside them is chance.",
+            "Measure when the machine is idle, or with a higher priority than theirs: sudo nice -n -5 lmlab ...",
+        )
     with progress("measure", len(ways.QUESTIONS), "questions") as advance:
         for each in measure():
             found.append(each)
             advance(1)
-    table = Table("what", "milliseconds of each way", "taken", "default")
+    table = Table("what", "milliseconds of each way", "taken")
     for each in found:
         told = ", ".join(f"{way} {1000 * seconds:.2f}" for way, seconds in each.seconds.items())
         question = ways.QUESTIONS[each.question]
-        table.add_row(question.about, told, each.answer, question.default)
+        default = "" if each.answer == question.default else f" (default {question.default})"
+        table.add_row(question.about, told, each.answer + default + (" (disturbed)" if each.disturbed else ""))
     terminal = Terminal()
     terminal.print(table)
-    if load is not None:
-        busy = "; measure again when it is idle" if load > _BUSY else ""
-        terminal.print(f"The machine's load before: {load:.2f} of its cores{busy}.")
+    answers = {each.question: each.answer for each in found}
+    terminal.print(f"{len(found)} questions: {_others(answers)}.")
+    if disturbed := sum(each.disturbed for each in found):
+        terminal.print(
+            f"{disturbed} disturbed by other programs: they stay as they were. Measure again when it is idle."
+        )
+    elif load is not None and load > _BUSY:
+        terminal.print(f"The machine's load before was {load:.2f} of its cores: measure again when it is idle.")
     try:
-        ways.remember({each.question: each.seconds for each in found}, {each.question: each.answer for each in found})
+        ways.remember({each.question: each.seconds for each in found}, answers)
     except OSError as error:
         raise UserError(
             f"The answers could not be kept: {error}.", "Set LMLAB_CACHE to a directory that can be written."
         ) from None
-    terminal.print("Kept for this processor and this version of PyTorch; runs that have begun go on as they began.")
+    terminal.print(
+        "Kept for this processor, this number of threads and this version of PyTorch; runs that have begun go on as"
+        " they began."
+    )
+
+
+def _others(answers: Mapping[str, str]) -> str:
+    """How many answers are not the defaults, in words."""
+    from lmlab.hardware import ways
+
+    number = sum(ways.QUESTIONS[name].default != answer for name, answer in answers.items())
+    return f"{number} answered otherwise than by default" if number else "all answered as by default"
 
 
 def extras() -> dict[str, list[str]]:

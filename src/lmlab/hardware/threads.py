@@ -31,7 +31,7 @@ from lmlab.hardware.ways import look_up
 
 VARIABLE = "LMLAB_THREADS"
 _LOOK_EVERY = 0.25  # seconds: long enough for a scheduler's turns to even out, short enough for an answer of a second
-_TOO_LONG = 0.45  # threads that wait for a core on average: about the share of the time in which all wait for one
+TOO_LONG = 0.45  # threads that wait for a core on average: about the share of the time in which all wait for one
 _FREE = 0.8  # of a core must have been idle for a thread to be added
 _FIRST_HOLD, _LONGEST_HOLD = 2.0, 60.0  # seconds after threads were given up until some are tried again
 _SETTLED = 10.0  # seconds: threads that are given up again within them were a mistake, and the next try waits longer
@@ -142,14 +142,14 @@ class Governor(Watch):
         free = max(1, math.floor(rates.ran + rates.idle + 1 - _FREE))
         if rates.first and free < self.threads:
             self._set(free, rates.now)
-        elif self.threads > 1 and rates.waited > _TOO_LONG:
+        elif self.threads > 1 and rates.waited > TOO_LONG:
             # what they got of the cores is what as many threads get that never wait
             fewer = max(1, min(self.threads - 1, math.floor(rates.ran + 0.1)))
             self._note_crowd(rates.now)
             self._set(fewer, rates.now)
         elif self.threads < self.most and rates.now - self._changed > self._hold:
             more = min(self.most - self.threads, math.floor(rates.idle + 1 - _FREE))
-            if more > 0 and rates.waited <= _TOO_LONG:
+            if more > 0 and rates.waited <= TOO_LONG:
                 self._set(self.threads + more, rates.now)
 
     def _set(self, threads: int, now: float) -> None:
@@ -188,7 +188,7 @@ class Patience(Watch):
         """Sleep where threads stand in the queue, and spin where nobody else wants the cores."""
         others = self._cores - rates.ran - rates.idle
         if not self.sleeps:
-            if rates.waited > _TOO_LONG or (rates.first and others > _TOO_LONG):
+            if rates.waited > TOO_LONG or (rates.first and others > TOO_LONG):
                 self._note_crowd(rates.now)
                 self._set(True, rates.now)
         elif others < 1 - _FREE and rates.now - self._changed > self._hold:
@@ -305,6 +305,22 @@ def beat() -> None:
         _local.watch, _local.alone = watch, threads == 1
     if not _local.alone:  # one thread waits for nobody
         watch.beat()
+
+
+class Waiting:
+    """How much of the time threads of this process stood ready without a core, since this was made. More than
+    `TOO_LONG`, and what it computes takes a time of chance.
+    """
+
+    def __init__(self) -> None:
+        self._since = _look()
+
+    def share(self) -> float:
+        """In threads; 0 where the system does not tell."""
+        now = _look()
+        if self._since is None or now is None or now.time <= self._since.time:
+            return 0.0
+        return (now.waited - self._since.waited) / (now.time - self._since.time)
 
 
 def _wish() -> int | str | None:
