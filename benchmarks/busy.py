@@ -1,12 +1,12 @@
-"""What other processes on the machine cost a training step and a written token, beside `transformers`.
+"""What other processes on the machine cost a training step and a written token, beside `transformers` and litgpt.
 
     python benchmarks/busy.py [--others 0 1 2] [--seconds 6] [--model DIR]
 
 For each number of busy processes (a loop of Python each, of this program's own priority) the contenders run in turn,
 each as a process of its own that begins beside them: lmlab with a fixed number of threads, lmlab with threads that
-follow the machine (`LMLAB_THREADS=adaptive`), lmlab on one thread, and `transformers`. Work is a training step of a
-small model in bf16 (8 layers, width 256, 4 rows of 512 tokens) or, with --model, a text of which 32 tokens are read and
-8 written in bf16.
+follow the machine (`LMLAB_THREADS=adaptive`), lmlab on one thread, `transformers`, and for training litgpt where it is
+installed. Work is a training step of a small model in bf16 (8 layers, width 256, 4 rows of 512 tokens) or, with
+--model, a text of which 32 tokens are read and 8 written in bf16.
 
 The fair share is what equal turns would leave: with c cores, t threads and n others a thread gets c / (t + n) of a
 core, so alone / share is what sharing explains. Printed are medians, that quotient and the load of the machine. Other
@@ -16,6 +16,7 @@ programs disturb the figures: they mean little where the load is far above what 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -31,7 +32,9 @@ _CONTENDERS: dict[str, dict[str, str]] = {
     "lmlab, adaptive": {"LMLAB_THREADS": "adaptive"},
     "lmlab, one thread": {"LMLAB_THREADS": "1"},
     "transformers": {},
+    "litgpt": {},
 }
+_PEERS = ("transformers", "litgpt")
 _SHAPE = {"vocab_size": 2048, "num_layers": 8, "d_model": 256, "num_heads": 4, "d_ff": 688, "max_seq_len": 512}
 
 
@@ -53,6 +56,8 @@ def main() -> None:
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
         try:
             for name, environment in _CONTENDERS.items():
+                if name == "litgpt" and (options.model or not importlib.util.find_spec("litgpt")):
+                    continue
                 found = _run(name, environment, options)
                 if not others:
                     alone[name] = found
@@ -85,12 +90,12 @@ def _work(name: str, model: Path | None, seconds: float) -> list[float]:
     """Seconds of each step, for so long."""
     from lmlab.hardware.threads import beat, settle
 
-    if name != "transformers":
+    if name not in _PEERS:
         settle()
     step = (_decoding if model else _training)(name, model)
     found, end = [], time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
-        if name != "transformers":
+        if name not in _PEERS:
             beat()
         start = time.perf_counter()
         step()
@@ -121,6 +126,26 @@ def _training(name: str, _: Path | None) -> Callable[[], None]:
                 tie_word_embeddings=True,
             )
         )
+    elif name == "litgpt":
+        from litgpt.config import Config
+        from litgpt.model import GPT
+
+        network = GPT(
+            Config(
+                block_size=_SHAPE["max_seq_len"],
+                padded_vocab_size=_SHAPE["vocab_size"],
+                n_layer=_SHAPE["num_layers"],
+                n_embd=_SHAPE["d_model"],
+                n_head=_SHAPE["num_heads"],
+                intermediate_size=_SHAPE["d_ff"],
+                rotary_percentage=1.0,
+                parallel_residual=False,
+                bias=False,
+                norm_class_name="RMSNorm",
+                mlp_class_name="LLaMAMLP",
+            )
+        )
+        network.lm_head.weight = network.transformer.wte.weight  # tied, as the others' are
     else:
         from lmlab.models import ModelConfig, Transformer
 
@@ -131,6 +156,10 @@ def _training(name: str, _: Path | None) -> Callable[[], None]:
         with torch.autocast("cpu", torch.bfloat16):
             if name == "transformers":
                 loss = network(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss
+            elif name == "litgpt":
+                from litgpt.utils import chunked_cross_entropy
+
+                loss = chunked_cross_entropy(network(ids[:, :-1]), ids[:, 1:])
             else:
                 loss = network(ids[:, :-1], labels_BT=ids[:, 1:]).loss.mean
         loss.backward()

@@ -1,7 +1,7 @@
 """Speed and memory of a training step on long rows on a CPU, beside transformers, by each way of attention.
 
     python benchmarks/long_context.py [--lengths 512 2048 8192 16384] [--precisions fp32 bf16] [--threads 2]
-    [--documents 1] [--rounds N] [--contenders NAME ...]
+    [--documents 1] [--rounds N] [--contenders NAME ...] [--cold]
     python benchmarks/long_context.py --prompts 16384 [--piece 2048]
 
 A model of 4 layers, width 256, 4 heads, 2,048 tokens; a row a step; forward, backward and AdamW. Each contender is a
@@ -9,6 +9,8 @@ process of its own that trains the same weights on the same row; they take turns
 the machine's load before the first and after the last step. `lmlab, blocks` and `lmlab, mixed` are lmlab told to
 compute attention so (`lmlab.hardware.ways`); `lmlab` takes what is in force. With `--documents` more than 1 the row
 holds so many texts, which transformers, given their positions, is told by its mask.
+
+With `--cold` the first step counts, for lengths at which a step takes minutes.
 
 With `--prompts` the same model reads a prompt of so many tokens and writes 16 more, in one pass and in pieces, which is
 how `lmlab serve` reads long prompts and what transformers calls `prefill_chunk_size`; a "step" is all of that.
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=["lmlab", "transformers"], choices=CONTENDERS)
     parser.add_argument("--prompts", nargs="+", type=int, default=[], help="write behind prompts of so many tokens")
     parser.add_argument("--piece", type=int, default=2048, help="tokens of a piece of a prompt")
+    parser.add_argument("--cold", action="store_true", help="take no step before those that are measured")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -52,18 +55,21 @@ def main() -> None:
         print("| tokens | contender | s/step | lmlab is | MiB | lmlab needs | load |\n|---|---|---|---|---|---|---|")
         shared = {"precision": precision, "threads": arguments.threads, "documents": arguments.documents}
         for length in arguments.prompts:
-            _measure({**shared, "length": length, "piece": arguments.piece}, list(WRITERS), arguments.rounds)
+            case = {**shared, "length": length, "piece": arguments.piece}
+            _measure(case, list(WRITERS), arguments.rounds, arguments.cold)
         for length in () if arguments.prompts else arguments.lengths:
-            _measure({**shared, "length": length}, arguments.contenders, arguments.rounds)
+            _measure({**shared, "length": length}, arguments.contenders, arguments.rounds, arguments.cold)
 
 
-def _measure(case: dict[str, Any], contenders: list[str], rounds: int) -> None:
+def _measure(case: dict[str, Any], contenders: list[str], rounds: int, cold: bool) -> None:
     workers = {name: _Worker({**case, "contender": name}) for name in contenders}
-    first = {name: worker.ask("warm up")["loss"] for name, worker in workers.items()}
+    first = {} if cold else {name: worker.ask("warm up")["loss"] for name, worker in workers.items()}
     load, steps = os.getloadavg()[0], {name: list[float]() for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
-            steps[name].append(worker.ask("step")["seconds"])
+            answer = worker.ask("step")
+            steps[name].append(answer["seconds"])
+            first.setdefault(name, answer["loss"])
     memory = {name: worker.ask("end")["memory"] for name, worker in workers.items()}
     median = {name: statistics.median(each) for name, each in steps.items()}
     base = contenders[0]
@@ -133,8 +139,8 @@ def work(case: dict[str, Any]) -> None:
                 step()
             elif line.strip() == "step":
                 start = time.perf_counter()
-                step()
-                answer = {"seconds": time.perf_counter() - start}
+                loss = step()
+                answer = {"seconds": time.perf_counter() - start, "loss": loss}
             else:
                 answer = {"memory": (peak_memory_bytes(torch.device("cpu")) or 0) - before}
             print("answer " + json.dumps(answer), flush=True)
