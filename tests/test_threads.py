@@ -106,6 +106,27 @@ def untouched(monkeypatch):
     torch.set_num_threads(before)
 
 
+def test_what_has_a_lower_priority_counts_as_idle_below_zero_too(tmp_path):
+    """The system's own sum tells positive values apart, and no others."""
+    for number, (nice, user, system) in enumerate([(-10, 1, 2), (-5, 10, 20), (0, 100, 200), (5, 1000, 2000)]):
+        (tmp_path / str(number)).mkdir()
+        words = ["R", *["0"] * 10, str(user), str(system), "0", "0", "20", str(nice), "1"]
+        (tmp_path / str(number) / "stat").write_text(f"{number} (a) name) " + " ".join(words))
+    (tmp_path / "9").mkdir()  # it has just ended
+    (tmp_path / "sys").mkdir()
+    assert threads._ticks_of_lower(-5, tmp_path) == 300
+    assert threads._ticks_of_lower(-7, tmp_path) == 330
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system does not tell how idle cores were")
+def test_below_zero_such_time_is_added(monkeypatch):
+    monkeypatch.setattr(threads, "_ticks_of_lower", lambda rank: 10**9 * (rank == -5))
+    monkeypatch.setattr(os, "getpriority", lambda which, who: -5)
+    low = threads._idle_seconds()
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 0)
+    assert low - threads._idle_seconds() == pytest.approx(10**9 / os.sysconf("SC_CLK_TCK"), rel=0.01)
+
+
 def test_the_variable_says_what_may_change(untouched):
     for word, adapts in ((None, True), ("adaptive", True), ("fixed", False), ("3", False)):
         untouched.delenv(threads.VARIABLE, raising=False)

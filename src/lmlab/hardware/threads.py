@@ -371,7 +371,8 @@ def _look() -> Look | None:
 def _idle_seconds() -> float:
     """Of the cores that this process may use. What runs there with less right than this process counts as idle."""
     mine, known, ticks = os.sched_getaffinity(0), 0, 0
-    ordinary = os.getpriority(os.PRIO_PROCESS, 0) <= 0
+    rank = os.getpriority(os.PRIO_PROCESS, 0)
+    ordinary = rank <= 0
     with open("/proc/stat", encoding="ascii") as file:
         for line in file:
             words = line.split()
@@ -380,4 +381,21 @@ def _idle_seconds() -> float:
                 ticks += int(words[4]) + int(words[5]) + (int(words[2]) if ordinary else 0)
     if known < len(mine):  # containers may number cores in their own way, so that nothing is said of some
         raise ValueError("cores are missing from /proc/stat")
+    if rank < 0:  # the system tells the time of positive values apart, and of no others
+        ticks += _ticks_of_lower(rank)
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_of_lower(rank: int, processes: str | Path = "/proc") -> int:
+    """What processes have run whose `nice` is larger than this negative one, and not positive."""
+    ticks = 0
+    for place in os.scandir(processes):
+        if not place.name.isdigit():
+            continue
+        try:
+            words = Path(place.path, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if rank < int(words[16]) <= 0:
+            ticks += int(words[11]) + int(words[12])
+    return ticks
