@@ -181,12 +181,10 @@ def _decoding(name: str, directory: Path | None) -> Callable[[], None]:
         ids = torch.tensor([prompt])
         options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
         return lambda: theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    from lmlab.models import GenerationConfig, from_pretrained, generate
+    from lmlab.models import GenerationConfig, generate
+    from lmlab.runs import Model
 
-    ours, config = (
-        from_pretrained(directory, "cpu", torch.bfloat16),
-        GenerationConfig(max_new_tokens=new, temperature=0),
-    )
+    ours, config = Model.find(directory).load_in("bf16", "cpu"), GenerationConfig(max_new_tokens=new, temperature=0)
 
     def step() -> None:
         generate(ours, [prompt], config)
