@@ -17,7 +17,7 @@ from .atomic import (
 from .compression import MAX_EXPANSION, DamagedError, bytes_read, open_binary, share_read, without_compression
 from .digests import cache_directory, content_digest, content_digests, describe
 from .locations import absolute, find_files, is_folder, names_within
-from .owned import OwnedFolder, add_notes, check_owner, locked, only_writer, owned_folder, write_manifest
+from .owned import OwnedFolder, add_notes, check_owner, locked, only_owned, only_writer, owned_folder, write_manifest
 from .parsing import (
     MAX_JSON_BYTES,
     MAX_YAML_BYTES,
@@ -59,6 +59,7 @@ __all__ = [
     "kind_of",
     "locked",
     "names_within",
+    "only_owned",
     "only_writer",
     "open_binary",
     "open_raw",

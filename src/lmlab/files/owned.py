@@ -51,10 +51,10 @@ class OwnedFolder:
         old = _listed(self.path)
         kept = {name for name, _ in self._data.items()}
         write_manifest(self.path, command, settings, self._data, done=False, stale=old - kept)
+        for name in old | kept:  # first, for those who ask no manifest: what is missing shows, a mixture does not
+            (self.path / name).unlink(missing_ok=True)
         for name in self._data:
             os.replace(self._staging / name, self.path / name)
-        for name in old - kept:
-            (self.path / name).unlink(missing_ok=True)
         write_manifest(self.path, command, settings, self._data)
 
 
@@ -80,6 +80,8 @@ def owned_folder(
         check_owner(path, command, reads)  # another command may have come to an end since
         for left in path.glob(f".{_STAGING}*.tmp"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
+        for draft in path.glob(f".{MANIFEST}.*.tmp"):
+            draft.unlink(missing_ok=True)
         folder = OwnedFolder(path)
         first = not (path / MANIFEST).exists()
         if first:  # who reads the folder meanwhile, or after a kill, must not take what is half done for the result

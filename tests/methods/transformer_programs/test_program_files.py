@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmlab.errors import UserError
+from lmlab.files import read_json
+from lmlab.methods.transformer_programs.analysis.export import write_program
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.files import load_program, save_program
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Program
@@ -18,6 +23,61 @@ from lmlab.methods.transformer_programs.program.tables import Classifier, Embedd
 def test_a_program_is_read_back_as_written(counting: Program, tmp_path: Path) -> None:
     assert load_program(save_program(counting, tmp_path)) == counting
     assert Interpreter(load_program(tmp_path)).predict([["NA", "nan,\n"]]) == [["once", "once"]]
+
+
+def test_a_writing_that_is_killed_pairs_no_program_with_the_tables_of_another(
+    counting: Program, tmp_path: Path
+) -> None:
+    weights = {
+        feature: {value: tuple(-each for each in row) for value, row in rows.items()}
+        for feature, rows in counting.classifier.weights.items()
+    }
+    count, kind = counting.nodes
+    nodes = (count, replace(kind, default=0))
+    other = replace(counting, nodes=nodes, classifier=replace(counting.classifier, weights=weights))
+    texts = {to_python(counting): counting, to_python(other): other}
+    assert len(texts) == 2
+    seen = set[str]()
+    for last in range(1, 40):
+        place = tmp_path / str(last)
+        write_program(counting, place, {})
+        child = os.fork()
+        if not child:  # dies before its nth change of a name, as by a kill: nothing is tidied up
+            _die_at(last)
+            write_program(other, place, {})
+            os._exit(0)
+        killed = os.waitpid(child, 0)[1] != 0
+        if read_json(place / "lmlab-files.json")["done"]:
+            read = load_program(place)
+            assert texts[(place / "program.py").read_text()] == read
+            seen.add("former" if read == counting else "new")
+        else:
+            with pytest.raises(UserError, match="was cut off"):
+                load_program(place)
+            seen.add("refused")
+        save_program(other, place)  # the next writing mends it
+        assert load_program(place) == other and not (place / "program.py").exists()
+        assert not list(place.glob(".*.tmp"))
+        if not killed:
+            break
+    assert not killed and load_program(place) == other and seen == {"former", "refused", "new"}
+
+
+def _die_at(last: int) -> None:
+    count = 0
+
+    def counted(change: Any) -> Any:
+        def changed(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == last:
+                os._exit(1)
+            return change(*arguments, **named)
+
+        return changed
+
+    for name in ("replace", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import LmlabError
-from lmlab.files import sha256_file, write_json, write_text
+from lmlab.files import owned_folder, sha256_file, write_json, write_text
 from lmlab.methods.transformer_programs.analysis.minimize import described, minimize, score
 from lmlab.methods.transformer_programs.analysis.verify import (
     VerificationReport,
@@ -22,7 +22,7 @@ from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.program.emitting.emit import Tables, to_python
-from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, save_program
+from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, WRITER, write_files
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, UNK, Example
@@ -99,12 +99,13 @@ def convert(model: ProgramTransformer, max_rows: int, about: dict[str, Any] | No
 
 
 def write_program(program: Program, out: Path, manifest: dict[str, Any], tables: Tables = "csv") -> dict[str, Any]:
-    """A program's directory: its form, tables, Python text and manifest."""
+    """A program's directory: its form, tables, Python text and manifest, all of them or none."""
     text = to_python(program, tables)
-    save_program(program, out)
-    write_text(out / PYTHON, text)
-    manifest = manifest | {"sha256": {name: sha256_file(out / name) for name in (PROGRAM, WEIGHTS, PYTHON)}}
-    write_json(out / MANIFEST, manifest)
+    with owned_folder(out, WRITER) as folder:
+        write_files(program, folder.new)
+        write_text(folder.new(PYTHON), text)
+        manifest = manifest | {"sha256": {name: sha256_file(folder.new(name)) for name in (PROGRAM, WEIGHTS, PYTHON)}}
+        write_json(folder.new(MANIFEST), manifest)
     return manifest
 
 

@@ -35,7 +35,7 @@ def decompile(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the program.")] = Path("decompiled"),
 ) -> None:
     """Read a small language model as a program of averages that answers as it does."""
-    from lmlab.files import write_json, write_text
+    from lmlab.files import owned_folder, write_json, write_text
     from lmlab.methods.transformer_programs.decompile.run import decompile as read
     from lmlab.methods.transformer_programs.decompile.run import measure
     from lmlab.methods.transformer_programs.decompile.text import own_lines, to_text
@@ -52,9 +52,10 @@ def decompile(
     for path in test or ():
         further = asked_of(given.model_copy(update={"data": str(path), "task": None}), tokenizer)
         manifest["tests"][str(path)] = measure(program, network, further, how.offsets)
-    write_json(out / DECOMPILED, program.form.record())
-    write_text(out / PYTHON, text)
-    write_json(out / MANIFEST, manifest)
+    with owned_folder(out, "lmlab programs decompile") as folder:
+        write_json(folder.new(DECOMPILED), program.form.record())
+        write_text(folder.new(PYTHON), text)
+        write_json(folder.new(MANIFEST), manifest)
     paths = program.paths
     console.print(
         f"{paths['written']} paths, {paths['gated']} behind open gates, {paths['left']} in the program of"

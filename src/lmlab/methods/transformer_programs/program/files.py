@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.files import read_mapping, write_json
+from lmlab.files import only_owned, owned_folder, read_mapping, write_json
 from lmlab.methods.transformer_programs.program.ir import (
     FORMAT,
     LOOKUP,
@@ -27,6 +27,8 @@ from lmlab.methods.transformer_programs.program.tables import Classifier, Embedd
 from lmlab.runs import Artifact
 
 PROGRAM, WEIGHTS, EMBEDDINGS = "program.json", "weights.csv", "embeddings.csv"
+WRITER = "lmlab programs"
+"""Whose a program's folder is: export, import and minimize may each replace what another of them wrote."""
 _KNOWN = {
     "format", "inputs", "numerical", "nodes", "classifier", "embeddings", "categories", "autoregressive",
     "pool_outputs", "bos", "eos", "vocabulary", "max_length", "bounded", "lower", "replace_numbers",
@@ -47,9 +49,14 @@ class StoredProgram(Artifact):
     @classmethod
     def _at(cls, path: Path) -> StoredProgram | None:
         if path.is_file():
-            return cls(path)
-        found = next((each for each in (path, path / "program") if (each / PROGRAM).is_file()), None)
-        return None if found is None else cls(found / PROGRAM)
+            return cls._whole(path)
+        found = (cls._whole(each / PROGRAM) for each in (path, path / "program"))
+        return next((each for each in found if each.path.is_file()), None)
+
+    @classmethod
+    def _whole(cls, path: Path) -> StoredProgram:
+        only_owned([str(path)], path.parent)  # or tables of one program would run with the rules of another
+        return cls(path)
 
     @classmethod
     def _remedy(cls) -> str:
@@ -63,8 +70,8 @@ def load_program(path: str | Path) -> Program:
         path: whatever `StoredProgram.find` takes.
 
     Raises:
-        UserError: nothing is there, or the file is not of the format; the message names the node and what is wrong with
-            it.
+        UserError: nothing is there, its writing was cut off, or the file is not of the format; the message names the
+            node and what is wrong with it.
     """
     path = StoredProgram.find(path).path
     data, where = read_mapping(path), f"'{path}'"
@@ -101,8 +108,25 @@ def load_program(path: str | Path) -> Program:
 
 
 def save_program(program: Program, directory: str | Path) -> Path:
-    """Write a program's files; the directory."""
+    """Write a program's files in place of those of an earlier program, all of them or none; the directory.
+
+    What `lmlab programs` wrote beside an earlier program, such as its Python text, goes with it.
+
+    Raises:
+        UserError: another command wrote the directory, or another process is writing it.
+    """
     directory = Path(directory)
+    with owned_folder(directory, WRITER) as folder:
+        write_files(program, folder.new)
+    return directory
+
+
+def write_files(program: Program, place: Callable[[str], Path]) -> None:
+    """Write a program's files.
+
+    Arguments:
+        place: where to write a file of a name.
+    """
     data: dict[str, Any] = {
         "format": FORMAT,
         **program.about,
@@ -122,10 +146,9 @@ def save_program(program: Program, directory: str | Path) -> Path:
     data |= {name: True for name in ("bounded", "lower", "replace_numbers") if getattr(program, name)}
     if program.embeddings is not None:
         data |= {"embeddings": EMBEDDINGS, "categories": program.embeddings.categories}
-        program.embeddings.write(directory / EMBEDDINGS)
-    program.classifier.write(directory / WEIGHTS)
-    write_json(directory / PROGRAM, data)
-    return directory
+        program.embeddings.write(place(EMBEDDINGS))
+    program.classifier.write(place(WEIGHTS))
+    write_json(place(PROGRAM), data)
 
 
 def complete(program: Program) -> Program:

@@ -133,6 +133,7 @@ def store(fitted: Fitted, settings: TrainSettings, data: Dataset, directory: Pat
         "training": fitted.summary,
     }
     results |= {key: best[key] for key in best if key.endswith("accuracy")}
+    (directory / NETWORK).unlink(missing_ok=True)  # an earlier one says nothing of these weights
     with atomic_file(directory / WEIGHTS) as file:
         file.write(save({name: each.cpu().contiguous() for name, each in model.state_dict().items()}))
     write_json(
