@@ -191,8 +191,8 @@ def train_model(learned: Learned, directory: Path, seed: int = 0) -> tuple[int, 
 
 def measure_decompiling(directory: Path, only: Sequence[str]) -> None:
     """A row a model; those that are trained already are not trained again."""
-    from lmlab.methods.transformer_programs.commands.decompile import asked_of, names_of
-    from lmlab.methods.transformer_programs.config import DecompileConfig, ExamplesConfig
+    from lmlab.methods.transformer_programs.config import DecompileConfig, SequencesConfig
+    from lmlab.methods.transformer_programs.decompile.files import asked_of, names_of
     from lmlab.methods.transformer_programs.decompile.run import decompile, measure
     from lmlab.methods.transformer_programs.decompile.text import own_lines, to_text
     from lmlab.runs import Model
@@ -208,7 +208,7 @@ def measure_decompiling(directory: Path, only: Sequence[str]) -> None:
         found = Model.find(place / "model")
         network, tokenizer, offsets = found.load(), found.tokenizer(), trained["offsets"]
         config = DecompileConfig(offsets=offsets)
-        given = [ExamplesConfig(data=str(place / f"{part}.jsonl")) for part in ("data", "long")]
+        given = [SequencesConfig(data=str(place / f"{part}.jsonl")) for part in ("data", "long")]
         short, long = (asked_of(each, tokenizer) for each in given)
         program = decompile(network, short, names_of(tokenizer, network.config.vocab_size), config)
         text = to_text(program.form)

@@ -29,6 +29,7 @@ from lmlab.methods.transformer_programs.decompile.run import decompile
 from lmlab.methods.transformer_programs.decompile.simplify import fold_neurons
 from lmlab.methods.transformer_programs.decompile.text import own_lines, to_text
 from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.runs import Recipe, run_recipe
 
 NAMES = ("<s>", "a", "b", "1", "2")
 
@@ -248,22 +249,43 @@ def test_a_learned_majority_is_read_as_one_uniform_head(learned: Transformer) ->
     assert match(found.form, ask(learned, longer, found.token_ids, found.label_ids))[0] >= 0.95
 
 
-def test_the_command_writes_a_program_that_runs_alone(
-    learned: Transformer, tmp_path: Path, lmlab: Callable[..., Any]
-) -> None:
-    save_pretrained(learned, tmp_path / "model")
+def _written(learned: Transformer, place: Path) -> None:
+    """The model with its tokenizer, and sequences of up to 10 and 20 symbols."""
+    save_pretrained(learned, place / "model")
     numbers = {name: number for number, name in enumerate(NAMES)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="<s>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    Tokenizer(backend, "<s>", "<s>").save(tmp_path / "model")
+    Tokenizer(backend, "<s>", "<s>").save(place / "model")
     for name, longest in (("data", 10), ("longer", 20)):
         asked = majority(300, longest)
         rows = [
             {"tokens": [NAMES[each] for each in ids[1:]], "labels": [NAMES[each or 0] for each in labels[1:]]}
             for ids, labels in zip(asked.ids, asked.labels, strict=True)
         ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_recipe_reads_a_model_as_a_program(learned: Transformer, tmp_path: Path) -> None:
+    _written(learned, tmp_path)
+    stage = {
+        "kind": "decompile", "model": str(tmp_path / "model"), "data": str(tmp_path / "data.jsonl"),
+        "test": [str(tmp_path / "longer.jsonl")], "steps": 150,
+    }  # fmt: skip
+    stages = {"program": stage, "page": {"kind": "report"}}
+    run_recipe(Recipe.parse({"name": "read", "stages": stages}, "the test"), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["program"]
+    text = (tmp_path / "run" / "program" / "program" / "program.py").read_text()
+    assert found["match"] >= 0.97 and found["lines"] == own_lines(text)
+    assert list(found["tests"]) == [str(tmp_path / "longer.jsonl")]
+    page = next((tmp_path / "run").rglob("report.html")).read_text("utf-8")
+    assert "A language model as a program" in page and "longer.jsonl" in page
+
+
+def test_the_command_writes_a_program_that_runs_alone(
+    learned: Transformer, tmp_path: Path, lmlab: Callable[..., Any]
+) -> None:
+    _written(learned, tmp_path)
     arguments = ["programs", "decompile", str(tmp_path / "model"), "--data", str(tmp_path / "data.jsonl")]
     arguments += ["--test", str(tmp_path / "longer.jsonl"), "--steps", "150", "--out", str(tmp_path / "out")]
     result = lmlab(*arguments)

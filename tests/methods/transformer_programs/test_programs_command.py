@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lmlab.files import read_json, read_mapping
+from lmlab.methods.transformer_programs.program.tables import Classifier
 
 _ROOT = Path(__file__).parents[3]
 
@@ -98,6 +99,63 @@ def test_the_exported_python_says_a_mistake_in_a_sentence(trained: Path) -> None
 def test_a_program_that_differs_from_its_rule_ends_with_1(lmlab: Callable[..., Any], trained: Path) -> None:
     done = lmlab("programs", "verify", trained / "program" / "program", "--oracle", "reverse", "--exhaustive", "2")
     assert done.code == 1 and "first on '<s>" in done.out + done.err
+
+
+RULES = """
+def counts(tokens):
+    return [None, *(tokens.count(each) for each in tokens[1:])]
+
+def broken(tokens):
+    return {}[tokens[0]]
+"""
+
+
+def test_a_rule_of_ones_own_stands_in_the_present_folder(
+    lmlab: Callable[..., Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_rules.py").write_text(RULES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    program = trained / "program" / "program"
+    asked = ("programs", "verify", program, "--exhaustive", "3", "--oracle")
+    ours, theirs = (lmlab(*asked, rule) for rule in ("own_rules:counts", "hist"))
+    # numbers are labels, as in files
+    assert (ours.code, ours.out, ours.err) == (theirs.code, theirs.out, theirs.err)
+    failed = lmlab(*asked, "own_rules:broken")
+    assert failed.code == 2 and "The oracle fails on the 2 tokens '<s> 0': KeyError" in " ".join(failed.err.split())
+    (tmp_path / "half.py").write_text("def (")
+    failed = lmlab(*asked, "half:rule")
+    assert failed.code == 2 and "SyntaxError" in failed.err
+
+
+def test_an_edited_program_is_trained_further(lmlab: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    """Its classifier answers the contrary, until training has mended it."""
+    edited = tmp_path / "edited"
+    assert lmlab("programs", "export", trained, "--out", edited).code == 0
+    rows = Classifier.read(edited / "weights.csv")
+    wrong = {
+        name: {value: tuple(-x for x in row) for value, row in each.items()} for name, each in rows.weights.items()
+    }
+    Classifier(rows.labels, wrong).write(edited / "weights.csv")
+    sizes = ("--task", "hist", "--size", "2000", "--max-length", "6")
+    before = lmlab("programs", "evaluate", edited, "--examples", "200")
+    out = tmp_path / "further"
+    done = lmlab(
+        "programs", "train", "--start", edited, *sizes, "--seeds", "2", "--epochs", "1", "--batch-size", "128",
+        "--tau-start", "0.5", "--tau-end", "0.1", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    after = lmlab("programs", "evaluate", out, "--examples", "200")
+    first = lmlab("programs", "evaluate", trained, "--examples", "200")
+    told = [float(re.findall(r"accuracy: ([\d.]+) %", each.out + each.err)[0]) for each in (before, after, first)]
+    assert told[0] < told[1] - 10 and told[1] > told[2] - 2, told
+    for arguments, message in (
+        (("--task", "hist", "--vocab-size", "9", "--max-length", "6"), "has no token '6'"),
+        (("--task", "hist", "--max-length", "7"), "A sequence has 7 places, but the program knows 6"),
+        (("--task", "dyck1"), "places see what is to their left alone"),
+    ):
+        failed = lmlab("programs", "train", "--start", edited, *arguments, "--size", "500", "--out", tmp_path / "wrong")
+        assert failed.code == 2 and message in " ".join(failed.err.split()), failed.err
 
 
 def test_halving_keeps_the_better_shapes(tmp_path: Path) -> None:

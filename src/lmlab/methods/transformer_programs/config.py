@@ -11,6 +11,7 @@ from lmlab.hardware.settings import OnDevice
 
 EXHAUSTIVE = 1_000_000  # inputs up to which all are tried: a minute on one core
 MAX_ACCURACY_DROP = 0.001  # one answer in a thousand
+DECOMPILED_ON = 4000  # sequences: a program of averages is found by hundreds of them at a time
 MOST_ROWS = 50_000  # of a table that a reader may still want to open
 
 
@@ -142,6 +143,8 @@ class FitConfig(OnDevice):
         polish: of so many seeds, the best by validation with a classifier fitted to a part of the data, it is fitted
             again to all of them at the end, a logistic regression over the arg max; 0 leaves all as training did.
         init_embeddings: word vectors that categories of words begin from: a text file as GloVe's, or a model.
+        start: a program that all seeds go on from, such as one that was edited; its shape is theirs, whatever settings
+            of shapes say.
         evaluations: how often all seeds are measured with the arg max, the end included.
         checkpoint_every: steps from one checkpoint to the next.
     """
@@ -172,6 +175,7 @@ class FitConfig(OnDevice):
     samples: PositiveInt = 1
     polish: int = Field(default=3, ge=0)
     init_embeddings: str | None = None
+    start: str | None = None
     evaluations: Annotated[PositiveInt, NO_INFLUENCE] = 5
     checkpoint_every: Annotated[PositiveInt, NO_INFLUENCE] = 500
 
@@ -181,6 +185,8 @@ class FitConfig(OnDevice):
             raise ValueError(f"halvings {self.halvings} need {2**self.halvings} seeds or more; seeds is {self.seeds}.")
         if self.freeze < 1 and self.freeze_after is not None:
             raise ValueError("give either freeze or freeze_after.")
+        if self.start is not None and self.init_embeddings is not None:
+            raise ValueError("give either start or init_embeddings: a program has its own categories of words.")
         return self
 
 
@@ -188,20 +194,28 @@ class TrainSettings(ShapeConfig, DataConfig, FitConfig):
     """A training: shape, data, and how it goes."""
 
 
-class ExamplesConfig(ColumnsConfig):
-    """Labeled sequences that a program is measured, minimized or explained on: of a file, or drawn.
+class SequencesConfig(ColumnsConfig):
+    """Labeled sequences: of a file, or drawn.
 
     Attributes:
         data: labeled sequences: JSON lines or CoNLL columns.
         task: in place of data, sequences of a task; by default the one that the program was trained on.
-        labels: what the labels of a file belong to; by default what the program answers.
         examples: at most so many sequences.
     """
 
     data: Annotated[str | None, Flag(("--data", "-d"))] = None
     task: str | None = None
-    labels: Literal["tokens", "sequence", "pairs"] | None = None
     examples: PositiveInt = 20_000
+
+
+class ExamplesConfig(SequencesConfig):
+    """Labeled sequences that a program is measured, minimized or explained on.
+
+    Attributes:
+        labels: what the labels of a file belong to; by default what the program answers.
+    """
+
+    labels: Literal["tokens", "sequence", "pairs"] | None = None
 
 
 class AccuracyDropConfig(Config):

@@ -13,5 +13,8 @@ METHOD = Method(
     page="methods/transformer_programs.md",
     published="sort: program 99.83 %",
     reached="99.94 %, 140 CPU seconds for 8 seeds",
-    stages={"train_program": "lmlab.methods.transformer_programs.stages:TrainProgram"},
+    stages={
+        "train_program": "lmlab.methods.transformer_programs.stages:TrainProgram",
+        "decompile": "lmlab.methods.transformer_programs.stages:Decompile",
+    },
 )

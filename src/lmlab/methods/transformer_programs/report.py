@@ -84,7 +84,32 @@ def program_section(program: Program, manifest: Mapping[str, Any]) -> Section:
         names = ("lines", "nodes", "predicate_pairs", "table_rows", "classifier_rows")
         rows = [[name.replace("_", " "), shorter["before"][name], shorter["after"][name]] for name in names]
         blocks.append(Table(["", "before", "minimized"], rows))
-    lines = to_python(program).splitlines()
+    return Section("Program", [*blocks, _text(to_python(program))], rank=2)
+
+
+def decompiled_section(results: Mapping[str, Any], text: str) -> Section:
+    """A language model read as a program.
+
+    Arguments:
+        results: of the stage `decompile`.
+        text: of the program, in Python.
+    """
+    paths = results["paths"]
+    said = (
+        f"Of {paths['written']} paths {paths['left']} are left, in {results['lines']} lines. On sequences that were not"
+        f" used it answers as the model does at {100 * results['match']:.2f} % of places."
+    )
+    names = {"match": "as the model", "model_accuracy": "model right", "program_accuracy": "program right"}
+    names["most_common"] = "most common answer"
+    rows = [
+        [path, *("" if name not in each else 100 * each[name] for name in names)]
+        for path, each in results["tests"].items()
+    ]
+    table = [Table(["sequences", *(f"{name}, %" for name in names.values())], rows)] if rows else []
+    return Section("A language model as a program", [*table, _text(text)], said, rank=2)
+
+
+def _text(python: str) -> Code:
+    lines = python.splitlines()
     cut = "" if len(lines) <= _SHOWN_LINES else f": the first {_SHOWN_LINES} of {len(lines)} lines."
-    blocks.append(Code("\n".join(lines[:_SHOWN_LINES]), f"program.py{cut}"))
-    return Section("Program", blocks, rank=2)
+    return Code("\n".join(lines[:_SHOWN_LINES]), f"program.py{cut}")

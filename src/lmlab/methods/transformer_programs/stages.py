@@ -1,22 +1,33 @@
-"""The stage of recipes: `train_program` trains the seeds of a shape, exports the best one's program and checks it."""
+"""Stages of recipes: `train_program` trains the seeds of a shape, exports the best one's program and checks it;
+`decompile` reads a small language model as a program of averages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PositiveInt
 
 from lmlab.files import describe
 from lmlab.methods.transformer_programs.analysis.export import export_program
-from lmlab.methods.transformer_programs.config import ExportOptions, MinimizeConfig, TrainSettings
+from lmlab.methods.transformer_programs.config import (
+    DECOMPILED_ON,
+    DecompileConfig,
+    ExportOptions,
+    MinimizeConfig,
+    SequencesConfig,
+    TrainSettings,
+)
+from lmlab.methods.transformer_programs.decompile.files import PYTHON, write_decompiled
 from lmlab.methods.transformer_programs.program.files import StoredProgram, load_program
-from lmlab.methods.transformer_programs.report import training_sections
+from lmlab.methods.transformer_programs.report import decompiled_section, training_sections
 from lmlab.methods.transformer_programs.tasks.load import about_data, load_data
 from lmlab.methods.transformer_programs.training.run import REJECTS, TrainedNetworks, train
 from lmlab.reports import Section
-from lmlab.runs import Artifact, Results, Stage, StageContext
+from lmlab.runs import Artifact, Model, ModelInput, Results, Stage, StageContext
+from lmlab.runs.stage import InputMarker
 
 PROGRAM_DIRECTORY = "program"
 
@@ -25,9 +36,12 @@ class TrainProgramConfig(TrainSettings, MinimizeConfig):
     """What is trained, and what is made of it.
 
     Attributes:
+        start: a program that all seeds go on from, such as one that was edited: a stage that has one, or a path; its
+            shape is theirs.
         export: write the program of the best seed.
     """
 
+    start: Annotated[str, InputMarker(StoredProgram)] | None = None
     export: bool = True
 
 
@@ -56,7 +70,10 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
     def run(self, config: TrainProgramConfig, context: StageContext) -> TrainProgramResults:
         """Train, from the newest checkpoint if there is one, then export."""
         own = set(TrainSettings.model_fields)
-        settings = TrainSettings(**{name: value for name, value in config.model_dump().items() if name in own})
+        values = {name: value for name, value in config.model_dump().items() if name in own}
+        if config.start is not None:
+            values["start"] = str(context.find(StoredProgram, "start").path)
+        settings = TrainSettings(**values)
         data = load_data(settings, context.directory / REJECTS)
         results = train(settings, context.directory, context.seed, data)
         manifest = None
@@ -71,13 +88,12 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
 
     def depends_on(self, config: TrainProgramConfig, promised: Mapping[str, Any]) -> Any:
         """The files that are read."""
-        paths = [each for each in (config.data, config.valid, config.test) if each and Path(each).is_file()]
-        return {path: describe(path) for path in paths}
+        return _described(config.data, config.valid, config.test)
 
     def plan(self, config: TrainProgramConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """What would be trained."""
         heads, mlps = f"{config.cat_heads}+{config.num_heads} heads", f"{config.cat_mlps}+{config.num_mlps} MLPs"
-        shape = f"{config.num_layers} layers, {heads}, {mlps}"
+        shape = f"on from {config.start}" if config.start else f"{config.num_layers} layers, {heads}, {mlps}"
         return {"program": f"{config.task or config.data}: {shape}, {config.seeds} seeds, {config.epochs:g} epochs"}
 
     def summary(self, results: TrainProgramResults) -> str:
@@ -109,3 +125,74 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
         path = directory / PROGRAM_DIRECTORY
         program = load_program(path) if results.program is not None else None
         return training_sections(results.model_dump(), program)
+
+
+class DecompileStageConfig(DecompileConfig, SequencesConfig):
+    """Which model is read, on which sequences.
+
+    Attributes:
+        model: a small language model.
+        examples: at most so many sequences.
+        test: files with further sequences to compare on, such as longer ones.
+    """
+
+    model: ModelInput
+    examples: PositiveInt = DECOMPILED_ON
+    test: tuple[str, ...] = ()
+
+
+class DecompileResults(Results):
+    """How far program and model answer alike, and how long the program is.
+
+    Attributes:
+        match, whole_sequences: the shares of places and of sequences, of those held back.
+        paths: maps of the model as it is written out, behind open gates, and left.
+        tests: figures of each file of further sequences.
+    """
+
+    match: float
+    whole_sequences: float
+    lines: int
+    paths: dict[str, int]
+    cpu_seconds: float
+    tests: dict[str, dict[str, float]]
+
+
+class Decompile(Stage[DecompileStageConfig, DecompileResults]):
+    """Writes program/."""
+
+    def run(self, config: DecompileStageConfig, context: StageContext) -> DecompileResults:
+        """Read the model."""
+        given = SequencesConfig(**{name: getattr(config, name) for name in SequencesConfig.model_fields})
+        how = DecompileConfig(**{name: getattr(config, name) for name in DecompileConfig.model_fields})
+        out = context.directory / PROGRAM_DIRECTORY
+        manifest = write_decompiled(context.find(Model, "model"), given, how, config.test, out)
+        return DecompileResults(**{name: manifest[name] for name in DecompileResults.model_fields})
+
+    def depends_on(self, config: DecompileStageConfig, promised: Mapping[str, Any]) -> Any:
+        """The files that are read."""
+        return _described(config.data, *config.test)
+
+    def plan(self, config: DecompileStageConfig, promised: Mapping[str, Any]) -> dict[str, str]:
+        """What would be read."""
+        return {"program": f"{config.model} on {config.task or config.data}, {config.steps} steps"}
+
+    def summary(self, results: DecompileResults) -> str:
+        """How far the two answer alike."""
+        return (
+            f"{results.paths['written']} paths became {results.paths['left']} in a program of {results.lines} lines;"
+            f" it answers as the model does at {100 * results.match:.2f} % of places held back."
+        )
+
+    def headline(self, results: DecompileResults) -> dict[str, str]:
+        """The share of answers."""
+        return {"Program answers as its model": f"{100 * results.match:.2f} %"}
+
+    def report(self, config: DecompileStageConfig, results: DecompileResults, directory: Path) -> list[Section]:
+        """The figures and the program's text."""
+        text = (directory / PROGRAM_DIRECTORY / PYTHON).read_text("utf-8")
+        return [decompiled_section(results.model_dump(), text)]
+
+
+def _described(*paths: str | None) -> dict[str, Any]:
+    return {path: describe(path) for path in paths if path and Path(path).is_file()}

@@ -151,17 +151,26 @@ def _ruled(oracle: Oracle, tokens: Sequence[str], pooled: bool) -> Any:
     """The right labels of one sequence.
 
     Raises:
-        UserError: the rule gives something else.
+        UserError: the rule fails, or gives something else.
     """
-    found = oracle(list(tokens))
+    try:
+        found = oracle(list(tokens))
+    except Exception as error:  # code of the user's
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"The oracle fails on the {len(tokens)} tokens {' '.join(tokens)!r:.100}: {told}.") from error
     if pooled:
-        return found
+        return _label(found)
     if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != len(tokens):
         raise UserError(
             f"The oracle gives {found!r:.100} for the {len(tokens)} tokens {' '.join(tokens)!r:.100}.",
             "It must give a label for each, None where there is none.",
         )
-    return found
+    return [_label(each) for each in found]
+
+
+def _label(found: Any) -> str | None:
+    """A label as programs and files have it: a number is its text."""
+    return None if found is None else str(found)
 
 
 def _ties(execution: Execution) -> np.ndarray:

@@ -16,18 +16,27 @@ if TYPE_CHECKING:
 
 
 def rule_of(name: str) -> Any:
-    """The rule of a task, or a function that the user names."""
+    """The rule of a task, or a function that the user names; its module may stand in the present folder.
+
+    Raises:
+        UserError: there is no such task, module or function, or the module does not run.
+    """
+    import sys
+    from importlib import import_module
+
     from lmlab.methods.transformer_programs.tasks.rasp import task
 
     if ":" not in name:
         return task(name).label
-    from importlib import import_module
-
     module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # behind all others: what is installed is never hidden
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--oracle {name}: {error}.", "Name it as module:function.") from None
+    except Exception as error:  # code of the user's
+        told = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+        raise UserError(f"--oracle {name}: {told}.", "Name it as module:function.") from error
 
 
 def labeled_examples(program: Program, given: ExamplesConfig, splits: Sequence[str] = ("test",)) -> list[Example]:

@@ -5,7 +5,7 @@ programs that were edited, or written by hand, can be measured, trained further 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,15 +50,16 @@ class _Layout:
     index: Mapping[str, Mapping[Value, int]]
 
 
-def from_program(program: Program, seed: int = 0) -> ProgramTransformer:
-    """The network of a program, as one seed, whose answers are the same. Variables are named by their layers.
+def from_program(program: Program, seed: int | Sequence[int] = 0) -> ProgramTransformer:
+    """The network of a program, as one seed or several equal ones, whose answers are the same. Variables are named by
+    their layers.
 
     Raises:
         UserError: a node computes what no such network does; the message names it.
     """
     program = _without_constants(program)
     layout = _lay_out(program)
-    model = ProgramTransformer(layout.spec, [seed])
+    model = ProgramTransformer(layout.spec, [seed] if isinstance(seed, int) else seed)
     with torch.no_grad():
         _decide_everything(model)
         for node in program.nodes:
@@ -71,6 +72,8 @@ def from_program(program: Program, seed: int = 0) -> ProgramTransformer:
         if layout.spec.embedding_vars:
             _write_embeddings(model, program)
         _write_classifier(model, program, layout)
+        for parameter in model.parameters():
+            parameter[1:] = parameter[:1]
     return model
 
 

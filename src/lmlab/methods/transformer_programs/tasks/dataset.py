@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
+from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.network.spec import NetworkSpec
+from lmlab.methods.transformer_programs.program.ir import spelled
+from lmlab.methods.transformer_programs.tasks.rasp import PAD, UNK, Example
 
 IGNORED, UNSEEN = -1, -2
 """Labels of places where nothing is predicted, and of answers that training has never seen, which count as wrong."""
@@ -83,6 +86,43 @@ def encode(
     if pooled:
         answers = answers.amax(1) if not unseen else torch.where((answers == UNSEEN).any(1), UNSEEN, answers.amax(1))
     return Split(tokens, answers, tuple(examples), {name: count for name, count in unseen.items() if count})
+
+
+def recode(data: Dataset, spec: NetworkSpec) -> Dataset:
+    """The same sequences in the numbers of a network that was made elsewhere, as of an edited program.
+
+    Raises:
+        UserError: its answers are of another kind, or a token, a label or a sequence is none that it knows.
+    """
+    if data.pooled != spec.pool_outputs or data.autoregressive != spec.autoregressive:
+        words = {True: "one answer a sequence", False: "an answer for each token"}
+        sees = {True: "places see what is to their left alone", False: "places see the whole sequence"}
+        raise UserError(
+            f"Of the data there is {words[data.pooled]}, and {sees[data.autoregressive]}; of the program there is"
+            f" {words[spec.pool_outputs]}, and {sees[spec.autoregressive]}."
+        )
+    known, answers = set(spec.vocabulary), {*spec.labels, PAD}
+
+    def recoded(split: Split) -> Split:
+        examples = [
+            ([spelled(x, spec.lower, spec.replace_numbers) for x in words], tags) for words, tags in split.examples
+        ]
+        for words, tags in examples:
+            strange = None if UNK in known else next((word for word in words if word not in known), None)
+            if strange is not None:
+                raise UserError(f"The program's vocabulary has no token {strange!r:.100}, which the data has.")
+            other = next((tag for tag in tags if tag not in answers), None)
+            if other is not None:
+                raise UserError(f"The label {other!r:.100} of the data is no answer of the program.")
+            if len(words) > spec.context:
+                raise UserError(f"A sequence has {len(words)} places, but the program knows {spec.context}.")
+        return encode(examples, spec.vocabulary, spec.labels, spec.context, data.pooled)
+
+    return replace(
+        data, vocabulary=spec.vocabulary, labels=spec.labels, context=spec.context, lower=spec.lower,
+        replace_numbers=spec.replace_numbers, train=recoded(data.train), valid=recoded(data.valid),
+        test=None if data.test is None else recoded(data.test),
+    )  # fmt: skip
 
 
 def accuracy(chosen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

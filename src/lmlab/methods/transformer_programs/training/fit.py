@@ -130,13 +130,19 @@ def fit(
         start: a network to go on from, such as one made from an edited program; its seeds are trained.
 
     Raises:
-        UserError: there are fewer steps than its halvings need, or its places have no fixed order to be nearest by.
+        UserError: there are fewer steps than its halvings need, its places have no fixed order to be nearest by, or
+            the data's tokens or labels are not the network's (`recode`).
         LmlabError: the loss of every seed is no number.
         Interrupted: stopped by a signal; a checkpoint was written.
     """
     directory = Path(directory)
     chosen = tuple(seeds if seeds is not None else range(config.first_seed, config.first_seed + config.seeds))
     attention = Attention(config.attention_noise, config.attention_default, config.attention)
+    if (spec.vocabulary, spec.labels) != (data.vocabulary, data.labels):
+        raise UserError(
+            "The tokens or labels of the data are not those of the network, or stand in another order.",
+            "Give the settings 'start', or recode the data for the network.",
+        )
     model = start or ProgramTransformer(spec, chosen, attention, embedding_logits)
     model.attention = attention
     if attention.kind == "nearest" and model.spec.position_bias != "fixed":

@@ -14,10 +14,12 @@ from lmlab.config import validate
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.transformer_programs.config import TrainSettings
+from lmlab.methods.transformer_programs.network.compile import from_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.reference import ARGUMENTS, drawn_by, load_reference
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, Dataset, Split
+from lmlab.methods.transformer_programs.program.files import load_program
+from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, Dataset, Split, recode
 from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.tasks.vectors import starting_logits
 from lmlab.methods.transformer_programs.training.fit import Fitted, fit, spec_of
@@ -109,10 +111,16 @@ def train(
     """
     directory = Path(directory)
     data = data or load_data(settings, directory / REJECTS)
-    spec = spec_of(settings, data)
-    logits = starting_logits(settings.init_embeddings, spec) if settings.init_embeddings else None
     first = settings.first_seed + shift
-    fitted = fit(spec, settings, data, directory, logits, range(first, first + settings.seeds))
+    seeds = range(first, first + settings.seeds)
+    if settings.start is not None:
+        start = from_program(load_program(settings.start), seeds)
+        data = recode(data, start.spec)
+        fitted = fit(start.spec, settings, data, directory, None, seeds, start)
+    else:
+        spec = spec_of(settings, data)
+        logits = starting_logits(settings.init_embeddings, spec) if settings.init_embeddings else None
+        fitted = fit(spec, settings, data, directory, logits, seeds)
     return store(fitted, settings, data, directory)
 
 
