@@ -98,7 +98,7 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "double_hist": ((2, 1, 4, 0, 4), 4, 2, 15, {}),
     "most_freq": ((3, 6, 6, 2, 2), 4, 2, 80, {"learning_rate": 0.02}),
     "dyck1": ((3, 4, 4, 1, 1), 4, 2, 48, {"learning_rate": 0.02, "polish": 4}),
-    "dyck2": ((3, 4, 4, 1, 1), 4, 2, 28, {"learning_rate": 0.02}),
+    "dyck2": ((3, 4, 4, 1, 1), 1, 0, 60, {**_NEAREST, "learning_rate": 0.02}),
     "double_hist 8x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_WIDE, **_RULES}),
     "double_hist 16x16": ((2, 1, 4, 0, 4), 1, 0, 10, {**_LARGE, **_RULES}),
     "reverse 8x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_WIDE, **_RULES, "tau_end": 0.05}),

@@ -287,6 +287,7 @@ class DecompileConfig(Config):
         offsets: sequences begin at a position from 0 to this, for models that were trained so.
         batch_size: sequences of a step.
         noise_seed: of gates and of what is drawn.
+        test: files with further sequences to compare on, such as longer ones.
     """
 
     match: float = Field(default=0.97, gt=0, le=1)
@@ -295,3 +296,4 @@ class DecompileConfig(Config):
     offsets: int = Field(default=0, ge=0)
     batch_size: PositiveInt = 64
     noise_seed: int = Field(default=0, ge=0)
+    test: tuple[str, ...] = ()

@@ -133,12 +133,10 @@ class DecompileStageConfig(DecompileConfig, SequencesConfig):
     Attributes:
         model: a small language model.
         examples: at most so many sequences.
-        test: files with further sequences to compare on, such as longer ones.
     """
 
     model: ModelInput
     examples: PositiveInt = DECOMPILED_ON
-    test: tuple[str, ...] = ()
 
 
 class DecompileResults(Results):
@@ -166,7 +164,7 @@ class Decompile(Stage[DecompileStageConfig, DecompileResults]):
         given = SequencesConfig(**{name: getattr(config, name) for name in SequencesConfig.model_fields})
         how = DecompileConfig(**{name: getattr(config, name) for name in DecompileConfig.model_fields})
         out = context.directory / PROGRAM_DIRECTORY
-        manifest = write_decompiled(context.find(Model, "model"), given, how, config.test, out)
+        manifest = write_decompiled(context.find(Model, "model"), given, how, out)
         return DecompileResults(**{name: manifest[name] for name in DecompileResults.model_fields})
 
     def depends_on(self, config: DecompileStageConfig, promised: Mapping[str, Any]) -> Any:

@@ -20,10 +20,6 @@ def decompile(
     model: ModelPlace,
     given: SequencesConfig,
     how: DecompileConfig,
-    test: Annotated[
-        list[Path] | None,
-        typer.Option("--test", help="Further sequences to compare on, such as longer ones.", show_default=False),
-    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the program.")] = Path("decompiled"),
 ) -> None:
     """Read a small language model as a program of averages that answers as it does."""
@@ -31,7 +27,7 @@ def decompile(
     from lmlab.progress import console
     from lmlab.runs import Model
 
-    manifest = write_decompiled(Model.find(model), given, how, list(map(str, test or ())), out)
+    manifest = write_decompiled(Model.find(model), given, how, out)
     paths = manifest["paths"]
     console.print(
         f"{paths['written']} paths, {paths['gated']} behind open gates, {paths['left']} in the program of"

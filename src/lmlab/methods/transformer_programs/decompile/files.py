@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,15 @@ from lmlab.runs import Model
 DECOMPILED, PYTHON, MANIFEST = "decompiled.json", "program.py", "manifest.json"
 
 
-def write_decompiled(
-    model: Model, given: SequencesConfig, how: DecompileConfig, tests: Sequence[str], out: str | Path
-) -> dict[str, Any]:
+def write_decompiled(model: Model, given: SequencesConfig, how: DecompileConfig, out: str | Path) -> dict[str, Any]:
     """Read a language model as a program of averages and write it, all files or none; the manifest.
-
-    Arguments:
-        tests: files with further sequences to compare on, such as longer ones.
 
     Raises:
         UserError: the model cannot be written out, or the sequences are not in its tokens.
     """
     tokenizer = model.tokenizer()
     asked = asked_of(given, tokenizer)
-    further = {path: asked_of(given.model_copy(update={"data": path, "task": None}), tokenizer) for path in tests}
+    further = {path: asked_of(given.model_copy(update={"data": path, "task": None}), tokenizer) for path in how.test}
     network = model.load()
     program = decompile(network, asked, names_of(tokenizer, network.config.vocab_size), how)
     text = to_text(program.form)
