@@ -44,6 +44,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "ffn": "moe",
         "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 24, "num_shared_experts": 1},
     },
+    # sub-layers side by side (GPT-NeoX), with one norm (Phi-2); norms before and after (Gemma 2); factors (Granite)
+    "neox": {**GPT2, "ffn_bias": True, "norm_bias": True, "parallel_residual": True},
+    "phi": {**GPT2, "norm_bias": True, "parallel_residual": True, "shared_norm": True, "partial_rotary_factor": 0.5}
+    | {"positions": "rotary"},
+    "gemma2": {
+        "num_kv_heads": 2,
+        "norm_position": "both",
+        "norm_offset": True,
+        "embedding_scale": 5.0,
+        "attention": ("sliding", "full"),
+        "sliding_window": 4,
+        "attention_soft_cap": 8.0,
+        "logit_soft_cap": 9.0,
+    },
+    "granite": {
+        "num_kv_heads": 2,
+        "residual_multiplier": 0.4,
+        "embedding_scale": 3.0,
+        "logit_scale": 0.5,
+        "attention_scale": 0.2,
+    },
+    "granite_moe": {
+        "residual_multiplier": 0.4,
+        "ffn": "moe",
+        "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 24},
+    },
     "no_norm": {**GPT2, "norm": "none", "ffn_bias": True, "causal": False, "activation": "relu", "head_dim": 5},
 }
 

@@ -41,7 +41,7 @@ def _near(model):
     return Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), examples)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "phi", "gemma2", "granite"])
 def test_where_the_corruption_is_small_all_scores_are_the_effects_of_activation_patching(network, kind):
     task = _near(network(kind, tie_embeddings=False))
     effects_E = exact_effects(task.by("logit_difference"))
@@ -151,7 +151,7 @@ def test_shares_are_proximities():
     assert torch.equal(shares(parts, parts.sum(1))[0, :, 0], torch.tensor([0.5, 0.5]))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "olmoe"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "olmoe", "phi", "gemma2", "granite"])
 def test_the_flow_begins_with_one_at_the_output_and_is_handed_on_whole(network, task_of, kind):
     task = task_of(network(kind), count=3)
     graph, flow_E = task.masked.graph, information_flow(task)

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from tests.methods.edge_pruning.conftest import FAMILIES
 from torch.nn import functional as F
 
 from lmlab.data.tokenizer import Tokenizer
@@ -26,9 +27,10 @@ from lmlab.methods.edge_pruning import (
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.models import PRESETS, ModelConfig
 
-_CLOSE = {"gpt2": 1e-10, "llama": 1e-9}
+_CLOSE = {"gpt2": 1e-10, "neox": 1e-10, "llama": 1e-9, "granite": 1e-9}
 """The core rounds angles of rotary positions to fp32."""
-FAMILIES = ["gpt2", "llama", "qwen3", "olmo2", "olmoe", "shared_expert", "no_norm"]
+WRITTEN_ANEW = list(_CLOSE)
+"""Families that `_patch_paths` knows."""
 
 
 def _first(task, count=4):
@@ -36,7 +38,7 @@ def _first(task, count=4):
 
 
 @pytest.mark.parametrize("ablation", ["interchange", "zero", "mean"])
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", list(FAMILIES))
 def test_with_all_edges_it_is_the_model_and_with_none_the_corrupted_run(network, task_of, kind, ablation):
     task = task_of(network(kind), ablation)
     index, inputs = _first(task)
@@ -51,15 +53,15 @@ def test_with_all_edges_it_is_the_model_and_with_none_the_corrupted_run(network,
         assert torch.allclose(task.masked(inputs, 0 * task.masked.ones()), corrupted, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "olmoe", "shared_expert"])
+@pytest.mark.parametrize("kind", ["olmo2", "gemma2", "olmoe", "shared_expert", "granite_moe"])
 def test_options_of_finer_and_coarser_graphs_keep_the_model(network, task_of, kind):
-    options = {"post_norm": "block"} if kind == "olmo2" else {"moe": "expert"}
+    options = {"post_norm": "block"} if kind in ("olmo2", "gemma2") else {"moe": "expert"}
     task = task_of(network(kind), **options)
     index, inputs = _first(task)
     expected = task.full(index)
     assert torch.allclose(task.outputs(task.masked(inputs, task.masked.ones())), expected, atol=1e-10)
     own = task.masked.graph.writers
-    assert ("a0" in own and "a0.h0" not in own) if kind == "olmo2" else "m0.e3" in own
+    assert ("a0" in own and "a0.h0" not in own) if "post_norm" in options else "m0.e3" in own
 
 
 def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
@@ -72,8 +74,8 @@ def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
 def _patch_paths(
     model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None, straight=False, dropped=None
 ):
-    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the outputs of each writer on
-    both inputs, mixed by z.
+    """GPT-2, GPT-NeoX, Llama and Granite, written anew from the weights: every reader adds up, edge by edge, the
+    outputs of each writer on both inputs, mixed by z.
 
     Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what
     readers read, `embeddings` take the place of those of the clean input. With `straight`, gradients are those of RelP;
@@ -117,7 +119,7 @@ def _patch_paths(
             written["tok_embeds"] = weights["embedding.weight"][tokens]
             written["pos_embeds"] = weights["position_embedding.weight"][: tokens.shape[1]].expand(len(tokens), -1, -1)
         else:
-            written["embeds"] = weights["embedding.weight"][tokens]
+            written["embeds"] = weights["embedding.weight"][tokens] * config.embedding_scale
         written |= embeddings or {}
         hidden = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
         for layer in range(config.num_layers):
@@ -126,13 +128,17 @@ def _patch_paths(
                 q = rotate(project(read(before, f"a{layer}.h{head}.q"), layer, "query", head))
                 k = rotate(project(read(before, f"a{layer}.h{head // share}.k"), layer, "key", head // share))
                 v = project(read(before, f"a{layer}.h{head // share}.v"), layer, "value", head // share)
-                scores = (q @ k.transpose(1, 2) / config.head_dim**0.5).masked_fill(hidden, -torch.inf)
+                scores = (q @ k.transpose(1, 2) * (config.attention_scale or config.head_dim**-0.5)).masked_fill(
+                    hidden, -torch.inf
+                )
                 columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
                 out = held(scores.softmax(-1)) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
-                written[f"a{layer}.h{head}"] = out + (
+                out = out + (
                     weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0
                 )
-            x, name = norm(read(written, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
+                written[f"a{layer}.h{head}"] = out * config.residual_multiplier
+            seen = before if config.parallel_residual else written
+            x, name = norm(read(seen, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
             if config.gated:
                 inner = bent(x @ weights[f"{name}.gate.weight"].T, F.silu) * (x @ weights[f"{name}.up.weight"].T)
                 inner = inner / 2 + inner.detach() / 2 if straight else inner
@@ -143,7 +149,8 @@ def _patch_paths(
                     partial(F.gelu, approximate="tanh"),
                 )
                 written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T + weights[f"{name}.down.bias"]
-        logits = norm(read(written, "resid_post"), "final_norm") @ weights["embedding.weight"].T
+            written[f"m{layer}"] = written[f"m{layer}"] * config.residual_multiplier
+        logits = norm(read(written, "resid_post"), "final_norm") @ weights["embedding.weight"].T * config.logit_scale
         return logits, written
 
     _, corrupt = run(corrupted, lambda written, reader: sum(written.values()))
@@ -175,7 +182,7 @@ def _patched(task, index, z_E, **changes):
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kind):
     task = task_of(network(kind))
     index, inputs = _first(task)
@@ -187,7 +194,7 @@ def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kin
         assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=_CLOSE[kind])
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_masks_between_0_and_1_mix_both_runs_and_have_the_gradients_of_plain_autograd(network, task_of, kind):
     task = task_of(network(kind))
     index, inputs = _first(task)
@@ -201,7 +208,7 @@ def test_masks_between_0_and_1_mix_both_runs_and_have_the_gradients_of_plain_aut
     assert torch.allclose(*gradients, atol=_CLOSE[kind], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_reader(network, task_of, kind):
     task = task_of(network(kind))
     index, graph, steps = torch.arange(len(task.examples)), task.masked.graph, 3
@@ -226,7 +233,7 @@ def _difference(task, logits):
     return (last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None]))[:, 0]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_scores_of_relp_equal_gradients_by_its_rules_written_anew(network, task_of, kind):
     task = task_of(network(kind))
     index = torch.arange(len(task.examples))
@@ -241,9 +248,9 @@ def test_scores_of_relp_equal_gradients_by_its_rules_written_anew(network, task_
     assert not torch.allclose(scores_E, attribute(task, "eap"), rtol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "olmo2", "no_norm"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "olmo2", "no_norm", "neox", "phi", "gemma2"])
 def test_straight_gradients_leave_the_numbers_as_they_are(network, task_of, kind):
-    for options in ({}, {"post_norm": "block"}) if kind == "olmo2" else ({},):
+    for options in ({}, {"post_norm": "block"}) if kind in ("olmo2", "gemma2") else ({},):
         task = task_of(network(kind), **options)
         _, inputs = _first(task)
         z = torch.rand(1, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -251,7 +258,7 @@ def test_straight_gradients_leave_the_numbers_as_they_are(network, task_of, kind
         assert torch.allclose(straight, task.masked(inputs, z), atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_scores_of_atp_star_are_mean_sizes_over_gradients_that_drop_a_layer(network, task_of, kind):
     task = task_of(network(kind, num_layers=3), count=2)
     index, edges = torch.arange(2), task.masked.graph.edges()
@@ -288,7 +295,7 @@ def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, t
     assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "shared_expert"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "shared_expert", "phi", "gemma2"])
 def test_gradients_of_masks_of_single_examples_are_slopes_and_those_of_recomputing_are_the_same(network, task_of, kind):
     task = task_of(network(kind))
     _, inputs = _first(task, 2)
@@ -354,6 +361,15 @@ def test_activations_that_are_not_cached_are_computed_again(network, task_of):
 def test_edge_counts_of_published_shapes(name, edges):
     assert CircuitGraph(ModelConfig(preset=name)).num_edges == edges
     assert name in PRESETS
+
+
+def test_where_sub_layers_stand_side_by_side_the_second_does_not_read_the_first():
+    # 6 layers of 8 heads (Pythia-70M): 24 readers of attention and one more of as many writers, 9 more each layer
+    pythia = ModelConfig(vocab_size=50_304, num_layers=6, d_model=512, num_heads=8, parallel_residual=True)
+    graph = CircuitGraph(pythia)
+    assert graph.num_edges == sum(25 * (1 + 9 * layer) for layer in range(6)) + 55
+    edges = graph.edges()
+    assert ("a1.h0", "m1") not in edges and ("a0.h0", "m1") in edges and ("m0", "m1") in edges
 
 
 def test_edge_counts_of_gpt2_and_of_large_llamas():

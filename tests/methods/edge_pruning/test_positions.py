@@ -71,7 +71,7 @@ def _logits(task, kept_E):
     return torch.cat([logits for _, logits in task.run(kept_E.float())])
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "olmo2", "olmoe", "no_norm"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "olmo2", "olmoe", "no_norm", "phi", "gemma2"])
 @pytest.mark.parametrize("ablation", ["interchange", "zero", "mean"])
 def test_an_edge_at_all_spans_is_the_edge_of_all_tokens(network, kind, ablation):
     task = _task(network(kind), ablation=ablation)
@@ -105,6 +105,24 @@ def test_an_edge_at_a_span_carries_the_clean_run_to_the_tokens_of_that_span_alon
         changed = not torch.allclose(ours, task.masked(inputs, torch.zeros_like(kept_E)[None].double()), atol=1e-12)
         assert changed == (place == 6)  # what a network writes at one token nobody reads at another
     hook.remove()
+
+
+@pytest.mark.parametrize("positions", ["each", "spans"])
+def test_atp_star_is_exact_at_each_span_where_the_pattern_is_all_that_bends(network, positions):
+    """One layer whose attention has a sharp softmax, and nothing after it but sums; keys are shared by two heads."""
+    model = network("no_norm", num_layers=1, causal=True, tie_embeddings=False, num_kv_heads=2)
+    with torch.no_grad():
+        model.blocks[0].ffn.down.weight.zero_()
+        model.blocks[0].ffn.down.bias.zero_()
+        model.blocks[0].attention.query.weight.mul_(6)
+    task = _task(model, positions, count=2)
+    edges = task.masked.graph.edges()
+    effects_BE = torch.stack(
+        [exact_effects(task.on(task.examples.take(torch.tensor([n]))).by("logit_difference")).abs() for n in range(2)]
+    )
+    assert torch.allclose(attribute(task, "atp-star"), effects_BE.mean(0), atol=1e-9)
+    looking = torch.tensor([reader.partition("@")[0][-2:] == ".k" for _, reader in edges])
+    assert float(effects_BE[:, looking].max()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "olmoe"])
@@ -244,8 +262,6 @@ def test_what_does_not_fit_together_is_told(network, tmp_path):
         Counterfactuals(task.masked, replace(task.examples, span_names=("who", "what", "else")))
     with pytest.raises(UserError, match="no spans of tokens are known"):
         CircuitGraph(model.config, GraphOptions(positions="spans"))
-    with pytest.raises(UserError, match="atp-star"):
-        attribute(task, "atp-star")
     circuit = Circuit(task.masked.graph, torch.ones(task.masked.graph.num_edges, dtype=torch.bool), "interchange")
     with pytest.raises(UserError, match="tells positions apart"):
         write_eap_ig(circuit, tmp_path / "c.json")

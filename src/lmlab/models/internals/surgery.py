@@ -2,7 +2,8 @@
 do.
 
 Together they give what `Block.forward` gives: the residual stream plus `write_attention(block, heads(block, x, ...))`,
-plus `feed_forward` of that, where norms stand before or on the way out of each sub-layer.
+plus `feed_forward` of that (or, where sub-layers stand side by side, of the stream itself), where norms stand before
+each sub-layer, on its way out, or in both places.
 
 With `straight` the numbers are the same, but gradients pass through norms with their scale held fast, through attention
 with its pattern held fast, and through feed-forward networks by `FeedForward.straight`.
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
-from lmlab.models.config import NormPosition
 from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.feed_forward import FeedForward
@@ -48,16 +48,28 @@ def heads(
         context = replace(context, taps=_frozen_pattern(block))
 
     def read(x: Tensor | None) -> Tensor | None:
-        return None if x is None else _norm_if("pre", block, block.attention_norm, x, straight)
+        return None if x is None else _read(block, block.attention_norm, x, straight)
 
-    read_query = _norm_if("pre", block, block.attention_norm, query, straight)
+    read_query = _read(block, block.attention_norm, query, straight)
     return block.attention.heads(read_query, context, read(key), read(value))
 
 
-def _norm_if(position: NormPosition, block: Block, norm: nn.Module, x: Tensor, straight: bool) -> Tensor:
-    if straight and block.norm_position == position:
-        return frozen_norm(norm, x)
-    return block.norm_if(position, norm, x)
+def _read(block: Block, norm: nn.Module, x: Tensor, straight: bool) -> Tensor:
+    """What a sub-layer reads, `Block.read`."""
+    return frozen_norm(norm, x) if straight and block.norm_position in ("pre", "both") else block.read(norm, x)
+
+
+def _norm_on_the_way_out(block: Block, norm: nn.Module, out_norm: nn.Module | None) -> nn.Module | None:
+    """Through which norm a sub-layer's output goes before it is added, if through any."""
+    return norm if out_norm is None and block.norm_position == "reordered" else out_norm
+
+
+def _add(block: Block, norm: nn.Module, out_norm: nn.Module | None, x: Tensor, straight: bool) -> Tensor:
+    """What a sub-layer adds, `Block.written`."""
+    own = _norm_on_the_way_out(block, norm, out_norm)
+    if not straight or own is None:
+        return block.written(x, norm, out_norm)
+    return frozen_norm(own, x) * block.multiplier
 
 
 def _frozen_pattern(block: Block) -> Taps:
@@ -77,7 +89,7 @@ def merge_heads(block: Block, heads_BTNH: Tensor) -> Tensor:
 def write_attention(block: Block, heads_BTNH: Tensor, straight: bool = False) -> Tensor:
     """What the attention adds to the residual stream, [B, T, D]."""
     out_BTD: Tensor = block.attention.output(heads_BTNH.flatten(2))
-    return _norm_if("reordered", block, block.attention_norm, out_BTD, straight)
+    return _add(block, block.attention_norm, block.attention_out_norm, out_BTD, straight)
 
 
 @part
@@ -89,12 +101,13 @@ def write_heads(block: Block, heads_BTNH: Tensor, bias: bool = False) -> Tensor:
         bias: give each head an equal share of the output matrix's bias.
     """
     out_BTND = block.attention.head_outputs(heads_BTNH)
-    if block.norm_position == "reordered":
+    norm = _norm_on_the_way_out(block, block.attention_norm, block.attention_out_norm)
+    if norm is not None:
         # of the norm only its weight acts on each head alone; the scale depends on their sum
-        return out_BTND * norm_factor(block.attention_norm).to(out_BTND.dtype)
-    if bias and block.attention.output.bias is not None:
-        return out_BTND + block.attention.output.bias / out_BTND.shape[2]
-    return out_BTND
+        out_BTND = out_BTND * norm_factor(norm).to(out_BTND.dtype)
+    elif bias and block.attention.output.bias is not None:
+        out_BTND = out_BTND + block.attention.output.bias / out_BTND.shape[2]
+    return out_BTND if block.multiplier == 1 else out_BTND * block.multiplier
 
 
 @part
@@ -104,21 +117,22 @@ def feed_forward(
     """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router
     decided.
     """
-    read_BTD = _norm_if("pre", block, block.norm_of_ffn, x_BTD, straight)
+    read_BTD = _read(block, block.norm_of_ffn, x_BTD, straight)
     if straight:
         assert isinstance(block.ffn, FeedForward)
         written_BTD, routed = block.ffn.straight(read_BTD), None
     else:
         written_BTD, routed = block.feed_forward(read_BTD, context)
-    return _norm_if("reordered", block, block.norm_of_ffn, written_BTD, straight), routed
+    return _add(block, block.norm_of_ffn, block.ffn_out_norm, written_BTD, straight), routed
 
 
 @part
 def expert_outputs(block: Block, x_BTD: Tensor) -> Tensor:
     """What each expert of a mixture adds to the residual stream when it reads x, [B, T, E, D]."""
     # a norm on the way out acts on the sum of the experts, which has no shares
-    assert isinstance(block.ffn, MoE) and block.norm_position != "reordered"
-    return block.ffn.expert_outputs(block.norm_if("pre", block.norm_of_ffn, x_BTD))
+    assert isinstance(block.ffn, MoE) and block.norm_position == "pre"
+    out_BTED = block.ffn.expert_outputs(block.read(block.norm_of_ffn, x_BTD))
+    return out_BTED if block.multiplier == 1 else out_BTED * block.multiplier
 
 
 @dataclass(frozen=True)

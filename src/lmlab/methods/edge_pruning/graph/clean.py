@@ -59,10 +59,9 @@ def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, consta
     if ablation in ("mean", "optimal") or (ablation == "zero" and constant) or not graph.options.embedding_nodes:
         return found.flatten()
     found[graph.first_writer :] = False
-    frozen = graph.config.norm_position == "reordered" and not graph.one_writer
     for group in graph.groups:
-        if frozen and group.kind == "attention":  # the scale of the clean run alone makes a head differ
-            found[group.reads : group.reads + len(group.writes)] = True
+        if graph.frozen and group.kind == "attention":  # the scale of the clean run alone makes a head differ
+            found[group.first_write : group.first_write + len(group.writes)] = True
         fed = _block(graph, kept_E, group.first_edge, len(group.readers), group.reads).any(1)
         first_value = (
             graph.config.num_heads + graph.config.num_kv_heads

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
+from lmlab.hardware import memory_bytes
 from lmlab.methods.edge_pruning.config import GraphOptions
 from lmlab.models import ModelConfig
+from lmlab.progress import with_unit
 from lmlab.words import counted
 
 OUTPUT = "resid_post"
+_EDGE_BYTES = 17  # the numbers of its writer and its reader, and whether it is kept
 _MANY_EDGES = 5_000_000  # GPT-2 has 32,936; a mask, its gradient and its moments have a number for each
 
 
@@ -37,7 +40,8 @@ class Group:
         kind: `attention`, `ffn` or `output`.
         readers: their names: queries, keys, values; or one.
         reads: they read the writers 0 to `reads` - 1.
-        writes: names of the writers that follow from them; their numbers begin at `reads`.
+        writes: names of the writers that follow from them; their numbers begin at `first_write`, which is `reads` but
+            where sub-layers stand side by side (GPT-NeoX) and the second does not read the first.
         first_edge: number of the first edge; edge (reader r, writer w) is `first_edge + r * reads + w`.
         spans: numbers of the spans at which they read, whose readers come one span after the other.
     """
@@ -48,6 +52,7 @@ class Group:
     reads: int
     writes: tuple[str, ...]
     first_edge: int
+    first_write: int
     spans: tuple[int, ...] = (0,)
 
     @property
@@ -120,14 +125,20 @@ class CircuitGraph:
         writers: list[str] = list(embeddings) if self.options.embedding_nodes else []
         self.first_writer = len(writers)
         groups: list[Group] = []
-        edges = 0
+        edges, memory = 0, memory_bytes()
 
         def add(kind: Any, layer: int, readers: Sequence[str], writes: Sequence[str]) -> None:
             nonlocal edges
+            reads = groups[-1].reads if kind == "ffn" and config.parallel_residual else len(writers)
             at = range(self.num_spans) if spans is None or kind != "output" else spans.answered
             names = [name if spans is None else f"{name}@{spans.names[span]}" for span in at for name in readers]
-            groups.append(Group(kind, layer, tuple(names), len(writers), tuple(writes), edges, tuple(at)))
+            groups.append(Group(kind, layer, tuple(names), reads, tuple(writes), edges, len(writers), tuple(at)))
             edges += groups[-1].num_edges
+            if memory is not None and edges * _EDGE_BYTES > memory:
+                raise UserError(
+                    f"A graph of more than {edges:,} edges does not fit into the {with_unit(memory, 'B')} of memory.",
+                    "Take a smaller model, or coarser graph options.",
+                )
             writers.extend(writes)
 
         for layer in range(config.num_layers):
@@ -147,7 +158,12 @@ class CircuitGraph:
     @property
     def one_writer(self) -> bool:
         """Whether the attention of a layer is one writer."""
-        return self.config.norm_position == "reordered" and self.options.post_norm == "block"
+        return _norms_outputs(self.config) and self.options.post_norm == "block"
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a norm follows the attention whose scale is that of the clean run, so that heads add up."""
+        return _norms_outputs(self.config) and not self.one_writer
 
     def _ffn_writers(self, layer: int) -> list[str]:
         moe = self.config.moe
@@ -186,25 +202,35 @@ class CircuitGraph:
 
     def served(self, group: Group, number: int) -> list[int]:
         """The writers that depend on a reader."""
-        reads, writes, number = group.reads, group.writes, number % group.parts
+        first_, writes, number = group.first_write, group.writes, number % group.parts
         if group.kind == "attention" and len(writes) > 1:
             heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
             if self.config.qk_norm == "full" and number < heads + kv_heads:
-                return list(range(reads, reads + heads))  # one norm over the queries (keys) of all heads
+                return list(range(first_, first_ + heads))  # one norm over the queries (keys) of all heads
             if number < heads:
-                return [reads + number]
+                return [first_ + number]
             share = heads // kv_heads
             first = (number - heads) % kv_heads * share
-            return list(range(reads + first, reads + first + share))
-        return list(range(reads, reads + len(writes)))
+            return list(range(first_ + first, first_ + first + share))
+        return list(range(first_, first_ + len(writes)))
 
     @cached_property
-    def _numbers(self) -> dict[tuple[str, str], int]:
-        names = (
-            (self.writers[w], self.readers[r])
-            for w, r in zip(self.edge_writers.tolist(), self.edge_readers.tolist(), strict=True)
-        )
-        return {edge: number for number, edge in enumerate(names)}
+    def _places(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+        """The number of each writer, and of each reader the number of its first edge and how many it has."""
+        writers = {name: number for number, name in enumerate(self.writers)}
+        readers = {
+            name: (group.first_edge + number * group.reads, group.reads)
+            for group in self.groups
+            for number, name in enumerate(group.readers)
+        }
+        return writers, readers
+
+    def _number(self, edge: tuple[Any, ...]) -> int | None:
+        """The number of an edge by its names; None if there is none."""
+        (writer, reader), (writers, readers) = edge, self._places
+        first, reads = readers.get(reader, (0, 0))
+        number = writers.get(writer, reads)
+        return first + number if number < reads else None
 
     def edge(self, number: int) -> tuple[str, str]:
         """Writer and reader of an edge."""
@@ -222,7 +248,8 @@ class CircuitGraph:
             UserError: an edge is not in the graph; the first five are named.
         """
         pairs = [tuple(edge) for edge in edges]
-        unknown = [edge for edge in pairs if edge not in self._numbers]
+        numbers = [self._number(edge) for edge in pairs]
+        unknown = [edge for edge, number in zip(pairs, numbers, strict=True) if number is None]
         if unknown:
             listed = ", ".join(" -> ".join(map(str, edge)) for edge in unknown[:5])
             raise UserError(
@@ -231,13 +258,13 @@ class CircuitGraph:
                 "It was made for another model, or with other graph options.",
             )
         kept_E = torch.zeros(self.num_edges, dtype=torch.bool)
-        kept_E[[self._numbers[edge] for edge in pairs]] = True  # type: ignore[index]
+        kept_E[torch.tensor(numbers, dtype=torch.long)] = True
         return kept_E
 
     def warnings(self) -> list[str]:
         """What the options approximate, in sentences for the user."""
         found = []
-        if self.config.norm_position == "reordered" and not self.one_writer:
+        if self.frozen:
             found.append(
                 "The norm after the attention is frozen to the clean run's scale, so that heads add up (graph option"
                 " post_norm)."
@@ -260,19 +287,19 @@ class CircuitGraph:
         }
 
 
+def _norms_outputs(config: ModelConfig) -> bool:
+    """Whether what a sub-layer gives goes through a norm before it is added (OLMo 2, Gemma 2 and 3)."""
+    return config.norm_position in ("reordered", "both")
+
+
 def _check(config: ModelConfig, options: GraphOptions) -> None:
     if config.norm_position == "post":
         raise UserError(
             "The residual stream of a model with norm_position post is no sum of outputs, so it has no edges to prune."
         )
-    if config.norm_position == "both" or config.parallel_residual or config.residual_multiplier != 1:
-        raise UserError(
-            "Circuits are found in models whose sub-layers are added to the residual stream one after the other and as"
-            " they are; this one has norm_position both, parallel_residual or residual_multiplier."
-        )
     if config.num_labels is not None:
         raise UserError("The model gives scalars (num_labels); circuits are found in language models.")
-    if config.norm_position == "reordered" and config.norm != "rmsnorm" and options.post_norm == "frozen":
+    if _norms_outputs(config) and config.norm != "rmsnorm" and options.post_norm == "frozen":
         raise UserError(
             "A LayerNorm after the attention cannot be frozen for each head.",
             "Set the graph option post_norm to block.",
@@ -284,7 +311,7 @@ def _check(config: ModelConfig, options: GraphOptions) -> None:
         )
     if options.moe == "expert" and "moe" not in config.ffn_kinds:
         raise UserError("The graph option moe: expert needs a mixture of experts; this model has none.")
-    if options.moe == "expert" and config.norm_position == "reordered":
+    if options.moe == "expert" and _norms_outputs(config):
         raise UserError(
             "A norm after the mixture makes its output no sum over experts.", "Set the graph option moe to block."
         )

@@ -92,18 +92,24 @@ class Store:
             self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
 
     def step(
-        self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int, constants: Sequence[Tensor] = ()
+        self,
+        z_BRw: Tensor,
+        base_BM: Tensor,
+        compute: Compute,
+        first: int,
+        writes: int,
+        constants: Sequence[Tensor] = (),
     ) -> None:
-        """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read
-        write.
+        """Read, compute and write: compute maps [B, R, M] to [B, n, M].
 
         Arguments:
+            first: the number of the first writer that writes it; others may stand between it and the w that are read.
+            writes: how many do.
             constants: what else `compute` uses that gradients are asked for.
         """
         if _followed(z_BRw, base_BM, *constants):
-            self._token = _Step.apply(self._token, z_BRw, base_BM, compute, self._memory, *constants)
+            self._token = _Step.apply(self._token, z_BRw, base_BM, compute, first, self._memory, *constants)
         else:
-            first = z_BRw.shape[2]
             self.written_BWM[:, first : first + writes] = compute(self._memory.read(z_BRw, base_BM))
 
     def last_read(self, z_BRw: Tensor, base_BM: Tensor) -> Tensor:
@@ -139,10 +145,10 @@ class _Step(torch.autograd.Function):
         z_BRw: Tensor,
         base_BM: Tensor,
         compute: Compute,
+        first: int,
         memory: _Memory,
         *constants: Tensor,
     ) -> Tensor:
-        first = z_BRw.shape[2]
         read_BRM = memory.read(z_BRw, base_BM)
         if memory.recompute:
             y_BnM, ctx.kept = compute(read_BRM), None
@@ -152,15 +158,16 @@ class _Step(torch.autograd.Function):
             ctx.kept = (read_BRM, y_BnM)
         memory.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM.detach()
         ctx.save_for_backward(z_BRw, base_BM)
-        ctx.compute, ctx.memory, ctx.writes, ctx.constants = compute, memory, y_BnM.shape[1], constants
+        ctx.compute, ctx.memory, ctx.constants = compute, memory, constants
+        ctx.first, ctx.writes = first, y_BnM.shape[1]
         return token.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         z_BRw, base_BM = ctx.saved_tensors
-        if z_BRw.shape[2] in ctx.memory.dropped:
+        if ctx.first in ctx.memory.dropped:
             ctx.kept = None
-            return grad_outputs[0], torch.zeros_like(z_BRw), None, None, None, *(None for _ in ctx.constants)
+            return grad_outputs[0], torch.zeros_like(z_BRw), None, None, None, None, *(None for _ in ctx.constants)
         if ctx.kept is None:
             with torch.enable_grad():
                 read_BRM = ctx.memory.read(z_BRw.detach(), base_BM).requires_grad_()
@@ -168,9 +175,9 @@ class _Step(torch.autograd.Function):
         else:
             (read_BRM, y_BnM), ctx.kept = ctx.kept, None
         sources = (read_BRM, *ctx.constants)
-        grad_BRM, *others = torch.autograd.grad(y_BnM, sources, ctx.memory.gradient(z_BRw.shape[2], ctx.writes))
+        grad_BRM, *others = torch.autograd.grad(y_BnM, sources, ctx.memory.gradient(ctx.first, ctx.writes))
         grad_BM = grad_BRM.sum(1) if ctx.needs_input_grad[2] else None
-        return grad_outputs[0], ctx.memory.add_gradient(z_BRw, grad_BRM), grad_BM, None, None, *others
+        return grad_outputs[0], ctx.memory.add_gradient(z_BRw, grad_BRM), grad_BM, None, None, None, *others
 
 
 class _LastRead(torch.autograd.Function):

@@ -96,7 +96,7 @@ def capture(
     Arguments:
         real_BT: False for padding that no token may see; needed where attention is not causal.
     """
-    layers, reordered = range(graph.config.num_layers), graph.config.norm_position == "reordered"
+    layers = range(graph.config.num_layers)
     seen = Recorder(
         "blocks.*.attention.heads",
         "blocks.*.attention.output",
@@ -112,12 +112,12 @@ def capture(
         found = seen[name + "attention.heads"]
         if graph.one_writer:
             found = seen[name + "attention.output"]
-        elif reordered:
+        elif graph.frozen:
             written_BTD = surgery.merge_heads(block, found)
             scales.append((written_BTD.square().mean(-1, keepdim=True) + graph.config.norm_eps).rsqrt()[..., None])
             found = found * scales[-1]
         heads.append(found)
-        streams += [seen[name + "input"], seen[name + "middle"]]
+        streams += [seen[name + "input"], seen[name + ("input" if graph.config.parallel_residual else "middle")]]
         apart = graph.groups[2 * layer + 1].writes[0] != f"m{layer}"
         ffns.append(surgery.expert_outputs(block, streams[-1]) if apart else seen[name + "ffn.output"])
     streams.append(seen[f"blocks.{layers[-1]}.output"])

@@ -25,7 +25,7 @@ from lmlab.models import Transformer
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
 from lmlab.models.internals import surgery
-from lmlab.models.internals.taps import Taps
+from lmlab.models.internals.taps import Recorder, Taps
 
 _ADDS_UP = 1e-4  # rounding in fp32 stays well below, a part that is left out well above
 
@@ -121,7 +121,7 @@ class MaskedModel:
             constants = [each for each in (kept[group.layer],) if each.requires_grad]
             compute = step(self, group, inputs, context, straight)
             kept_ = partial(_after, compute, neurons_WD, group, inputs.spans_BT)
-            store.step(z_BRw, base_BM, kept_, len(group.writes), constants)
+            store.step(z_BRw, base_BM, kept_, group.first_write, len(group.writes), constants)
         raise AssertionError("a graph ends with its output")
 
     def new_store(self, inputs: Inputs, measured: Store | None = None, dropped: Collection[int] = ()) -> Store:
@@ -142,10 +142,12 @@ class MaskedModel:
         Raises:
             UserError: they do not to 1e-4.
         """
-        seen = capture(self.model, self.graph, input_ids_BT)
+        seen, name = capture(self.model, self.graph, input_ids_BT), "blocks.{}.attention.output"
+        added = Recorder(name.format("*"))
+        self.model(input_ids_BT, logits="none", taps=added)
         for layer in range(self.graph.config.num_layers):
             parts_BTD = written_by_all(self, layer, seen.heads[layer])
-            added_BTD = seen.streams[2 * layer + 1] - seen.streams[2 * layer]
+            added_BTD = added[name.format(layer)]
             error = float((parts_BTD - added_BTD).norm() / (added_BTD.norm() + 1e-9))
             if error > _ADDS_UP:
                 raise UserError(
@@ -177,7 +179,7 @@ def _kept(y_BnM: Tensor, neurons_WD: Tensor | None, first: int) -> Tensor:
 def _after(
     compute: Compute, neurons_WD: Tensor | None, group: Group, spans_BT: Tensor | None, read_BRM: Tensor
 ) -> Tensor:
-    return _kept(compute(_at_spans(read_BRM, group, spans_BT)), neurons_WD, group.reads)
+    return _kept(compute(_at_spans(read_BRM, group, spans_BT)), neurons_WD, group.first_write)
 
 
 def _at_spans(read_BRM: Tensor, group: Group, spans_BT: Tensor | None) -> Tensor:
@@ -199,7 +201,7 @@ def written_by_heads(
     graph, block, replaced = masked.graph, masked.model.block(layer), inputs.replaced
     if graph.one_writer:
         heads_BTNH = surgery.write_attention(block, heads_BTNH, straight)
-    elif graph.config.norm_position == "reordered":
+    elif graph.frozen:
         heads_BTNH = heads_BTNH * inputs.scales[layer]
     out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)
     return out_BTnD.transpose(1, 2).flatten(2)

@@ -66,11 +66,6 @@ def attribute(
             "The rules of relp are known for dense feed-forward networks; this model has mixtures of experts.",
             "Take another method, such as eap-ig.",
         )
-    if method == "atp-star" and task.masked.graph.spans is not None:
-        raise UserError(
-            "atp-star computes attention patterns without an edge at all tokens; this graph tells positions apart.",
-            "Take another method, such as eap-ig, or set graph.positions to shared.",
-        )
     total_E = torch.zeros(task.masked.graph.num_edges, dtype=torch.float64)
     passes = 1 if method in ("eap", "relp", "atp-star") else steps
     with progress(method, len(task.examples) * passes, "passes of an example") as advance:

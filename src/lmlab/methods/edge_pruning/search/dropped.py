@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def sizes_of_dropped_gradients(task: Counterfactuals, index_B: Tensor, total: Ca
     """
     masked, inputs = task.masked, task.inputs(index_B)
     layers = range(masked.graph.config.num_layers)
-    drops = [[group.reads for group in masked.graph.groups if group.layer == layer] for layer in layers]
+    drops = [[group.first_write for group in masked.graph.groups if group.layer == layer] for layer in layers]
     patterns = _Patterns(masked, inputs)
     slopes: list[Tensor] = []
     passes: list[list[Tensor | None]] = []
@@ -50,13 +51,15 @@ def sizes_of_dropped_gradients(task: Counterfactuals, index_B: Tensor, total: Ca
         z = masked.ones().repeat(len(index_B), 1).requires_grad_()
         (slope_BE,) = torch.autograd.grad(total(masked(inputs, z, store=store)), z)
         slopes.append(slope_BE.clone())
-        passes.append([None if group.reads in dropped else patterns.slope(group, store) for group in patterns.groups])
+        passes.append(
+            [None if group.first_write in dropped else patterns.slope(group, store) for group in patterns.groups]
+        )
     for place, group in enumerate(patterns.groups):
-        for part, first, change_cBNTT in patterns.changes(group, store):
+        for part, span, first, change_cBNTT in patterns.changes(group, store):
             for slope_BE, found in zip(slopes, passes, strict=True):
                 slope_BNTT = found[place]
                 if slope_BNTT is not None:
-                    patterns.put(slope_BE, group, part, first, (change_cBNTT * slope_BNTT).sum((-1, -2)))
+                    patterns.put(slope_BE, group, part, span, first, (change_cBNTT * slope_BNTT).sum((-1, -2)))
     among = torch.tensor(
         [max(1, len(drops) - (group.kind != "output")) for group in masked.graph.groups for _ in range(group.num_edges)]
     )
@@ -84,33 +87,37 @@ class _Patterns:
         with torch.enable_grad():
             heads_BTNH = surgery.heads(block, stream_BTD, context)
             out_BnM = written_by_heads(self.masked, group.layer, self.inputs, heads_BTNH)
-        (found,) = torch.autograd.grad(out_BnM, leaves[0], store.gradient(group.reads, len(group.writes)))
+        (found,) = torch.autograd.grad(out_BnM, leaves[0], store.gradient(group.first_write, len(group.writes)))
         return found
 
     @torch.no_grad()
-    def changes(self, group: Group, store: Store) -> Iterator[tuple[str, int, Tensor]]:
+    def changes(self, group: Group, store: Store) -> Iterator[tuple[str, int, int, Tensor]]:
         """The pattern of the whole model less that without the edge from each writer, by parts: `query` or `key`, the
-        first writer, and [c, B, N, T, T].
+        place of the span where it is read, the first writer, and [c, B, N, T, T].
         """
         stream_BTD = self.seen.streams[2 * group.layer]
         batch, length, _ = stream_BTD.shape
         count = max(1, _ROWS // batch)
         whole_BNTT = self._pattern(group, stream_BTD, stream_BTD)
-        for first in range(0, group.reads, count):
+        spans_BT = self.inputs.spans_BT
+        for first, (span, number) in product(range(0, group.reads, count), enumerate(group.spans)):
             written_BcM = store.written_BWM[:, first : min(first + count, group.reads)]
-            without = stream_BTD[:, None] - written_BcM.view(batch, -1, length, stream_BTD.shape[-1])
-            without = without.transpose(0, 1).flatten(0, 1)
+            written_BcTD = written_BcM.view(batch, -1, length, stream_BTD.shape[-1])
+            if spans_BT is not None:  # the edge of a span is missing at its tokens alone
+                written_BcTD = written_BcTD * (spans_BT == number)[:, None, :, None]
+            without = (stream_BTD[:, None] - written_BcTD).transpose(0, 1).flatten(0, 1)
             same = stream_BTD.repeat(written_BcM.shape[1], 1, 1)
             for part, query, key in (("query", without, same), ("key", same, without)):
-                yield part, first, whole_BNTT - self._pattern(group, query, key).unflatten(0, (-1, batch))
+                yield part, span, first, whole_BNTT - self._pattern(group, query, key).unflatten(0, (-1, batch))
 
-    def put(self, slope_BE: Tensor, group: Group, part: str, first: int, each_cBN: Tensor) -> None:
+    def put(self, slope_BE: Tensor, group: Group, part: str, span: int, first: int, each_cBN: Tensor) -> None:
         """Put scores of edges to queries or keys in the place of those by the slope of the softmax."""
         heads, kv_heads = self.masked.graph.config.num_heads, self.masked.graph.config.num_kv_heads
         own_BRw = slope_BE[:, group.first_edge : group.first_edge + group.num_edges].unflatten(1, (-1, group.reads))
-        rows = slice(heads)
+        begin = span * group.parts
+        rows = slice(begin, begin + heads)
         if part == "key":  # which the heads of its group share
-            rows, each_cBN = slice(heads, heads + kv_heads), each_cBN.unflatten(2, (kv_heads, -1)).sum(3)
+            rows, each_cBN = slice(rows.stop, rows.stop + kv_heads), each_cBN.unflatten(2, (kv_heads, -1)).sum(3)
         own_BRw[:, rows, first : first + len(each_cBN)] = each_cBN.permute(1, 2, 0)
 
     def _pattern(self, group: Group, query: Tensor, key: Tensor) -> Tensor:

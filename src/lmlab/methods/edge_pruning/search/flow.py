@@ -64,7 +64,7 @@ def _flow(masked: MaskedModel, inputs: Inputs, weights_BP: Tensor) -> Tensor:
     flow_BWT = written_BWTD.new_zeros(batch, len(graph.writers), length)
     edges_BE = written_BWTD.new_zeros(batch, graph.num_edges)
     for group, stream_BTD in reversed(list(zip(graph.groups, seen.streams, strict=True))):
-        own_BnT = flow_BWT[:, group.reads : group.reads + len(group.writes)]
+        own_BnT = flow_BWT[:, group.first_write : group.first_write + len(group.writes)]
         readers_BRT = at_BT[:, None]
         if group.kind == "attention":
             readers_BRT = _of_heads(masked, inputs, group, stream_BTD, own_BnT)
