@@ -74,6 +74,10 @@ def test_a_curve_ends_with_the_whole_model(network, task_of):
     assert top_neurons(torch.tensor([[3.0, 1.0], [2.0, 9.0]]), 2).tolist() == [[1, 0], [0, 1]]
 
 
+def _read(path):
+    return json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
+
+
 def test_the_command_writes_the_best_neurons(lmlab, network, tmp_path):
     save_pretrained(network("llama").float(), tmp_path / "model")
     rows = [{"clean": [1, n, 3], "corrupted": [n, 2, 3], "answer": 5, "distractor": 7} for n in range(10, 22)]
@@ -87,5 +91,15 @@ def test_the_command_writes_the_best_neurons(lmlab, network, tmp_path):
     assert len(found["neurons"]) == 5 and found["held_out"] and found["n"] == 2 and len(found["curve"]) == 10
     sizes = [abs(score) for _, _, score in found["neurons"]]
     assert sizes == sorted(sizes, reverse=True)
+    for name in ("graph.json", "graph.pt"):
+        assert lmlab(*command, "--out", out, "--mib", tmp_path / name).code == 0
+    (theirs, tensors), best = (_read(tmp_path / f"graph.{end}") for end in ("json", "pt")), found["neurons"][0]
+    assert theirs["nodes"][best[0].replace("embeds", "input")]["neurons_scores"][best[1]] == pytest.approx(best[2])
+    assert all(
+        len(each["neurons"]) == 32 and each["in_graph"] for each in theirs["nodes"].values() if "neurons" in each
+    )
+    assert set(theirs["nodes"]) == {*tensors["src_nodes"], "logits"} and "neurons" not in theirs["nodes"]["logits"]
+    assert tensors["neurons_scores"].shape == (11, 32) == tensors["neurons_in_graph"].shape
+    assert tensors["neurons_in_graph"].dtype == torch.bool
     done = lmlab(*command, "--metric", "accuracy", "--out", out)
     assert done.code == 2 and "no gradient" in done.err

@@ -33,6 +33,14 @@ def neurons(
     task: TaskOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Scores of the best neurons and the curve, JSON.")],
     most: Annotated[int, typer.Option(min=1, help="How many neurons are written.")] = 1000,
+    mib: Annotated[
+        Path | None,
+        typer.Option(
+            "--mib",
+            help="Also all scores as a graph that the benchmark MIB reads at its neuron level (.json or .pt).",
+            show_default=False,
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Rank neurons by node attribution with integrated gradients, and measure the best."""
@@ -40,10 +48,13 @@ def neurons(
 
     from lmlab.files import require_writable, write_json
     from lmlab.methods.edge_pruning import Ends, areas, attribute_neurons, learn_constants, neuron_curve
+    from lmlab.methods.edge_pruning.graph.formats import write_neurons
 
     given = {name: getattr(settings, name) for name in ("metric", "ablation", "ig_steps")}
     config = config_of({**given, "method": "nap-ig"}, set_, None, task.batch_size)
     require_writable(out)
+    if mib is not None:
+        require_writable(mib)
     loaded = load_model(model, task, search=True)
     searched = task_of(loaded, config, task)
     held_out = loaded.held_out_task(searched, task)
@@ -84,3 +95,6 @@ def neurons(
     content = {**about, "neurons": best, "curve": rows, **found, "full": ends.full, "empty": ends.empty}
     write_json(out, {**content, "held_out": held_out is not None, "n": len(measured.examples)})
     print(f"Neurons: {out}")
+    if mib is not None:
+        write_neurons(searched.masked.graph, scores_WD, mib)
+        print(f"Graph: {mib}")

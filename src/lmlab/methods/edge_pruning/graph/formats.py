@@ -23,6 +23,8 @@ _PART = re.compile(r"\.([qkv])$")
 _COLORS = {"q": "#b8527a", "k": "#3f7f93", "v": "#4f8a4f"}
 _THEIR_NAMES = {OUTPUT: "logits"}
 _ALIASES = {"token_embeds": "tok_embeds"}
+_OF_WRITERS = ("nap", "nap-ig", "node-pruning")
+"""Methods that give every edge the score of its writer: their circuits are at the node level of MIB."""
 
 
 def node_of(reader: str, graph: CircuitGraph) -> tuple[str, str]:
@@ -138,23 +140,59 @@ def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
 
 def write_eap_ig(circuit: Circuit, path: Path) -> None:
     """Write the graph of EAP-IG and MIB: JSON, or where the name ends in .pt plain tensors. Edges to a shared key or
-    value head are written for every query head of its group, embeddings are joined.
+    value head are written for every query head of its group, embeddings are joined. Where the method scores writers,
+    nodes have their scores too, for the node level of MIB.
 
     Raises:
-        UserError: experts or whole attention layers are writers, which the format does not know.
+        UserError: experts or whole attention layers are writers, or parts have two names, which the format does not
+            know.
     """
     graph = circuit.graph
+    nodes: dict[str, dict[str, Any]] = {}
+    if circuit.scores_E is not None and circuit.about.get("method") in _OF_WRITERS:
+        for number, writer in enumerate(graph.writers):
+            score = float(circuit.scores_E[graph.edge_writers == number][0])
+            own = nodes.setdefault(_their_writer(writer, graph), {"score": score})
+            own["score"] = max(score, own["score"], key=abs)
+    scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
+    _write_graph(path, graph, circuit.kept_E, scores, nodes)
+
+
+def write_neurons(graph: CircuitGraph, scores_WD: Tensor, path: Path) -> None:
+    """Write scores of neurons as the graph of MIB at its neuron level: all edges and neurons are in it, and the harness
+    takes the best by score. Scores of the two embeddings add up, as their vectors do.
+
+    Raises:
+        UserError: experts or whole attention layers are writers, or parts have two names, which the format does not
+            know.
+    """
+    rows: dict[str, Tensor] = {}
+    for writer, row_D in zip(graph.writers, scores_WD, strict=True):
+        name = _their_writer(writer, graph)
+        rows[name] = rows[name] + row_D if name in rows else row_D
+    whole_E = torch.ones(graph.num_edges, dtype=torch.bool)
+    nodes = {name: {"neurons": [True] * len(row), "neurons_scores": row.tolist()} for name, row in rows.items()}
+    _write_graph(path, graph, whole_E, torch.zeros(graph.num_edges), nodes)
+
+
+def _their_writer(writer: str, graph: CircuitGraph) -> str:
+    return "input" if writer in graph.embedding_names else writer
+
+
+def _write_graph(
+    path: Path, graph: CircuitGraph, kept_E: Tensor, scores: Tensor, nodes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write edges, with what else is known of each node."""
     _without_spans(graph)
     if graph.one_writer or graph.options.moe == "expert":
         raise UserError(
             "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
         )
     config = graph.config
-    scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
     edges: dict[str, dict[str, Any]] = {}
     for number, keys in enumerate(their_edges(graph)):
         for key in keys:
-            score, kept = float(scores[number]), bool(circuit.kept_E[number])
+            score, kept = float(scores[number]), bool(kept_E[number])
             if key in edges:
                 # of edges that are one there, the one with the larger effect counts, with its sign
                 score = max(score, edges[key]["score"], key=abs)
@@ -170,13 +208,14 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
     shape = {
         "n_layers": config.num_layers,
         "n_heads": config.num_heads,
-        "parallel_attn_mlp": False,
+        "parallel_attn_mlp": config.parallel_residual,
         "d_model": config.d_model,
     }
     if path.suffix == ".pt":
-        _write_tensors(path, shape, names[:-1], edges, used)
+        _write_tensors(path, shape, names[:-1], edges, used, nodes)
     else:
-        write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
+        described = {name: {"in_graph": name in used, **nodes.get(name, {})} for name in names}
+        write_json(path, {"cfg": shape, "nodes": described, "edges": edges})
 
 
 def their_edges(graph: CircuitGraph) -> list[list[str]]:
@@ -185,7 +224,7 @@ def their_edges(graph: CircuitGraph) -> list[list[str]]:
     """
     share = graph.config.num_heads // graph.config.num_kv_heads
     return [
-        [f"{'input' if writer in graph.embedding_names else writer}->{name}" for name in _their_readers(reader, share)]
+        [f"{_their_writer(writer, graph)}->{name}" for name in _their_readers(reader, share)]
         for writer, reader in graph.edges()
     ]
 
@@ -200,7 +239,12 @@ def _their_rows(shape: Mapping[str, int]) -> list[str]:
 
 
 def _write_tensors(
-    path: Path, shape: dict[str, Any], writers: list[str], edges: Mapping[str, Mapping[str, Any]], used: set[str]
+    path: Path,
+    shape: dict[str, Any],
+    writers: list[str],
+    edges: Mapping[str, Mapping[str, Any]],
+    used: set[str],
+    nodes: Mapping[str, Mapping[str, Any]],
 ) -> None:
     readers = _their_rows(shape)
     scores, inside = torch.zeros(len(writers), len(readers)), torch.zeros(len(writers), len(readers), dtype=torch.bool)
@@ -217,6 +261,12 @@ def _write_tensors(
         "edges_in_graph": inside,
         "nodes_in_graph": torch.tensor([name in used for name in writers]),
     }
+    fields = {"score": "nodes_scores", "neurons_scores": "neurons_scores", "neurons": "neurons_in_graph"}
+    for own, theirs in fields.items():
+        known = {name: torch.tensor(each[own]) for name, each in nodes.items() if own in each}
+        if known:  # an input without edges has no row
+            nothing = torch.zeros_like(next(iter(known.values())))
+            content[theirs] = torch.stack([known.get(name, nothing) for name in writers])
     with atomic_file(path) as file:
         torch.save(content, file)
 
@@ -245,7 +295,9 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         for writer, some, flags in zip(writers, scores.tolist(), inside.tolist(), strict=True)
         for reader, score, kept in zip(readers, some, flags, strict=True)
     }
-    return {"cfg": found["cfg"], "edges": edges}
+    own = found.get("nodes_scores")
+    nodes = {} if own is None else {name: {"score": float(score)} for name, score in zip(writers, own, strict=True)}
+    return {"cfg": found["cfg"], "nodes": nodes, "edges": edges}
 
 
 def _their_readers(reader: str, share: int) -> Iterable[str]:
@@ -262,7 +314,7 @@ def _their_readers(reader: str, share: int) -> Iterable[str]:
 @reads("a graph of EAP-IG")
 def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
     """Read such a file, JSON or .pt: which edges are kept, and scores, [E] each. Of edges that are one here, the one
-    with the larger effect counts.
+    with the larger effect counts. Where only nodes have scores, an edge has that of its writer.
 
     Raises:
         UserError: it is none, or was made for another shape.
@@ -276,12 +328,25 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
             f"'{path}' is for {found['cfg'].get('n_layers')} layers of {found['cfg'].get('n_heads')} heads, not for"
             " this model."
         )
+    if bool(found["cfg"].get("parallel_attn_mlp", False)) != config.parallel_residual:
+        raise UserError(
+            f"'{path}' is for a model whose attention and feed-forward network stand"
+            f" {'one after the other' if config.parallel_residual else 'side by side'}, which this one's do not."
+        )
     kept_E, scores_E = torch.zeros(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
     for number, (writer, reader) in enumerate(graph.edges()):
-        source = "input" if writer in graph.embedding_names else writer
+        source = _their_writer(writer, graph)
         each = [found["edges"].get(f"{source}->{name}") for name in _their_readers(reader, share)]
         if None in each:
             raise UserError(f"'{path}' lacks the edge {source} -> {reader}.")
         kept_E[number] = any(one["in_graph"] for one in each)
         scores_E[number] = max((float(one["score"]) for one in each), key=abs)
+    if not bool(scores_E.any()):  # a file of nodes has zeros at its edges
+        own = [
+            (found.get("nodes") or {}).get(_their_writer(writer, graph), {}).get("score") for writer in graph.writers
+        ]
+        if None not in own:
+            scores_E = torch.tensor(own, dtype=torch.float32)[graph.edge_writers]
+    if not bool(scores_E.isfinite().all()):
+        raise UserError(f"'{path}' has scores that are no finite numbers.")
     return kept_E, scores_E

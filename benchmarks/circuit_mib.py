@@ -1,0 +1,204 @@
+"""Our curves, areas and scores beside the harness of the Mechanistic Interpretability Benchmark (MIB) itself.
+
+    git clone https://github.com/hannamw/EAP-IG
+    git clone https://github.com/hannamw/MIB-circuit-track
+    pip install 'transformer-lens<4' einops
+    export PYTHONPATH=EAP-IG/src:MIB-circuit-track
+    python benchmarks/circuit_mib.py --file MIB-circuit-track/circuits/ioi-eap-ig.json
+
+A GPT-2 of random weights, with as many layers and heads as the file, in fp64; random prompts with answers. The scores
+of the file, and those that each side computes itself by EAP and EAP-IG, give circuits of the ten sizes of the
+benchmark, by signed and by absolute scores; both sides measure them. Files are handed over as JSON and as tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _models(layers: int, heads: int, seed: int) -> tuple[Any, Any]:
+    """The same network on both sides."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    from lmlab.models import ModelConfig, Transformer
+
+    shape: dict[str, Any] = {"vocab_size": 97, "num_layers": layers, "d_model": 4 * heads, "num_heads": heads}
+    gpt2 = {"norm": "layernorm", "positions": "learned", "activation": "gelu_tanh", "gated": False, "norm_bias": True}
+    biases = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True, "tie_embeddings": False}
+    ours = Transformer(ModelConfig(**shape, **gpt2, **biases, max_seq_len=16)).initialize(seed).double().eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.15)
+    sizes = {"n_layers": layers, "d_model": 4 * heads, "n_heads": heads, "d_head": 4, "d_mlp": ours.config.d_ff}
+    more = {"n_ctx": 16, "d_vocab": 97, "act_fn": "gelu_new", "normalization_type": "LN", "dtype": torch.float64}
+    theirs = HookedTransformer(HookedTransformerConfig(**sizes, **more, device="cpu", eps=ours.config.norm_eps))
+    for setting in ("attn_result", "split_qkv_input", "hook_mlp_in"):
+        getattr(theirs, f"set_use_{setting}")(True)
+    own = ours.state_dict()
+    found: dict[str, torch.Tensor] = {
+        "embed.W_E": own["embedding.weight"],
+        "pos_embed.W_pos": own["position_embedding.weight"],
+        "unembed.W_U": own["head.weight"].T,
+        "unembed.b_U": torch.zeros(97, dtype=torch.float64),
+        "ln_final.w": own["final_norm.weight"],
+        "ln_final.b": own["final_norm.bias"],
+    }
+    for layer in range(layers):
+        a, b = f"blocks.{layer}.", f"blocks.{layer}."
+        for norm, name in (("ln1", "attention_norm"), ("ln2", "ffn_norm")):
+            found |= {f"{b}{norm}.w": own[f"{a}{name}.weight"], f"{b}{norm}.b": own[f"{a}{name}.bias"]}
+        for part, name in (("Q", "query"), ("K", "key"), ("V", "value")):
+            found[f"{b}attn.W_{part}"] = own[f"{a}attention.{name}.weight"].T.unflatten(1, (heads, 4)).transpose(0, 1)
+            found[f"{b}attn.b_{part}"] = own[f"{a}attention.{name}.bias"].view(heads, 4)
+        found[f"{b}attn.W_O"] = own[f"{a}attention.output.weight"].T.unflatten(0, (heads, 4))
+        found[f"{b}attn.b_O"] = own[f"{a}attention.output.bias"]
+        for part, name in (("in", "up"), ("out", "down")):
+            found[f"{b}mlp.W_{part}"] = own[f"{a}ffn.{name}.weight"].T
+            found[f"{b}mlp.b_{part}"] = own[f"{a}ffn.{name}.bias"]
+    missing = theirs.load_state_dict({name: each.contiguous() for name, each in found.items()}, strict=False)
+    assert all(name.split(".")[-1] in ("mask", "IGNORE") for name in missing.missing_keys), missing
+    return ours, theirs
+
+
+@contextlib.contextmanager
+def _quietly_without_a_gpu() -> Iterator[None]:
+    """The harness makes its tables on a GPU whatever it is told, and shows its progress."""
+    zeros = torch.zeros
+
+    def here(*sizes: Any, device: Any = None, **named: Any) -> torch.Tensor:
+        return zeros(*sizes, device=None if device == "cuda" else device, **named)
+
+    torch.zeros = here  # type: ignore[assignment]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        torch.zeros = zeros
+
+
+def _loader(examples: Any, size: int) -> list[Any]:
+    """Their batches: clean and corrupted prompts, and pairs of right and wrong tokens."""
+    pairs = torch.stack((examples.answers, examples.distractors), 1)
+    parts = [each.split(size) for each in (examples.clean, examples.corrupted, pairs)]
+    return list(zip(*parts, strict=True))
+
+
+def _difference(logits: torch.Tensor, _: Any, lengths: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    last = logits[torch.arange(len(labels)), lengths - 1]
+    return last.gather(1, labels[:, :1])[:, 0] - last.gather(1, labels[:, 1:])[:, 0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, required=True, help="a graph of the benchmark, JSON")
+    parser.add_argument("--examples", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    import eap.attribute
+    import eap.evaluate
+    from eap.graph import Graph
+    from MIB_circuit_track.evaluation import evaluate_area_under_curve
+
+    from lmlab.methods.edge_pruning import (
+        Circuit,
+        CircuitGraph,
+        Counterfactuals,
+        Ends,
+        GraphOptions,
+        MaskedModel,
+        areas,
+        attribute,
+        curve,
+        make_examples,
+        top_edges,
+    )
+    from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, their_edges, write_eap_ig
+
+    torch.set_num_threads(1)
+
+    def as_they_are(model: Any, inputs: torch.Tensor, max_length: Any = None) -> tuple[Any, ...]:
+        # prompts are tokens here: there is no tokenizer
+        return inputs, torch.ones_like(inputs), torch.full((len(inputs),), inputs.shape[1]), inputs.shape[1]
+
+    eap.evaluate.tokenize_plus = eap.attribute.tokenize_plus = as_they_are
+    given = Graph.from_json(str(arguments.file))
+    ours, theirs = _models(given.cfg["n_layers"], given.cfg["n_heads"], arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    size = (2, arguments.examples, arguments.tokens)
+    clean, corrupted = torch.randint(0, 97, size, generator=generator).tolist()
+    answers, wrong = torch.randint(0, 97, (2, arguments.examples), generator=generator).tolist()
+    examples = make_examples(clean, corrupted, [[arguments.tokens - 1]] * arguments.examples, answers, wrong)
+    graph = CircuitGraph(ours.config, GraphOptions(join_embeddings=True))
+    task = Counterfactuals(MaskedModel(ours, graph), examples, batch_size=3)
+    ends, batches = Ends.of(task), _loader(examples, 3)
+    whole = max(
+        float((ours(each).logits_BTV - theirs(each)).detach().abs().max())
+        for each in (examples.clean, examples.corrupted)
+    )
+    print(f"{graph.num_edges:,} edges; logits of the two networks differ by at most {whole:.1e}")
+    assert graph.num_edges == len(given.edges)
+
+    _, scores_E = read_eap_ig(arguments.file, graph)
+    sides: dict[str, tuple[torch.Tensor, Any]] = {"file": (scores_E, given)}
+    print("| scores | largest difference of a score, of the largest |\n|---|---|")
+    for name, method in (("eap", "EAP"), ("eap-ig", "EAP-IG-inputs")):
+        scores_E, found = attribute(task, name), Graph.from_model(theirs)
+        with _quietly_without_a_gpu():
+            eap.attribute.attribute(
+                theirs,
+                found,
+                batches,
+                lambda *each: -_difference(*each).mean(),
+                method,
+                intervention="patching",
+                ig_steps=5,
+                quiet=True,
+            )
+        names = [each[0] for each in their_edges(graph)]
+        their_E = torch.tensor([float(found.edges[each].score) for each in names], dtype=torch.float64)
+        scale = float((scores_E * their_E).sum() / their_E.square().sum())  # theirs are sums over batches, with a sign
+        gap = float((scores_E - scale * their_E).abs().max() / scores_E.abs().max())
+        print(f"| {name} | {gap:.1e} (ours are {scale:.3g} times theirs) |")
+        sides[name] = scores_E, found
+    print(
+        "| scores, by | CPR | theirs | CMD | theirs | CPR over logs | theirs | CMD over logs | theirs | edges, ours and"
+    )
+    print("theirs | largest difference of a faithfulness |\n|" + "---|" * 11)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (scores_E, theirs_graph) in sides.items():
+            for absolute in (True, False):
+                handed = theirs_graph
+                if name != "file":  # our scores, handed over as a file of theirs
+                    path = Path(folder) / f"{name}.{'pt' if absolute else 'json'}"
+                    write_eap_ig(Circuit(graph, scores_E > 0, "interchange", scores_E), path)
+                    handed = Graph.from_pt(str(path)) if absolute else Graph.from_json(str(path))
+                rank_E = scores_E.abs() if absolute else scores_E
+                rows = curve(task, rank_E, ends)
+                found, width = areas(rows), torch.tensor(1000.0).log()
+                with _quietly_without_a_gpu():
+                    counts, cpr, cmd, _, each = evaluate_area_under_curve(
+                        theirs, handed, batches, _difference, quiet=True, absolute=absolute
+                    )
+                    _, log_cpr, log_cmd, _, _ = evaluate_area_under_curve(
+                        theirs, handed, batches, _difference, quiet=True, absolute=absolute, log_scale=True
+                    )
+                own = [int(top_edges(task, rank_E, int(row["fraction"] * graph.num_edges)).sum()) for row in rows]
+                gap = max(abs(row["faithfulness"] - other) for row, other in zip(rows, each, strict=True))
+                pairs = (("cpr", cpr), ("cmd", cmd), ("cpr_log", log_cpr / width), ("cmd_log", log_cmd / width))
+                cells = " | ".join(f"{found[key]:.6f} | {float(value):.6f}" for key, value in pairs)
+                same = "equal" if own == [int(count) for count in counts] else f"{own} and {counts}"
+                print(f"| {name}, {'absolute' if absolute else 'signed'} | {cells} | {same} | {gap:.1e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
