@@ -6,8 +6,8 @@
     PYTHONPATH=tracr jax/bin/python benchmarks/tracr_compile.py --cases circuits-benchmark --out programs
 
 It needs neither lmlab nor PyTorch, only JAX and the compiler. The programs are those of InterpBench (129 cases, MIT);
-what cannot be compiled in a minute, or is larger than --most-edges, is listed with the reason. The compiled weights are
-exact, not trained: this is Tracr, not the SIIT models of InterpBench.
+what cannot be compiled in a minute of processor time, or is larger than --most-edges, is listed with the reason. The
+compiled weights are exact, not trained: this is Tracr, not the SIIT models of InterpBench.
 """
 
 from __future__ import annotations
@@ -163,14 +163,14 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True, help="a checkout of circuits-benchmark")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--most-edges", type=int, default=2000)
-    parser.add_argument("--seconds", type=int, default=60, help="for each program")
+    parser.add_argument("--seconds", type=int, default=60, help="of processor time, for each program")
     arguments = parser.parse_args()
     _stub(arguments.cases)
 
     def too_long(*_: Any) -> None:
-        raise TimeoutError(f"not compiled in {arguments.seconds} s")
+        raise TimeoutError(f"not compiled in {arguments.seconds} s of processor time")
 
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)  # of the process, so that a busy machine leaves out no more programs
     folder = arguments.cases / "circuits_benchmark" / "benchmark" / "cases"
     names = sorted((path.stem for path in folder.glob("case_*.py")), key=lambda name: (len(name), name))
     written = 0
@@ -178,7 +178,7 @@ def main() -> None:
         if (arguments.out / name / "config.json").exists():
             written += 1
             continue
-        signal.alarm(arguments.seconds)
+        signal.setitimer(signal.ITIMER_PROF, arguments.seconds)
         try:
             module = importlib.import_module(f"circuits_benchmark.benchmark.cases.{name}")
             case = getattr(module, "".join(part.capitalize() for part in name.split("_")))()
@@ -186,7 +186,7 @@ def main() -> None:
             written += not done.startswith("left out")
         except Exception as error:
             done = f"left out: {type(error).__name__}: {str(error)[:150]}"
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(f"{name}: {done}", flush=True)
     print(f"{written} programs: {arguments.out}")
 

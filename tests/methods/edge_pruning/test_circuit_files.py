@@ -107,6 +107,52 @@ def test_edge_lists_and_graphs_of_eap_ig_go_both_ways(circuit, tmp_path):
     assert written["edges"]["input->a0.h2<k>"] == written["edges"]["input->a0.h3<k>"]  # one key-value head serves both
 
 
+@pytest.mark.parametrize("end", ["json", "pt"])
+def test_scores_of_writers_are_scores_of_nodes_in_files_of_mib(network, tmp_path, end):
+    graph = CircuitGraph(network("gpt2").config)
+    of_writers = torch.rand(len(graph.writers), generator=torch.Generator().manual_seed(0)) - 0.5
+    scores_E = of_writers[graph.edge_writers]
+    path = tmp_path / f"graph.{end}"
+    write_eap_ig(Circuit(graph, scores_E > 0, "interchange", scores_E, {"method": "nap-ig"}), path)
+    if end == "json":
+        nodes = json.loads(path.read_text())["nodes"]
+        own = {name: each.get("score") for name, each in nodes.items()}
+        assert own.pop("logits") is None
+    else:
+        written = torch.load(path, weights_only=True)
+        own = dict(zip(written["src_nodes"], written["nodes_scores"].tolist(), strict=True))
+    joined = max(of_writers[:2].tolist(), key=abs)
+    expected = {"input": joined} | dict(zip(graph.writers[2:], of_writers[2:].tolist(), strict=True))
+    assert own == pytest.approx(expected)
+    if end == "json":  # as files of the node level are: their edges have no scores
+        content = json.loads(path.read_text())
+        for each in content["edges"].values():
+            each["score"] = 0.0
+        path.write_text(json.dumps(content))
+    else:
+        torch.save({**written, "edges_scores": torch.zeros_like(written["edges_scores"])}, path)
+    _, again_E = read_eap_ig(path, graph)
+    assert torch.allclose(
+        again_E,
+        torch.tensor([expected[{"tok_embeds": "input", "pos_embeds": "input"}.get(w, w)] for w, _ in graph.edges()]),
+    )
+
+
+def test_files_of_models_whose_sub_layers_stand_side_by_side_say_so(network, circuit, tmp_path):
+    graph = CircuitGraph(network("phi").config)
+    kept_E = torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(0)) > 0.5
+    write_eap_ig(Circuit(graph, kept_E, "interchange"), tmp_path / "side.json")
+    written = json.loads((tmp_path / "side.json").read_text())
+    assert written["cfg"]["parallel_attn_mlp"] and "a0.h0->m0" not in written["edges"]
+    assert torch.equal(read_eap_ig(tmp_path / "side.json", graph)[0], kept_E)
+    with pytest.raises(UserError, match="stand side by side, which this one's do not"):
+        read_eap_ig(tmp_path / "side.json", circuit.graph)
+    written["edges"]["m0->logits"]["score"] = "nan"
+    (tmp_path / "side.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="no finite numbers"):
+        read_eap_ig(tmp_path / "side.json", graph)
+
+
 def test_the_page_escapes_texts_and_lists_what_it_shows(circuit):
     html = circuit_page(circuit).to_html()
     assert "<b>careful</b>" not in html and "&lt;b&gt;careful&lt;/b&gt;" in html
@@ -213,6 +259,28 @@ def test_a_field_of_a_circuit_that_is_no_such_thing_is_named(circuit, tmp_path, 
     with pytest.raises(UserError) as error:
         Circuit.load(path)
     assert f"'{path}'" in str(error.value) and message in str(error.value)
+
+
+def test_a_small_file_with_a_huge_shape_is_refused_before_it_fills_the_memory(circuit, tmp_path):
+    path = tmp_path / "c.json"
+    circuit.save(path)
+    content = json.loads(path.read_text())
+    heads = {"num_layers": 1000, "num_heads": 1000, "num_kv_heads": 1000}
+    shape = content["graph"]["shape"] | heads
+    path.write_text(json.dumps({**content, "graph": {**content["graph"], "shape": shape}, "scores": None}))
+    with pytest.raises(UserError, match="does not fit into the"):
+        Circuit.load(path)
+
+
+def test_names_give_the_edges_back(circuit, network):
+    for graph in (circuit.graph, CircuitGraph(network("phi").config), CircuitGraph(network("gpt2").config)):
+        for number in range(graph.num_edges):
+            assert graph.mask([graph.edge(number)]).nonzero().flatten().tolist() == [number]
+        for edge in (("m1", "m0"), ("nothing", "m0"), ("m0", "nothing")):
+            with pytest.raises(UserError, match="has 1 edge that the graph"):
+                graph.mask([edge])
+    with pytest.raises(UserError):  # side by side, a layer's heads are not read by its own feed-forward network
+        CircuitGraph(network("phi").config).mask([("a0.h0", "m0")])
 
 
 def test_figures_without_those_of_the_model_are_shown(circuit, tmp_path):

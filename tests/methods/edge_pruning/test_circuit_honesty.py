@@ -302,3 +302,37 @@ def test_several_right_answers_are_measured_as_the_literature_does(network, task
     assert torch.allclose(found["cutoff_sharpness"], torch.stack([p[0, 4] - p[0, 2], p[1, 8] - p[1, 6]]))
     assert found["rank_correlation"].tolist() == [1, 1]
     assert found["accuracy"].tolist() == [float(s[n, int(logits[n].argmax())] > 0) for n in range(2)]
+
+
+def test_held_out_examples_that_the_model_cannot_do_are_told(network, task_of):
+    """Faithfulness on them was printed first, of a model that does worse there than without edges."""
+    task = task_of(network("llama"), count=12)
+    ends = Ends.of(task)
+    gains = ends.full_each["logit_difference"] - ends.empty_each["logit_difference"]
+    able, unable = ((gains > 0).nonzero()[:, 0], (gains < 0).nonzero()[:, 0])
+    config = FindConfig(method="eap", num_edges=20)
+    found = find_circuit(task.on(task.examples.take(able)), config, held_out=task.on(task.examples.take(unable)))
+    assert any(text.startswith("On the examples that are held out: the model's") for text in found.about["warnings"])
+    found = find_circuit(task.on(task.examples.take(able[1:])), config, held_out=task.on(task.examples.take(able[:1])))
+    assert not any("held out" in text for text in found.about["warnings"])
+
+
+def test_a_model_that_answers_alike_with_and_without_edges_is_refused_even_by_force(network):
+    """Faithfulness would be no number, which no file of JSON can hold."""
+    model = network("llama")
+    with torch.no_grad():
+        model.embedding.weight[7] = model.embedding.weight[8]
+    examples = make_examples([[1, 2], [3, 4]], [[5, 2], [6, 4]], [[1], [1]], [7, 7], [8, 8])
+    task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), examples)
+    with pytest.raises(UserError, match="Faithfulness cannot be measured: the logit difference is 0"):
+        find_circuit(task, FindConfig(method="eap", num_edges=5), force=True)
+
+
+@pytest.mark.parametrize("method", ["edge-pruning", "node-pruning", "ugs"])
+@pytest.mark.parametrize("more", [0, 1, 10**9])
+def test_gates_for_as_many_edges_as_the_graph_has_are_refused_by_that_number(network, task_of, method, more):
+    """What was named was a target that nobody had given, and below 0."""
+    task = task_of(network("llama"))
+    count = task.masked.graph.num_edges + more
+    with pytest.raises(UserError, match=f"A circuit of {count:,} edges was asked for; the graph has"):
+        search(task, FindConfig(method=method, num_edges=count))

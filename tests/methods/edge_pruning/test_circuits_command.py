@@ -308,6 +308,18 @@ def test_an_option_without_influence_on_the_method_is_refused_before_the_search(
     assert done.code == 2 and told in done.err and not (tmp_path / "c.json").exists()
 
 
+@pytest.mark.parametrize("method", ["edge-pruning", "node-pruning", "ugs", "ranking"])
+def test_steps_and_batches_that_were_asked_for_reach_every_method_that_trains(lmlab, small, method):
+    """A ranking went on for its 500 steps of 32 examples, whatever was asked for."""
+    part = "ranking" if method == "ranking" else "pruning"
+    options = ("--model", small / "model", "--data", small / "data.jsonl", "--method", method, "--force")
+    options = (*options, "--steps", 2, "--batch-size", 3, "--set", f"{part}.learning_rate=0.25", "--num-edges", 10)
+    done = lmlab("circuits", "find", *options, "--out", small / "c.json")
+    assert done.code == 0, done.err
+    own = Circuit.load(small / "c.json").about["settings"][part]
+    assert (own["steps"], own["micro_batch_size"], own["learning_rate"]) == (2, 3, 0.25)
+
+
 def test_a_comparison_takes_what_one_of_its_methods_reads(lmlab, small):
     options = ("circuits", "compare", "--model", small / "model", "--data", small / "data.jsonl", "--num-edges", 10)
     done = lmlab(*options, "--method", "eap", "--method", "random", "--set", "ranking.steps=3")
@@ -390,6 +402,26 @@ def test_a_sweep_that_is_killed_finds_the_same_circuits(forkserver, lmlab, tmp_p
     assert lmlab(*command, "--prices", "0.1", "--out", whole).code == 0
     cut_off = "price-0.1/seed-0"
     assert len(_circuits(cut)) == 2 and _circuits(cut)[cut_off] == _circuits(whole)[cut_off]
+
+
+@pytest.mark.skipif(not _SHARED.exists(), reason="the shared data are not there (LMLAB_SHARED)")
+def test_a_ranking_that_is_killed_comes_to_the_same_end(forkserver, lmlab, tmp_path):
+    command = ["circuits", "find", "--model", _SHARED / "xproportion", "--ablation", "zero", "--method", "ranking"]
+    command += ["--num-edges", 5, "--steps", 60, "--set", "ranking.checkpoint_every=2"]
+    (process,) = forkserver.start(*command, "--run", tmp_path / "cut", "--out", tmp_path / "cut.json")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut/ranking/checkpoints").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut.json").exists()
+    for name in ("cut", "whole"):
+        assert lmlab(*command, "--run", tmp_path / name, "--out", tmp_path / f"{name}.json").code == 0
+    cut, whole = (Circuit.load(tmp_path / f"{name}.json") for name in ("cut", "whole"))
+    assert torch.equal(cut.scores_E, whole.scores_E) and cut.edges == whole.edges
+    done = lmlab(*command, "--run", tmp_path / "cut", "--seed", 1, "--out", tmp_path / "cut.json")
+    assert done.code == 2 and "belongs to another search" in done.err
 
 
 def _circuits(out: Path) -> dict[str, bytes]:

@@ -86,7 +86,10 @@ def find(
     from lmlab.files import require_writable
     from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
-    config, seeds = config_of(settings.model_dump(), set_, training.get("steps"), task.batch_size), repeats.seeds
+    config, seeds = (
+        config_of(settings.model_dump(exclude_unset=True), set_, training.get("steps"), task.batch_size),
+        repeats.seeds,
+    )
     if seeds > 1 and config.method not in DRAWN:
         raise UserError(
             f"--seeds {seeds}: the method {config.method} draws nothing, so that every seed finds the same circuit.",

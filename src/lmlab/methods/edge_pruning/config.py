@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, validate
+from lmlab.errors import UserError
 from lmlab.hardware.settings import OnDevice
 from lmlab.runs import Input, ModelInput, QuestionsInput, VocabularyInput
 from lmlab.train import ParallelConfig
+from lmlab.words import counted
 
 Ablation = Literal["interchange", "zero", "mean", "optimal"]
 Metric = Literal["distance", "logit_difference", "log_odds", "probability", "probability_difference", "accuracy"]
@@ -288,6 +290,12 @@ class FindConfig(Config):
         Raises:
             UserError: one of them is wrong.
         """
+        if self.num_edges is not None and self.num_edges >= edges:
+            raise UserError(
+                f"A circuit of {counted(self.num_edges, 'edges')} was asked for; the graph has {edges:,}, of which some"
+                " are to be pruned.",
+                "Give another --num-edges.",
+            )
         settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
         if self.method == "node-pruning":
             settings["node_gates"] = "only"

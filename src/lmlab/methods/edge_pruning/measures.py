@@ -187,27 +187,46 @@ class Ends:
         """See that the whole model does the task better than the empty circuit.
 
         Raises:
-            UserError: it does not.
+            UserError: it does not; with `force`, only if both are the same, so that faithfulness is no number.
         """
-        if self.metric == "logit_difference" and self.full[self.metric] <= self.empty[self.metric] and not force:
+        low, high = self.empty[self.metric], self.full[self.metric]
+        if low == high:
+            raise UserError(
+                f"Faithfulness cannot be measured: the {self.metric.replace('_', ' ')} is {high:.3g} with all edges and"
+                " without any.",
+                "Check answers and prompts; without answers circuits are measured by their distance.",
+            )
+        if self.metric == "logit_difference" and high <= low and not force:
             raise UserError(
                 f"The model cannot do the task: its logit difference is {self.full[self.metric]:.3g}, without edges"
                 f" {self.empty[self.metric]:.3g}.",
                 "Faithfulness would mean nothing; check answers and prompts, or go on with --force.",
             )
 
+    def inability(self) -> str | None:
+        """That the model does the task no better than without edges, in a sentence, if it is so."""
+        name = "logit_difference"
+        if self.metric != name or name not in self.full or self.full[name] > self.empty[name]:
+            return None
+        return (
+            f"The model's logit difference is {self.full[name]:.3g}, without edges {self.empty[name]:.3g}: faithfulness"
+            " to it means nothing."
+        )
+
     def doubts(self) -> list[str]:
         """What speaks against measuring circuits of this model on this task, in sentences for the user."""
+        found = [each for each in (self.inability(),) if each]
         prefers = self.full_each.get("prefers_answer")
         if prefers is None:
-            return []
+            return found
         right, count = int(prefers.sum()), len(prefers)
         # of answer and distractor one is right by chance in half of the examples
         if wilson(right, count).low > _BY_CHANCE:
-            return []
+            return found
         return [
+            *found,
             f"The model prefers the answer in {right} of {counted(count, 'examples')}, which may be by chance:"
-            " faithfulness to it says little about the task."
+            " faithfulness to it says little about the task.",
         ]
 
 

@@ -71,7 +71,7 @@ def compare(
         raise UserError("--method: a method is named twice.", "Name each once.")
     if out is not None:
         require_writable(out)
-    given = settings.model_dump()
+    given = settings.model_dump(exclude_unset=True)
     if settings.target is None and settings.num_edges is None:
         given["target"] = 0.95  # methods can be compared at equal size only
     configs = configs_of(

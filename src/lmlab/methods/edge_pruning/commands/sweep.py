@@ -63,7 +63,9 @@ def sweep(
 
     points = _points({"target": targets, "price": prices, "num_edges": edge_counts})
     configs = [
-        config_of({**settings.model_dump(), name: value}, set_, training.get("steps"), task.batch_size)
+        config_of(
+            {**settings.model_dump(exclude_unset=True), name: value}, set_, training.get("steps"), task.batch_size
+        )
         for name, value in points
     ]
     seeds, first = repeats.seeds, configs[0]

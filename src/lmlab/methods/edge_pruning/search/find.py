@@ -138,6 +138,9 @@ def find_circuit(
     directory = None if directory is None else Path(directory)
     ends = Ends.of(task)
     ends.require_ability(force)
+    held_ends = None if held_out is None else Ends.of(held_out)
+    if held_ends is not None:
+        held_ends.require_ability(force=True)  # of few examples the figures are told with a warning
     graph = task.masked.graph
     given = dict(about or {})
     searched: dict[str, object] = {
@@ -174,12 +177,17 @@ def find_circuit(
     fixed = task.ablation in ("mean", "optimal")
     if held_out is not None and fixed and task.constants is not None:  # means too are those of the search
         held_out = held_out.with_constants(task.constants)
+        held_ends = Ends.of(held_out)
     metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
-    if held_out is not None:
-        metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
+    doubts = ends.doubts()
+    if held_out is not None and held_ends is not None:
+        metrics["held_out"] = held_ends.summary(measure_each(held_out, found.kept_E))
+        # a few held-out examples say nothing of chance, but an inability that shows on them alone is told
+        if (unable := held_ends.inability()) and ends.inability() is None:
+            doubts.append(f"On the examples that are held out: {unable[0].lower()}{unable[1:]}")
     if found.figures:
         metrics["search"] = dict(found.figures)
-    warnings = [*graph.warnings(), *ends.doubts(), *found.warnings]
+    warnings = [*graph.warnings(), *doubts, *found.warnings]
     return Circuit(
         graph,
         found.kept_E,
