@@ -6,9 +6,10 @@
     export PYTHONPATH=EAP-IG/src:MIB-circuit-track
     python benchmarks/circuit_mib.py --file MIB-circuit-track/circuits/ioi-eap-ig.json
 
-A GPT-2 of random weights, with as many layers and heads as the file, in fp64; random prompts with answers. The scores
-of the file, and those that each side computes itself by EAP and EAP-IG, give circuits of the ten sizes of the
-benchmark, by signed and by absolute scores; both sides measure them. Files are handed over as JSON and as tensors.
+A GPT-2 of random weights in fp64, on random prompts with answers. Scores by EAP and EAP-IG, which each side computes
+for itself, are compared; ours go over as JSON and as tensors, and both sides measure the circuits of the ten sizes of
+the benchmark, by signed and by absolute scores. Of a file of the benchmark the circuits of these sizes are compared
+edge by edge.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +101,9 @@ def _difference(logits: torch.Tensor, _: Any, lengths: torch.Tensor, labels: tor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, required=True, help="a graph of the benchmark, JSON")
+    parser.add_argument("--file", type=Path, help="a graph of the benchmark, JSON: whether its circuits are ours")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--examples", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
@@ -118,11 +122,14 @@ def main() -> None:
         MaskedModel,
         areas,
         attribute,
+        clean,
         curve,
         make_examples,
         top_edges,
     )
     from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, their_edges, write_eap_ig
+    from lmlab.methods.edge_pruning.measures import FRACTIONS
+    from lmlab.models import ModelConfig
 
     torch.set_num_threads(1)
 
@@ -131,26 +138,45 @@ def main() -> None:
         return inputs, torch.ones_like(inputs), torch.full((len(inputs),), inputs.shape[1]), inputs.shape[1]
 
     eap.evaluate.tokenize_plus = eap.attribute.tokenize_plus = as_they_are
-    given = Graph.from_json(str(arguments.file))
-    ours, theirs = _models(given.cfg["n_layers"], given.cfg["n_heads"], arguments.seed)
+    if arguments.file is not None:
+        given = Graph.from_json(str(arguments.file))
+        shape = {"vocab_size": 97, "num_layers": given.cfg["n_layers"], "num_heads": given.cfg["n_heads"]}
+        learned = {"positions": "learned", "d_model": given.cfg["d_model"], "norm": "layernorm", "gated": False}
+        whole_graph = CircuitGraph(ModelConfig(**shape, **learned), GraphOptions(join_embeddings=True))
+        _, scores_E = read_eap_ig(arguments.file, whole_graph)
+        names = [each[0] for each in their_edges(whole_graph)]
+        print(f"{arguments.file.name}: {whole_graph.num_edges:,} edges, theirs {len(given.edges):,}")
+        for absolute in (True, False):
+            rank_E, same = scores_E.abs() if absolute else scores_E, []
+            for fraction in FRACTIONS:
+                kept_E = torch.zeros(len(rank_E), dtype=torch.bool)
+                kept_E[rank_E.argsort(descending=True, stable=True)[: int(fraction * len(rank_E))]] = True
+                own = set(itertools.compress(names, clean(whole_graph, kept_E).tolist()))
+                given.apply_topn(int(fraction * len(given.edges)), absolute)
+                theirs = given.in_graph
+                places = torch.nonzero(theirs).tolist()
+                sources = ["input", *(name for name in given.nodes if name not in ("input", "logits"))]
+                targets = given.get_dst_nodes()
+                same.append(own == {f"{sources[a]}->{targets[b]}" for a, b in places})
+            how = "absolute" if absolute else "signed"
+            print(f"  by {how} scores the circuits of {sum(same)} of {len(same)} sizes are the same", flush=True)
+    ours, theirs = _models(arguments.layers, arguments.heads, arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
     size = (2, arguments.examples, arguments.tokens)
-    clean, corrupted = torch.randint(0, 97, size, generator=generator).tolist()
+    clean_, corrupted = torch.randint(0, 97, size, generator=generator).tolist()
     answers, wrong = torch.randint(0, 97, (2, arguments.examples), generator=generator).tolist()
-    examples = make_examples(clean, corrupted, [[arguments.tokens - 1]] * arguments.examples, answers, wrong)
+    examples = make_examples(clean_, corrupted, [[arguments.tokens - 1]] * arguments.examples, answers, wrong)
     graph = CircuitGraph(ours.config, GraphOptions(join_embeddings=True))
     task = Counterfactuals(MaskedModel(ours, graph), examples, batch_size=3)
     ends, batches = Ends.of(task), _loader(examples, 3)
+    names = [each[0] for each in their_edges(graph)]
     whole = max(
         float((ours(each).logits_BTV - theirs(each)).detach().abs().max())
         for each in (examples.clean, examples.corrupted)
     )
     print(f"{graph.num_edges:,} edges; logits of the two networks differ by at most {whole:.1e}")
-    assert graph.num_edges == len(given.edges)
-
-    _, scores_E = read_eap_ig(arguments.file, graph)
-    sides: dict[str, tuple[torch.Tensor, Any]] = {"file": (scores_E, given)}
     print("| scores | largest difference of a score, of the largest |\n|---|---|")
+    sides = {}
     for name, method in (("eap", "EAP"), ("eap-ig", "EAP-IG-inputs")):
         scores_E, found = attribute(task, name), Graph.from_model(theirs)
         with _quietly_without_a_gpu():
@@ -164,40 +190,35 @@ def main() -> None:
                 ig_steps=5,
                 quiet=True,
             )
-        names = [each[0] for each in their_edges(graph)]
         their_E = torch.tensor([float(found.edges[each].score) for each in names], dtype=torch.float64)
-        scale = float((scores_E * their_E).sum() / their_E.square().sum())  # theirs are sums over batches, with a sign
+        scale = float((scores_E * their_E).sum() / their_E.square().sum())  # theirs are means over batches, summed
         gap = float((scores_E - scale * their_E).abs().max() / scores_E.abs().max())
         print(f"| {name} | {gap:.1e} (ours are {scale:.3g} times theirs) |")
-        sides[name] = scores_E, found
-    print(
-        "| scores, by | CPR | theirs | CMD | theirs | CPR over logs | theirs | CMD over logs | theirs | edges, ours and"
-    )
-    print("theirs | largest difference of a faithfulness |\n|" + "---|" * 11)
+        sides[name] = scores_E
+    print("| scores, by | CPR, ours and theirs | CMD | CPR over logs | CMD over logs | edges | largest difference |")
+    print("|" + "---|" * 7)
     with tempfile.TemporaryDirectory() as folder:
-        for name, (scores_E, theirs_graph) in sides.items():
-            for absolute in (True, False):
-                handed = theirs_graph
-                if name != "file":  # our scores, handed over as a file of theirs
-                    path = Path(folder) / f"{name}.{'pt' if absolute else 'json'}"
-                    write_eap_ig(Circuit(graph, scores_E > 0, "interchange", scores_E), path)
-                    handed = Graph.from_pt(str(path)) if absolute else Graph.from_json(str(path))
-                rank_E = scores_E.abs() if absolute else scores_E
-                rows = curve(task, rank_E, ends)
-                found, width = areas(rows), torch.tensor(1000.0).log()
-                with _quietly_without_a_gpu():
-                    counts, cpr, cmd, _, each = evaluate_area_under_curve(
-                        theirs, handed, batches, _difference, quiet=True, absolute=absolute
-                    )
-                    _, log_cpr, log_cmd, _, _ = evaluate_area_under_curve(
-                        theirs, handed, batches, _difference, quiet=True, absolute=absolute, log_scale=True
-                    )
-                own = [int(top_edges(task, rank_E, int(row["fraction"] * graph.num_edges)).sum()) for row in rows]
-                gap = max(abs(row["faithfulness"] - other) for row, other in zip(rows, each, strict=True))
-                pairs = (("cpr", cpr), ("cmd", cmd), ("cpr_log", log_cpr / width), ("cmd_log", log_cmd / width))
-                cells = " | ".join(f"{found[key]:.6f} | {float(value):.6f}" for key, value in pairs)
-                same = "equal" if own == [int(count) for count in counts] else f"{own} and {counts}"
-                print(f"| {name}, {'absolute' if absolute else 'signed'} | {cells} | {same} | {gap:.1e} |", flush=True)
+        for (name, scores_E), absolute in itertools.product(sides.items(), (True, False)):
+            # our scores, handed over as a file of theirs
+            path = Path(folder) / f"{name}.{'pt' if absolute else 'json'}"
+            write_eap_ig(Circuit(graph, scores_E > 0, "interchange", scores_E), path)
+            handed = Graph.from_pt(str(path)) if absolute else Graph.from_json(str(path))
+            rank_E = scores_E.abs() if absolute else scores_E
+            rows = curve(task, rank_E, ends)
+            found, width = areas(rows), torch.tensor(1000.0).log()
+            with _quietly_without_a_gpu():
+                counts, cpr, cmd, _, each = evaluate_area_under_curve(
+                    theirs, handed, batches, _difference, quiet=True, absolute=absolute
+                )
+                _, log_cpr, log_cmd, _, _ = evaluate_area_under_curve(
+                    theirs, handed, batches, _difference, quiet=True, absolute=absolute, log_scale=True
+                )
+            own = [int(top_edges(task, rank_E, int(row["fraction"] * graph.num_edges)).sum()) for row in rows]
+            gap = max(abs(row["faithfulness"] - other) for row, other in zip(rows, each, strict=True))
+            pairs = (("cpr", cpr), ("cmd", cmd), ("cpr_log", log_cpr / width), ("cmd_log", log_cmd / width))
+            cells = " | ".join(f"{found[key]:.6f}, {float(value):.6f}" for key, value in pairs)
+            same = "equal" if own == [int(count) for count in counts] else f"{own}, {counts}"
+            print(f"| {name}, {'absolute' if absolute else 'signed'} | {cells} | {same} | {gap:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

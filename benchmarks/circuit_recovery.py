@@ -26,7 +26,9 @@ from typing import Any
 
 import torch
 
-METHODS = ("edge-pruning", "gates alone", "acdc", "exact", "eap", "eap-ig", "mask-ig", "node-pruning", "random")
+_TRIED = ("edge-pruning", "gates alone", "ugs", "ranking", "acdc", "exact", "node-pruning")
+_SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "relp", "atp-star", "ifr", "nap-ig", "random")
+METHODS = (*_TRIED, *_SCORED)
 _CLOSE, _NEEDED = 1e-3, 1e-5
 
 
@@ -49,12 +51,12 @@ def _search(task: Any, ablation: str, method: str, seed: int, steps: int, size: 
     settings: dict[str, Any] = {"ablation": ablation, "method": method}
     if method == "gates alone":
         settings |= {"method": "edge-pruning", "pruning": {**pruning, "polish": False}}
-    elif method in ("edge-pruning", "node-pruning"):
+    elif method in ("edge-pruning", "node-pruning", "ugs"):
         settings |= {"pruning": pruning}
     elif method == "acdc":
         settings |= {"threshold": _CLOSE}
     else:
-        settings |= {"num_edges": size}
+        settings |= {"num_edges": size, **({"ranking": pruning} if method == "ranking" else {})}
     return search(task, FindConfig(**settings), seed)
 
 

@@ -89,6 +89,7 @@ def _graph_json(graph: Graph) -> Markup:
         "kinds": graph.kinds,
         "total": graph.total,
         "kept": graph.kept,
+        "whole": graph.whole,
         "first": min(graph.kept, _READABLE),
         "weight": graph.weight,
         "links": graph.links,

@@ -195,6 +195,7 @@ class Graph:
         kept: how many belong to what is shown; of many, the first 150 are drawn until the reader asks for more.
         weight: what the weight of an edge is called.
         links: pairs of nodes that are joined by a dashed line where both are shown, and count as no edge.
+        whole: what the edges that are kept are together.
 
     Raises:
         ValueError: an edge names a node or a kind that is not there, or there is none to show.
@@ -208,6 +209,7 @@ class Graph:
     weight: str = "weight"
     caption: str = ""
     links: Sequence[tuple[int, int]] = ()
+    whole: str = "the circuit"
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept <= len(self.edges) <= self.total:

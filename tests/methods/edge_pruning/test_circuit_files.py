@@ -208,6 +208,18 @@ def test_many_edges_are_few_paths_and_those_of_a_part_stand_out(tmp_path):
 
 
 @needs_browser
+def test_the_graph_of_a_difference_is_of_both_circuits_and_joins_shared_keys_to_their_heads(circuit, tmp_path):
+    """It called the edges of both together the circuit, and left keys that heads share without these heads."""
+    other = Circuit(circuit.graph, ~circuit.kept_E, "interchange")
+    page = circuit_page(circuit, others={"other": other})
+    text = drawn(page.write(tmp_path / "page.html"))
+    assert "82 of 82 edges" in text and "(both circuits together)" in text and text.count("(the circuit)") == 1
+    blocks = next(each.blocks for each in page.sections if each.title.startswith("Difference"))
+    own = next(each.blocks for each in page.sections if each.title == "Graph")[0]
+    assert blocks[1].links == own.links != []
+
+
+@needs_browser
 def test_the_graph_is_filtered_by_kind_and_by_name(circuit, tmp_path):
     page = circuit_page(circuit).write(tmp_path / "page.html")
     text = drawn(

@@ -52,7 +52,6 @@ def graph_block(circuit: Circuit) -> Graph:
         writer, node, part = ends_of(graph.edge(number), graph)
         score = None if scores_E is None else float(f"{float(scores_E[number]):.5g}")
         edges.append((nodes[writer][0], nodes[node][0], "qkv".index(part) if part else 3, score))
-    links = [(nodes[a][0], nodes[b][0]) for a, b in shared_inputs(graph) if a in nodes and b in nodes]
     caption = (
         "Rows are layers, the embeddings at the bottom. The slider shows the edges with the highest scores, those of"
         " the circuit first."
@@ -61,8 +60,20 @@ def graph_block(circuit: Circuit) -> Graph:
         caption += f" Of {counted(circuit.num_edges, 'edges')} of the circuit the first {len(edges):,} are here."
     placed = [(name, layer, within) for name, (_, layer, within) in nodes.items()]
     return Graph(
-        placed, edges, _KINDS, graph.num_edges, min(max(1, circuit.num_edges), len(edges)), "score", caption, links
+        placed,
+        edges,
+        _KINDS,
+        graph.num_edges,
+        min(max(1, circuit.num_edges), len(edges)),
+        "score",
+        caption,
+        _links(graph, nodes),
     )
+
+
+def _links(graph: CircuitGraph, nodes: Mapping[str, tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """Which heads use which shared keys and values, by the numbers of their places."""
+    return [(nodes[a][0], nodes[b][0]) for a, b in shared_inputs(graph) if a in nodes and b in nodes]
 
 
 def circuit_page(
@@ -132,7 +143,8 @@ def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
         edges.append((nodes[writer][0], nodes[node][0], side, None))
     placed = [(each, layer, within) for each, (_, layer, within) in nodes.items()]
     caption = "What differs comes first; the colors say on which side an edge is."
-    drawn = Graph(placed, edges, _SIDES, max(graph.num_edges, len(edges)), len(edges), "score", caption)
+    total, links = max(graph.num_edges, len(edges)), _links(graph, nodes)
+    drawn = Graph(placed, edges, _SIDES, total, len(edges), "score", caption, links, "both circuits together")
     counts = [
         int((circuit.kept_E & other.kept_E).sum()),
         int((circuit.kept_E & ~other.kept_E).sum()),

@@ -122,7 +122,7 @@
         boxes.set(number, box);
       }
       const share = 100 * (1 - shown / data.total);
-      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? " (the circuit)" : shown < data.kept ? ` (the circuit has ${data.kept.toLocaleString("en")})` : "")
+      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? ` (${data.whole})` : shown < data.kept ? ` (${data.whole}: ${data.kept.toLocaleString("en")})` : "")
         + (edges.length < shown ? `; the filter leaves ${edges.length.toLocaleString("en")}` : "");
       svg.dataset.edges = edges.length;
       svg.dataset.nodes = places.size;
