@@ -110,6 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import eap.attribute
     import eap.evaluate
+    import MIB_circuit_track.evaluation
     from eap.graph import Graph
     from MIB_circuit_track.evaluation import evaluate_area_under_curve
 
@@ -137,6 +138,11 @@ def main() -> None:
         # prompts are tokens here: there is no tokenizer
         return inputs, torch.ones_like(inputs), torch.full((len(inputs),), inputs.shape[1]), inputs.shape[1]
 
+    def evaluated(*each: Any, optimal_ablation_path: Any = None, **named: Any) -> torch.Tensor:
+        # newer versions of EAP-IG do not know the option that the harness gives
+        return eap.evaluate.evaluate_graph(*each, **named)
+
+    MIB_circuit_track.evaluation.evaluate_graph = evaluated
     eap.evaluate.tokenize_plus = eap.attribute.tokenize_plus = as_they_are
     if arguments.file is not None:
         given = Graph.from_json(str(arguments.file))

@@ -167,7 +167,8 @@ def _files(command: Any, context: Any, outputs: bool) -> dict[Path, str]:
     """The files among a command's paths that are there, with what each was given by: those it writes, or the others."""
     found: dict[Path, str] = {}
     for parameter in command.params:
-        if bool({"--out", "--output"} & set(parameter.opts)) == outputs:
+        # by --out, --output, or what else a command writes, such as --out-mib
+        if any(option.startswith("--out") for option in parameter.opts) == outputs:
             name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()
             value = context.params.get(parameter.name)
             for each in value if isinstance(value, list | tuple) else [value]:

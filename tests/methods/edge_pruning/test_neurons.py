@@ -92,7 +92,7 @@ def test_the_command_writes_the_best_neurons(lmlab, network, tmp_path):
     sizes = [abs(score) for _, _, score in found["neurons"]]
     assert sizes == sorted(sizes, reverse=True)
     for name in ("graph.json", "graph.pt"):
-        assert lmlab(*command, "--out", out, "--mib", tmp_path / name).code == 0
+        assert lmlab(*command, "--out", out, "--out-mib", tmp_path / name).code == 0
     (theirs, tensors), best = (_read(tmp_path / f"graph.{end}") for end in ("json", "pt")), found["neurons"][0]
     assert theirs["nodes"][best[0].replace("embeds", "input")]["neurons_scores"][best[1]] == pytest.approx(best[2])
     assert all(
@@ -101,5 +101,14 @@ def test_the_command_writes_the_best_neurons(lmlab, network, tmp_path):
     assert set(theirs["nodes"]) == {*tensors["src_nodes"], "logits"} and "neurons" not in theirs["nodes"]["logits"]
     assert tensors["neurons_scores"].shape == (11, 32) == tensors["neurons_in_graph"].shape
     assert tensors["neurons_in_graph"].dtype == torch.bool
+    done = lmlab(*command, "--out-mib", tmp_path / "new.json", "--out", tmp_path / "new.json")
+    assert done.code == 2 and "is also what --out writes" in done.err and not (tmp_path / "new.json").exists()
+    done = lmlab(*command, "--out-mib", tmp_path / "data.jsonl", "--out", out)
+    assert done.code == 2 and "is what --data reads, and would be written over" in done.err
+    save_pretrained(network("olmoe").float(), tmp_path / "experts")
+    command[3] = tmp_path / "experts"
+    done = lmlab(*command, "--set", "graph.moe=expert", "--out", tmp_path / "new.json", "--out-mib", tmp_path / "e.pt")
+    assert done.code == 2 and "not experts or whole attentions" in done.err and not (tmp_path / "new.json").exists()
+    command[3] = tmp_path / "model"
     done = lmlab(*command, "--metric", "accuracy", "--out", out)
     assert done.code == 2 and "no gradient" in done.err

@@ -9,6 +9,7 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
+from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
 from lmlab.methods.edge_pruning.commands.shared import (
     Model,
@@ -36,7 +37,7 @@ def neurons(
     mib: Annotated[
         Path | None,
         typer.Option(
-            "--mib",
+            "--out-mib",
             help="Also all scores as a graph that the benchmark MIB reads at its neuron level (.json or .pt).",
             show_default=False,
         ),
@@ -48,15 +49,19 @@ def neurons(
 
     from lmlab.files import require_writable, write_json
     from lmlab.methods.edge_pruning import Ends, areas, attribute_neurons, learn_constants, neuron_curve
-    from lmlab.methods.edge_pruning.graph.formats import write_neurons
+    from lmlab.methods.edge_pruning.graph.formats import require_known, write_neurons
 
     given = {name: getattr(settings, name) for name in ("metric", "ablation", "ig_steps")}
     config = config_of({**given, "method": "nap-ig"}, set_, None, task.batch_size)
     require_writable(out)
     if mib is not None:
         require_writable(mib)
+        if mib.resolve() == out.resolve():
+            raise UserError(f"--out-mib: '{mib}' is also what --out writes.", "Name another file.")
     loaded = load_model(model, task, search=True)
     searched = task_of(loaded, config, task)
+    if mib is not None:
+        require_known(searched.masked.graph)
     held_out = loaded.held_out_task(searched, task)
     if config.ablation == "optimal":
         searched = learn_constants(searched, config.optimal)

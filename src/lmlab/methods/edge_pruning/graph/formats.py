@@ -158,6 +158,19 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
     _write_graph(path, graph, circuit.kept_E, scores, nodes)
 
 
+def require_known(graph: CircuitGraph) -> None:
+    """See that the graph can be written as one of EAP-IG and MIB.
+
+    Raises:
+        UserError: experts or whole attention layers are writers, or parts have two names.
+    """
+    _without_spans(graph)
+    if graph.one_writer or graph.options.moe == "expert":
+        raise UserError(
+            "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
+        )
+
+
 def write_neurons(graph: CircuitGraph, scores_WD: Tensor, path: Path) -> None:
     """Write scores of neurons as the graph of MIB at its neuron level: all edges and neurons are in it, and the harness
     takes the best by score. Scores of the two embeddings add up, as their vectors do.
@@ -183,11 +196,7 @@ def _write_graph(
     path: Path, graph: CircuitGraph, kept_E: Tensor, scores: Tensor, nodes: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write edges, with what else is known of each node."""
-    _without_spans(graph)
-    if graph.one_writer or graph.options.moe == "expert":
-        raise UserError(
-            "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
-        )
+    require_known(graph)
     config = graph.config
     edges: dict[str, dict[str, Any]] = {}
     for number, keys in enumerate(their_edges(graph)):
