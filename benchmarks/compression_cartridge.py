@@ -70,10 +70,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    numbers = {"tokens": 512, "rows": 64, "steps": 200, "batch": 2, "excerpt": 64, "paper": 0, "held": 768}
+    numbers = {
+        "tokens": 512,
+        "rows": 64,
+        "steps": 200,
+        "batch": 2,
+        "excerpt": 64,
+        "samples": 128,
+        "paper": 0,
+        "held": 768,
+    }
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--learn-from", default="studies", choices=["studies", "excerpts"])
     options = parser.parse_args()
     print(f"load before: {os.getloadavg()}", flush=True)
     work = options.out.with_suffix("")
@@ -93,10 +103,12 @@ def main() -> None:
         rows=options.rows,
         steps=options.steps,
         batch_size=options.batch,
+        learn_from=options.learn_from,
+        samples=options.samples,
         excerpt=options.excerpt,
         learning_rate=options.rate,
     )
-    key = "-".join(str(getattr(options, name)) for name in (*numbers, "rate", "precision"))
+    key = "-".join(str(getattr(options, name)) for name in (*numbers, "rate", "precision", "learn_from"))
     memories = {"cartridge": train_cartridge(model, context, config, work / f"training-{key}")}
     seconds = time.process_time() - began
     untrained = config.model_copy(update={"steps": 0})

@@ -10,7 +10,7 @@ from small_models import FEATURES, random_model
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
 from lmlab.methods.autocompressor.kinds.base import create, kinds
-from lmlab.methods.autocompressor.kinds.cartridge import Excerpts, train_cartridge
+from lmlab.methods.autocompressor.kinds.cartridge import Excerpts, Studies, train_cartridge
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
 from lmlab.methods.autocompressor.kinds.ot_pool import sinkhorn, transport_cost
 from lmlab.methods.autocompressor.kinds.summary import Summary
@@ -168,23 +168,43 @@ def test_summaries_as_a_kind_are_the_methods_own():
             compressor.compress(ids, ratio=2)
 
 
-def test_a_cartridge_begins_as_the_first_rows_and_learns_what_the_text_says(tmp_path):
+def test_studies_are_what_the_model_writes_behind_the_whole_text():
+    model, ids = random_model(max_seq_len=96), ids_of(1, 40)[0]
+    config = CartridgeConfig(steps=40, batch_size=2, excerpt=9, samples=36, top=61)
+    studies, again = (Studies(model, ids, config) for _ in range(2))
+    texts, repeated = ([each[number]["input_ids"].tolist() for number in range(80)] for each in (studies, again))
+    assert len(studies) == 80 and texts[:36] == texts[36:72] and texts == repeated
+    assert len({tuple(text) for text in texts}) > 30 and {text[0] for text in texts} <= set(ids.tolist())
+    for number in (0, 35):  # what is learned of each is told by the model that reads the corpus before it
+        text = torch.tensor(texts[number])
+        with torch.no_grad():
+            wanted = model(torch.cat((ids, text))[None]).logits_BTV[0, 40:].log_softmax(-1)
+        row = studies[number]
+        found = torch.zeros(9, 61).scatter(1, *(torch.from_numpy(row[n]) for n in ("top_ids", "top_log_probs")))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("learn_from", "lessons"), [("studies", Studies), ("excerpts", Excerpts)])
+def test_a_cartridge_begins_as_the_first_rows_and_learns_what_the_text_says(tmp_path, learn_from, lessons):
     """A model that repeats: after `a` comes whatever came after it in the text. Rows learn to say so."""
     model, ids = random_model(max_seq_len=96), ids_of(1, 40)[0]
     named = {"rows": 6, "excerpt": 12, "learning_rate": 3e-2, "top": 61}
     begun = create("cartridge", model, steps=0, **named).compress(ids[None])
-    first = read_rows(model, ids[None, :6])
+    with (
+        torch.no_grad()
+    ):  # as a cartridge reads them: with gradients another product may be asked, which rounds otherwise
+        first = read_rows(model, ids[None, :6])
     assert torch.equal(begun.rows.keys_LBKMH, first.keys_LBKMH) and begun.next_position.tolist() == [6]
-    config = CartridgeConfig(steps=60, **named)
+    config = CartridgeConfig(steps=60, learn_from=learn_from, **named)
     learned = train_cartridge(model, ids, config, tmp_path / "one")
     assert torch.equal(learned.rows.keys_LBKMH[:, :, :, 0], first.keys_LBKMH[:, :, :, 0])  # the sink stays
     assert not torch.equal(learned.rows.keys_LBKMH[:, :, :, 1:], first.keys_LBKMH[:, :, :, 1:])
-    excerpts = Excerpts(model, ids, 12, 8, 61, seed=99)
+    unseen = lessons(model, ids, config.model_copy(update={"seed": 99}))
 
     def divergence(memory):
         found = 0.0
         for number in range(8):
-            row = excerpts[number]
+            row = unseen[number]
             with torch.no_grad():
                 logits = model(torch.from_numpy(row["input_ids"])[None], memory=memory).logits_BTV[0].log_softmax(-1)
             places, values = (torch.from_numpy(row[name]) for name in ("top_ids", "top_log_probs"))

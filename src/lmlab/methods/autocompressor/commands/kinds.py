@@ -190,6 +190,7 @@ def cartridge(
 
     import torch
 
+    from lmlab.files import sha256_json
     from lmlab.hardware import select_device
     from lmlab.methods.autocompressor.kinds.cartridge import train_cartridge
     from lmlab.models import hash_of_ids, kernel_of, known_fingerprint, save_memory
@@ -200,7 +201,7 @@ def cartridge(
     ids = _ids(found.tokenizer(), file)
     if settings.rows is None:
         raise UserError("How large is the cartridge?", "--rows 64")
-    key = hash_of_ids([*ids, settings.rows, settings.steps, settings.seed])[:16]
+    key = sha256_json([hash_of_ids(ids), settings.model_dump(mode="json")])[:16]
     trained = train_cartridge(network, torch.tensor(ids), settings, out.with_name(f"{out.name}.{key}.training"))
     memory = replace(
         trained,

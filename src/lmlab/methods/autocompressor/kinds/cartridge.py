@@ -1,14 +1,16 @@
 """Cartridges (Eyuboglu et al. 2025): a few rows of keys and values, trained for one corpus.
 
 They begin as the keys and values of the corpus' first p tokens, of which the first row stays as it is, and learn to
-make the model say what it says with the corpus before it: cross-entropy to its likeliest tokens, on excerpts of the
-corpus. Next-token loss alone does not do.
+make the model say what it says with the corpus before it: cross-entropy to its likeliest tokens, on texts that it
+writes with the corpus before it (self-study, section 4). Excerpts of the corpus itself teach rows to recite it: on
+other sentences they soon are worse than no training. Next-token loss alone does not do.
 
 Shapes: L layers, K key-value heads, P rows, H width of a head, B excerpts, C tokens of an excerpt, n likeliest tokens.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +21,10 @@ from lmlab.data import Batch, Loader, Tokenizer
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.kinds.base import Compressor, register, slots_for
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig, KindConfig
-from lmlab.models import KVRows, Memory, Transformer, hash_of_ids, read_rows
+from lmlab.models import GenerationConfig, KVRows, Memory, Transformer, generate, hash_of_ids, read_rows
 from lmlab.train import StepOutput, Trainer, TrainerConfig
+
+_TOGETHER = 32  # texts that are written at once: more hold more copies of the corpus' keys and values
 
 
 class Cartridge(nn.Module):
@@ -68,38 +72,82 @@ class Cartridge(nn.Module):
         return self.model(*arguments, memory=Memory(self.rows), **named)
 
 
-class Excerpts:
-    """Excerpts of a corpus with what the model, with all of the corpus before it, finds likeliest after each token.
+class Lessons(ABC):
+    """Texts with what the model, with all of the corpus before it, finds likeliest after each token.
 
     Arguments:
         ids_T: the corpus.
-        count: how many; each depends on the seed and its number alone.
+        config: how long texts are, and how many lessons there are; each depends on the seed and its number alone.
     """
 
-    def __init__(self, model: Transformer, ids_T: Tensor, length: int, count: int, top: int, seed: int) -> None:
-        self._model, self._ids, self._top = model, ids_T.cpu(), top
-        self._length, self._count, self._seed = min(length, len(ids_T)), count, seed
+    def __init__(self, model: Transformer, ids_T: Tensor, config: CartridgeConfig) -> None:
+        self._model, self._ids, self._config = model, ids_T.cpu(), config
         with torch.no_grad():
             self._whole = Memory(read_rows(model, ids_T[None]))
 
     def __len__(self) -> int:
-        return self._count
+        return self._config.steps * self._config.batch_size
+
+    @abstractmethod
+    def text(self, index: int) -> Tensor:
+        """The ids of a lesson, [C]."""
 
     @torch.no_grad()
     def __getitem__(self, index: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
-        start = int(torch.randint(0, len(self._ids) - self._length + 1, (1,), generator=generator))
-        ids = self._ids[start : start + self._length]
-        device = self._model.embedding.weight.device
-        hidden = self._model(ids[None].to(device), memory=self._whole, logits="none").hidden_BTD[0]
-        found = (
-            self._model.logits_of(hidden).float().log_softmax(-1).topk(min(self._top, self._model.config.vocab_size))
-        )
+        ids, model = self.text(index), self._model
+        hidden = model(ids[None].to(model.embedding.weight.device), memory=self._whole, logits="none").hidden_BTD[0]
+        top = min(self._config.top, model.config.vocab_size)
+        found = model.logits_of(hidden).float().log_softmax(-1).topk(top)
         return {
             "input_ids": ids.numpy(),
             "top_ids": found.indices.cpu().numpy(),
             "top_log_probs": found.values.cpu().numpy(),
         }
+
+
+class Excerpts(Lessons):
+    """Excerpts of the corpus, drawn anew for each lesson."""
+
+    def text(self, index: int) -> Tensor:
+        length = min(self._config.excerpt, len(self._ids))
+        generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + index)
+        start = int(torch.randint(0, len(self._ids) - length + 1, (1,), generator=generator))
+        return self._ids[start : start + length]
+
+
+class Studies(Lessons):
+    """Texts that the model writes with the corpus before it, each from a token of the corpus; lessons go through them
+    again and again.
+    """
+
+    def __init__(self, model: Transformer, ids_T: Tensor, config: CartridgeConfig) -> None:
+        super().__init__(model, ids_T, config)
+        count, generator = min(config.samples, len(self)), torch.Generator().manual_seed(config.seed)
+        first = self._ids[torch.randint(0, len(self._ids), (count,), generator=generator)].tolist()
+        # a draw depends on seed and prompt: of two texts from the same token each has a seed of its own
+        how = [
+            GenerationConfig(max_new_tokens=config.excerpt - 1, seed=config.seed * 1_000_003 + number)
+            for number in range(count)
+        ]
+        self._texts_SC = torch.tensor(
+            [
+                [token, *written.ids]
+                for start in range(0, count, _TOGETHER)
+                for token, (written,) in zip(
+                    first[start : start + _TOGETHER],
+                    generate(
+                        model,
+                        [[token] for token in first[start : start + _TOGETHER]],
+                        how[start : start + _TOGETHER],
+                        memory=self._whole,
+                    ),
+                    strict=True,
+                )
+            ]
+        )
+
+    def text(self, index: int) -> Tensor:
+        return self._texts_SC[index % len(self._texts_SC)]
 
 
 def distillation_step(cartridge: Cartridge, batch: Batch) -> StepOutput:
@@ -120,15 +168,16 @@ def train_cartridge(model: Transformer, ids_T: Tensor, config: CartridgeConfig, 
     rows = config.rows or slots_for(length, config.ratio)
     if rows > length:
         raise UserError(f"A cartridge of {rows} rows cannot begin as the first tokens of a text of {length}.")
-    if config.steps and length + min(config.excerpt, length) > window:
+    lesson = config.excerpt if config.learn_from == "studies" else min(config.excerpt, length)
+    if config.steps and length + lesson > window:
         raise UserError(
-            f"A text of {length} tokens and an excerpt of {config.excerpt} exceed the model's window of {window}.",
-            "Give a shorter text, or a shorter excerpt.",
+            f"A text of {length} tokens and a lesson of {lesson} exceed the model's window of {window}.",
+            "Give a shorter text, or a smaller excerpt.",
         )
     learns = {name: each.requires_grad for name, each in model.named_parameters()}
     cartridge = Cartridge(model, ids_T, rows, config.frozen)
     if config.steps and rows > cartridge.frozen:
-        excerpts = Excerpts(model, ids_T, config.excerpt, config.steps * config.batch_size, config.top, config.seed)
+        lessons = (Studies if config.learn_from == "studies" else Excerpts)(model, ids_T, config)
         trainer_config = TrainerConfig.model_validate(
             {
                 "steps": config.steps,
@@ -141,7 +190,7 @@ def train_cartridge(model: Transformer, ids_T: Tensor, config: CartridgeConfig, 
                 "log_every": max(1, config.steps // 20),
             }
         )
-        loader = Loader(excerpts, config.batch_size, config.seed, shuffle=False)
+        loader = Loader(lessons, config.batch_size, config.seed, shuffle=False)
         Trainer(cartridge, distillation_step, loader, trainer_config, directory).fit()
     for name, each in model.named_parameters():
         each.requires_grad_(learns[name])

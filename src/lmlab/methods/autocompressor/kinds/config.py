@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Config
@@ -28,8 +30,11 @@ class CartridgeConfig(KindConfig):
         rows: p, in place of what the ratio says.
         frozen: first rows that stay as they are; without such a sink training is unstable.
         steps: of the optimizer; 0 leaves the rows as they begin.
-        excerpt: tokens of an excerpt.
-        batch_size: excerpts of a step.
+        learn_from: studies are texts that the model writes with the whole text before it; excerpts are cut from the
+            text, which the rows then learn by heart.
+        samples: studies that are written.
+        excerpt: tokens of a study or an excerpt.
+        batch_size: of them, in a step.
         learning_rate: of the rows.
         top: likeliest tokens of the teacher that are learned.
     """
@@ -37,6 +42,8 @@ class CartridgeConfig(KindConfig):
     rows: PositiveInt | None = None
     frozen: NonNegativeInt = 1
     steps: NonNegativeInt = 200
+    learn_from: Literal["studies", "excerpts"] = "studies"
+    samples: PositiveInt = 128
     excerpt: PositiveInt = 64
     batch_size: PositiveInt = 4
     learning_rate: PositiveFloat = 5e-3
