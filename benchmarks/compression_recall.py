@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
+from collections import Counter
 from pathlib import Path
 
 from lmlab.methods.autocompressor.training.recall import fit_recall, recall_trainer, recall_training
@@ -35,6 +37,20 @@ def run(kind: str, seed: int, steps: int, slots: int, every: int, directory: Pat
     return {int(row["step"]): row["heldout_accuracy"] for row in rows if "heldout_accuracy" in row}
 
 
+def unbound_score(times: int = 100_000) -> float:
+    """What a reader scores who knows which values the context holds, but not whose they are: each answer is the most
+    frequent value among those not yet asked for.
+    """
+    draw, right = random.Random(0), 0
+    for _ in range(times):
+        asked = [draw.randrange(8) for _ in range(4)]
+        for number, value in enumerate(asked):
+            left = asked[number:]
+            draw.shuffle(left)  # of values that are as frequent any may be named
+            right += Counter(left).most_common(1)[0][0] == value
+    return right / (4 * times)
+
+
 def main() -> None:
     """Train and print one line a training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +59,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     options = parser.parse_args()
+    print(f"values known, but not whose they are: {unbound_score():.3f}", flush=True)
     found = json.loads(options.out.read_text()) if options.out.exists() else []
     keys = ("kind", "seed", "steps", "slots")
     for seed in range(options.seeds):
