@@ -132,6 +132,17 @@ def test_an_attempt_that_wrote_nothing_does_not_decide_how_the_next_one_encodes(
         encode(job)
 
 
+def test_a_segment_beyond_the_window_of_a_model_without_positions_stays_one(place: Path) -> None:
+    """Such a model reads texts of any length, so that its window cuts none."""
+    shape = ModelConfig(vocab_size=64, num_layers=1, d_model=32, num_heads=2, max_seq_len=16, positions="none")
+    compressor = AutoCompressor.from_base(Transformer(shape).initialize(0), summary_length=3, init="mean")
+    ids = list(range(50))
+    ((cut, vectors),) = summaries_of(compressor, [ids], 24, independent=True)
+    assert cut == [24, 24, 2] and vectors.shape == (3, 3, 32)
+    own = compressor(torch.tensor([ids[:24]]), output_summary=True, logits=False).summary.vectors_BPD
+    torch.testing.assert_close(vectors[:1], own, atol=1e-5, rtol=1e-5)
+
+
 def test_segments_that_are_compressed_by_themselves_are_read_together(place: Path) -> None:
     compressor, sizes, told = AutoCompressor.load(place / "compressor"), [], []
     compressor.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))

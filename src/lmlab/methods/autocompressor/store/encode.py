@@ -311,13 +311,32 @@ def summaries_of(
     Arguments:
         segment, independent, batch: as in `EncodeJob`.
         advance: is told the tokens that were read, each time.
+
+    Raises:
+        SegmentError: a text is empty, or its segments with the vectors before them exceed the window.
     """
-    kappa = compressor.summary_length
     cuts = [cut_of(compressor, len(ids), segment, independent) for ids in texts]
     if independent:  # segments know nothing of each other, and are read together whichever text they are of
         pieces = [ids[end - length : end] for ids, cut in zip(texts, cuts, strict=True) for length, end in _ends(cut)]
-        alone = iter(summaries_of(compressor, pieces, batch=batch, advance=advance))
-        return [(cut, torch.cat([next(alone)[1] for _ in cut])) for cut in cuts]
+        alone = iter(_read_in_order(compressor, pieces, [[len(piece)] for piece in pieces], batch, advance))
+        return [(cut, torch.cat([next(alone) for _ in cut])) for cut in cuts]
+    return list(zip(cuts, _read_in_order(compressor, texts, cuts, batch, advance), strict=True))
+
+
+def _read_in_order(
+    compressor: AutoCompressor,
+    texts: Sequence[Sequence[int]],
+    cuts: Sequence[Sequence[int]],
+    batch: int,
+    advance: Advance | None,
+) -> list[Tensor]:
+    """The summaries of each text, [segments, N, D], in fp32, whose segments see those before them.
+
+    Arguments:
+        cuts: the lengths of each text's segments.
+        batch, advance: as in `summaries_of`.
+    """
+    kappa = compressor.summary_length
     states: list[SummaryVectors] = [compressor.nothing() for _ in texts]
     found: list[list[Tensor]] = [[] for _ in texts]
     read = [0] * len(texts)
@@ -338,4 +357,4 @@ def summaries_of(
                     read[i] += length
                 if advance is not None:
                     advance(length * len(chosen))
-    return [(cut, torch.stack(own)) for cut, own in zip(cuts, found, strict=True)]
+    return [torch.stack(own) for own in found]
