@@ -106,21 +106,64 @@ def untouched(monkeypatch):
     torch.set_num_threads(before)
 
 
+def _process(place, nice, user, system=0, core=0):
+    place.mkdir(exist_ok=True)
+    words = ["R", *["0"] * 10, str(user), str(system), "0", "0", "20", str(nice), *["1"] * 19, str(core), "0"]
+    (place / "stat").write_text(f"{place.name} (a) name) " + " ".join(words))
+
+
 def test_what_has_a_lower_priority_counts_as_idle_below_zero_too(tmp_path):
     """The system's own sum tells positive values apart, and no others."""
-    for number, (nice, user, system) in enumerate([(-10, 1, 2), (-5, 10, 20), (0, 100, 200), (5, 1000, 2000)]):
-        (tmp_path / str(number)).mkdir()
-        words = ["R", *["0"] * 10, str(user), str(system), "0", "0", "20", str(nice), "1"]
-        (tmp_path / str(number) / "stat").write_text(f"{number} (a) name) " + " ".join(words))
-    (tmp_path / "9").mkdir()  # it has just ended
-    (tmp_path / "sys").mkdir()
-    assert threads._ticks_of_lower(-5, tmp_path) == 300
-    assert threads._ticks_of_lower(-7, tmp_path) == 330
+    lower, all_of_them = threads.Lower(tmp_path), threads.Lower(tmp_path)
+    for factor in (1, 2):
+        for number, (nice, user, system) in enumerate([(-10, 1, 2), (-5, 10, 20), (0, 100, 200), (5, 1000, 2000)]):
+            _process(tmp_path / str(number), nice, factor * user, factor * system)
+        (tmp_path / "9").mkdir(exist_ok=True)  # it has just ended
+        (tmp_path / "sys").mkdir(exist_ok=True)
+        assert lower.ticks(-5, {0}) == 300 * (factor - 1)
+        assert all_of_them.ticks(-7, {0}) == 330 * (factor - 1)
+
+
+def test_such_processes_come_and_go_and_run_on_other_cores_too(tmp_path):
+    """A count that falls, or that has the work of all cores, would make cores look busy, or free, that are not."""
+    lower, cores = threads.Lower(tmp_path), {0, 1}
+    _process(tmp_path / "1", 0, 5000)
+    _process(tmp_path / "2", 0, 7000, core=2)
+    assert lower.ticks(-5, cores) == 0
+    _process(tmp_path / "1", 0, 5010)
+    _process(tmp_path / "2", 0, 7400, core=2)
+    _process(tmp_path / "3", 0, 4, core=1)  # new
+    assert lower.ticks(-5, cores) == 14
+    for number in ("1", "3"):
+        (tmp_path / number / "stat").unlink()
+        (tmp_path / number).rmdir()
+    _process(tmp_path / "2", 0, 7401, core=1)  # moved here
+    assert lower.ticks(-5, cores) == 15
+    _process(tmp_path / "2", -6, 7500)  # its priority was changed
+    assert lower.ticks(-5, cores) == 15
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell what processes run")
+def test_a_busy_process_of_a_lower_priority_is_counted():
+    """Where it runs on a core of ours, as words of the system's own file say."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        lower, end = threads.Lower(), time.monotonic() + 20
+        rank = os.getpriority(os.PRIO_PROCESS, child.pid) - 1
+        if rank >= 0 or rank < -20:
+            pytest.skip("its priority is positive")
+        lower.ticks(rank, os.sched_getaffinity(0))
+        while not lower.ticks(rank, os.sched_getaffinity(0)):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system does not tell how idle cores were")
 def test_below_zero_such_time_is_added(monkeypatch):
-    monkeypatch.setattr(threads, "_ticks_of_lower", lambda rank: 10**9 * (rank == -5))
+    monkeypatch.setattr(threads._lower, "ticks", lambda rank, cores: 10**9 * (rank == -5))
     monkeypatch.setattr(os, "getpriority", lambda which, who: -5)
     low = threads._idle_seconds()
     monkeypatch.setattr(os, "getpriority", lambda which, who: 0)

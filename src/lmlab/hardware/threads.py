@@ -20,7 +20,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -382,20 +382,48 @@ def _idle_seconds() -> float:
     if known < len(mine):  # containers may number cores in their own way, so that nothing is said of some
         raise ValueError("cores are missing from /proc/stat")
     if rank < 0:  # the system tells the time of positive values apart, and of no others
-        ticks += _ticks_of_lower(rank)
+        ticks += _lower.ticks(rank, mine)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _ticks_of_lower(rank: int, processes: str | Path = "/proc") -> int:
-    """What processes have run whose `nice` is larger than this negative one, and not positive."""
-    ticks = 0
-    for place in os.scandir(processes):
-        if not place.name.isdigit():
-            continue
-        try:
-            words = Path(place.path, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if rank < int(words[16]) <= 0:
-            ticks += int(words[11]) + int(words[12])
-    return ticks
+class Lower:
+    """Counts what processes run whose `nice` is larger than a negative one, and not positive.
+
+    Their own counts end with them, and those of a process that was given another priority or moved to another core
+    belong elsewhere: so what they ran from one look to the next is added up.
+
+    Arguments:
+        processes: folder of the system with a folder for each.
+    """
+
+    def __init__(self, processes: str | Path = "/proc") -> None:
+        self._processes, self._lock = processes, threading.Lock()
+        self._seen: dict[str, int] | None = None
+        self._ticks = 0
+
+    def ticks(self, rank: int, cores: Set[int]) -> int:
+        """Ticks of the clock since the first call, which gives 0. What a process ran last, after the look before its
+        end, is missing.
+
+        Arguments:
+            rank: the negative `nice`.
+            cores: those that count; of a process that on which its first thread ran last.
+        """
+        with self._lock:
+            seen = dict[str, int]()
+            for place in os.scandir(self._processes):
+                if not place.name.isdigit():
+                    continue
+                try:
+                    told = Path(place.path, "stat").read_text(encoding="utf-8", errors="replace")
+                except OSError:  # it has just ended
+                    continue
+                words = told.rpartition(")")[2].split()
+                ran = seen[place.name] = int(words[11]) + int(words[12])
+                if self._seen is not None and rank < int(words[16]) <= 0 and int(words[36]) in cores:
+                    self._ticks += max(0, ran - self._seen.get(place.name, 0))  # less: the number was given anew
+            self._seen = seen
+            return self._ticks
+
+
+_lower = Lower()
