@@ -132,6 +132,30 @@ def test_an_attempt_that_wrote_nothing_does_not_decide_how_the_next_one_encodes(
         encode(job)
 
 
+def test_two_who_make_one_empty_folder_their_store_mix_no_parts(place: Path, tmp_path: Path) -> None:
+    """The one that comes second finds nothing yet, and makes the folder its own; either may write first."""
+    first = encoding._Worker(_job(place, tmp_path / "s"))
+    assert encode(_job(place, tmp_path / "s", segment=8))["encoded"] == 11
+    with pytest.raises(UserError, match="was written for another"):
+        first.run()
+    SummaryStore(tmp_path / "s").verify()
+    first = encoding._Worker(_job(place, tmp_path / "t"))
+    second = encoding._Worker(_job(place, tmp_path / "t", segment=8))
+    with pytest.raises(UserError, match="store for something else"):
+        first.run()
+    assert second.run()["encoded"] == 11
+    SummaryStore(tmp_path / "t").verify()
+
+
+def test_a_store_of_a_version_that_noted_less_of_its_parts_is_not_gone_on_with(place: Path, tmp_path: Path) -> None:
+    """Nothing of it could be read, and who resumed it would not be told."""
+    encode(_job(place, tmp_path / "s"))
+    path = tmp_path / "s" / "part-00001.json"
+    write_json(path, {name: each for name, each in read_mapping(path).items() if name != "meta"})
+    with pytest.raises(UserError, match="part-00001' was written for another .* by an earlier version"):
+        encode(_job(place, tmp_path / "s"))
+
+
 def test_a_segment_beyond_the_window_of_a_model_without_positions_stays_one(place: Path) -> None:
     """Such a model reads texts of any length, so that its window cuts none."""
     shape = ModelConfig(vocab_size=64, num_layers=1, d_model=32, num_heads=2, max_seq_len=16, positions="none")

@@ -147,6 +147,19 @@ class SummaryStore:
         """Whether a part is whole."""
         return (self.path / f"{_stem(number)}.json").exists()
 
+    def expect_part(self, number: int) -> None:
+        """Refuse a whole part whose vectors are to be read in another way than the store says.
+
+        Raises:
+            UserError: it was written for another `meta.json`, or by a version that did not note for which.
+        """
+        stem = self.path / _stem(number)
+        if read_mapping(stem.with_suffix(".json")).get("meta") != self._digest_of_meta():
+            raise UserError(
+                f"'{stem}' was written for another '{self.path / META}', or by an earlier version of lmlab.",
+                "Encode into another folder.",
+            )
+
     def drop_drafts(self, number: int) -> None:
         """Remove what a process that was killed has left of a part that nobody writes now."""
         for draft in self.path.glob(f".{_stem(number)}.*.tmp"):
@@ -156,7 +169,8 @@ class SummaryStore:
         """Write a part, whose bytes depend on its rows alone.
 
         Raises:
-            UserError: the vectors have another shape, or are no finite numbers as they would be stored.
+            UserError: the vectors have another shape, or are no finite numbers as they would be stored; or the store
+                was made anew for others since it was opened.
         """
         expected = (len(rows), self.meta.summary_length, self.meta.width)
         if tuple(vectors_RND.shape) != expected:
@@ -182,6 +196,14 @@ class SummaryStore:
             {"rows": len(rows), **digests, "written_by": getpass.getuser(), "mark": mark_of(json.dumps(digests))},
         )
         self._forget()
+        # looked at after the part is there: who makes an empty store anew has then seen it, or is seen here
+        if SummaryStore(self.path).meta != self.meta:
+            for name in ("json", "jsonl", "safetensors"):
+                stem.with_suffix(f".{name}").unlink(missing_ok=True)
+            raise UserError(
+                f"Another process has made '{self.path}' a store for something else meanwhile.",
+                "Encode into another folder.",
+            )
 
     def add(self, id: str, vectors: SoftPrompt | Tensor, *, text: str = "", tokens: int = 0) -> None:
         """Add a text's vectors, [P, D] or one row, P a multiple of kappa, as a part of its own.
@@ -388,7 +410,10 @@ class SummaryStore:
         if missing := [path for path in files.values() if not path.is_file()]:
             raise LmlabError(f"'{missing[0]}' is missing.", "Copy the store again, or encode again.")
         own = {name: sha256_file(path) for name, path in files.items()}
-        return {**own, "meta": sha256_json(self.meta.model_dump(mode="json"))}
+        return {**own, "meta": self._digest_of_meta()}
+
+    def _digest_of_meta(self) -> str:
+        return sha256_json(self.meta.model_dump(mode="json"))
 
     def _forget(self) -> None:
         vars(self).pop("_index", None)

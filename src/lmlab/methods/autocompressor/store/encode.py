@@ -78,8 +78,8 @@ def encode(job: EncodeJob, workers: int = 1, backend: Backend = "processes", gpu
         workers, backend, gpus: as in `fan_out`.
 
     Raises:
-        UserError: the folder holds another store, the compressor has no summary tokens, two documents share an id, or a
-            record cannot be read.
+        UserError: the folder holds another store, or becomes one meanwhile, the compressor has no summary tokens, two
+            documents share an id, or a record cannot be read.
     """
     if workers <= 1:
         return _work(job)
@@ -163,6 +163,7 @@ class _Worker:
             self._encode_held(lease, number, block)
         if not self.store.has_part(number):
             return False
+        self.store.expect_part(number)
         held = self.store.ids_of_part(number)
         missing = [each for each in block if each.id not in set(held)]
         if held != [each.id for each in block if each not in missing] or self._kept(missing):
