@@ -85,7 +85,8 @@ def _tune() -> None:
         raise UserError(
             f"Other programs take the cores ({waiting:.1f} threads wait for one on average): what would be measured"
             " beside them is chance.",
-            "Measure when the machine is idle, or with a higher priority than theirs: sudo nice -n -5 lmlab ...",
+            # not `sudo lmlab`, which would keep the answers in the cache of the administrator
+            "Measure when the machine is idle, or with a higher priority than theirs: sudo renice -n -5 $$, and again.",
         )
     with progress("measure", len(ways.QUESTIONS), "questions") as advance:
         for each in measure():

@@ -1,7 +1,8 @@
 """Folders that one command owns: a manifest says which files are its result, and readers trust it, not the folder.
 
 A command writes beside the old files and changes them for the new ones when all of these are there; so a folder holds
-one result, never the mixture of two, and a command that fails or is killed leaves the former one as it was.
+one result, never the mixture of two. A command that fails, or is killed before that change, leaves the former result as
+it was; one that is killed within it leaves a folder that readers refuse until a command has written it anew.
 """
 
 from __future__ import annotations
