@@ -190,9 +190,8 @@ def test_a_cartridge_begins_as_the_first_rows_and_learns_what_the_text_says(tmp_
     model, ids = random_model(max_seq_len=96), ids_of(1, 40)[0]
     named = {"rows": 6, "excerpt": 12, "learning_rate": 3e-2, "top": 61}
     begun = create("cartridge", model, steps=0, **named).compress(ids[None])
-    with (
-        torch.no_grad()
-    ):  # as a cartridge reads them: with gradients another product may be asked, which rounds otherwise
+    # as a cartridge reads them: with gradients another product may be asked, which rounds otherwise
+    with torch.no_grad():
         first = read_rows(model, ids[None, :6])
     assert torch.equal(begun.rows.keys_LBKMH, first.keys_LBKMH) and begun.next_position.tolist() == [6]
     config = CartridgeConfig(steps=60, learn_from=learn_from, **named)

@@ -5,7 +5,8 @@ make the model say what it says with the corpus before it: cross-entropy to its 
 writes with the corpus before it (self-study, section 4). Excerpts of the corpus itself teach rows to recite it: on
 other sentences they soon are worse than no training. Next-token loss alone does not do.
 
-Shapes: L layers, K key-value heads, P rows, H width of a head, B excerpts, C tokens of an excerpt, n likeliest tokens.
+Shapes: L layers, K key-value heads, P rows, H width of a head, B excerpts, C tokens of an excerpt, n likeliest tokens,
+S texts that the model writes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmlab.data import Batch, Loader, Tokenizer
+from lmlab.data import Batch, Loader
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.kinds.base import Compressor, register, slots_for
-from lmlab.methods.autocompressor.kinds.config import CartridgeConfig, KindConfig
-from lmlab.models import GenerationConfig, KVRows, Memory, Transformer, generate, hash_of_ids, read_rows
+from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
+from lmlab.models import GenerationConfig, KVRows, Memory, Transformer, generate, read_rows
 from lmlab.train import StepOutput, Trainer, TrainerConfig
 
 _TOGETHER = 32  # texts that are written at once: more hold more copies of the corpus' keys and values
@@ -207,15 +208,10 @@ class CartridgeKind(Compressor):
     trains_each: ClassVar[bool] = True
     Config = CartridgeConfig
 
-    def __init__(self, model: Transformer, config: KindConfig, tokenizer: Tokenizer | None = None) -> None:
-        super().__init__(model, config, tokenizer)
-        self.directory: Path | None = None
-
     def memory(self, ids_1T: Tensor, query_1Q: Tensor | None, ratio: float) -> Memory:
         import tempfile
 
         assert isinstance(self.config, CartridgeConfig)
         config = self.config.model_copy(update={"ratio": ratio})
         with tempfile.TemporaryDirectory() as temporary, torch.enable_grad():
-            name = f"{hash_of_ids(ids_1T[0].tolist())[:16]}-{ratio:g}"
-            return train_cartridge(self.model, ids_1T[0], config, (self.directory or Path(temporary)) / name)
+            return train_cartridge(self.model, ids_1T[0], config, temporary)
