@@ -125,7 +125,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("Interrupted.", "Run the same command again; it goes on from what was kept.") from None
+            # true of a training, which keeps checkpoints, and of an answer, of which nothing is kept
+            hint = "Run the same command again: it goes on from what was kept, or begins anew if nothing was."
+            raise Interrupted("Interrupted.", hint) from None
 
 
 def _with_paths(command: Any) -> Any:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from lmlab.errors import UserError
 from lmlab.evals import ModelScorer, Window
-from lmlab.hardware import select_dtype
+from lmlab.hardware import select_dtype, threads
+from lmlab.hardware.threads import Governor, Look
 from lmlab.models import GenerationConfig, LoRAConfig, add_lora, generate, pack_weights, save_pretrained
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.packed import PackedLinear, can_be_packed, round_to_4_bits
@@ -226,3 +227,17 @@ def test_a_place_is_read_in_every_precision(tmp_path):
     assert (
         errors["fp32"] < 1e-9 < errors["bf16"] < errors["int8"] < errors["int4"] < 0.25 * float(exact.square().mean())
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_that_wait_are_given_up_while_weights_are_packed(kind, monkeypatch):
+    taken, now = [], iter(range(1000))
+
+    def look():  # two threads that share one core
+        seconds = next(now) - 1000.0
+        return Look(seconds, seconds, seconds, 0.0)
+
+    monkeypatch.setattr(threads._local, "watch", Governor(2, look=look, apply=taken.append), raising=False)
+    monkeypatch.setattr(threads._local, "alone", False, raising=False)
+    pack_weights(random_model("llama", **SIZES), kind)
+    assert taken[:1] == [1]

@@ -91,8 +91,9 @@ def test_the_converted_program_is_the_reference_s(checkpoint: tuple[Path, Progra
     wanted = [arguments[key] for key in ("dataset_size", "vocab_size", "min_length", "max_length", "seed")]
     _, _, test = rasp.split(rasp.generate(arguments["dataset"], *wanted), arguments["seed"])
     tokens = [each for each, _ in test]
-    report = verify(model, program, tokens)
-    assert report.equal and report.near_ties == 0 and report.sequences == len(test)
+    told: list[int] = []
+    report = verify(model, program, tokens, advance=told.append)
+    assert report.equal and report.near_ties == 0 and report.sequences == sum(told) == len(test)
     answers = Interpreter(program).predict(tokens)
     pairs = [
         each for answer, (_, labels) in zip(answers, test, strict=True) for each in zip(answer, labels, strict=True)

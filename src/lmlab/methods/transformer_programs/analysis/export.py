@@ -50,11 +50,10 @@ def export_program(
     """
     out, options = Path(out), options or ExportOptions()
     splits = {"train": data.train, "valid": data.valid, **({"test": data.test} if data.test is not None else {})}
-    with progress("verify", None, "sequences") as advance:
-        inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
+    inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
+    with progress("verify", len(inputs), "sequences") as advance:
         program = to_program(model, place, inputs, options.max_rows, options.max_length, about)
-        report = verify(model, program, inputs, place)
-        advance(len(inputs))
+        report = verify(model, program, inputs, place, advance)
     report.exhaustive = exhaustive
     if not report.equal and not options.allow_unfaithful:
         assert report.first is not None

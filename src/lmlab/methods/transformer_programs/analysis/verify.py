@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lmlab.errors import UserError
+from lmlab.hardware.threads import beat
 from lmlab.methods.transformer_programs.network.convert import DISCRETE
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
@@ -73,17 +74,23 @@ class VerificationReport:
 
 
 def verify(
-    model: ProgramTransformer, program: Program, sequences: Sequence[Sequence[str]], seed: int = 0
+    model: ProgramTransformer,
+    program: Program,
+    sequences: Sequence[Sequence[str]],
+    seed: int = 0,
+    advance: Callable[[int], None] | None = None,
 ) -> VerificationReport:
     """Compare the arg-max model with its program: answers and logits.
 
     Arguments:
         seed: the model's seed, by its place.
         sequences: tokens, marks included.
+        advance: is told how many more sequences are compared, batch by batch.
     """
     report, interpreter = VerificationReport(), Interpreter(program)
     kept = _columns(model, program)
     for part in batched(sequences):
+        beat()  # a million short sequences are minutes of work, in which the machine may become busy
         execution = interpreter.run(part)
         ids = encode(model, part)
         with torch.no_grad():
@@ -95,6 +102,8 @@ def verify(
         if report.first and "variable" not in report.first:
             report.first["variable"] = _first_variable(model, execution, ids, report.first["row"], seed)
             report.first.pop("row")
+        if advance is not None:
+            advance(len(part))
     return report
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lmlab.errors import UserError
 from lmlab.hardware.gemm import bytes_in_order, keep_in_order
 from lmlab.hardware.memory import memory_bytes
+from lmlab.hardware.threads import beat
 from lmlab.hardware.ways import way
 from lmlab.models.block import Block
 from lmlab.models.generation.steps.pages import into_large_pages
@@ -42,6 +43,7 @@ def pack_weights(model: Transformer, kind: Packing) -> Transformer:
     if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise UserError(f"precision {kind}: the weights are packed already.", "Read the model anew.")
     for name, parameter in model.named_parameters():  # kernels would spread them over rows, or hide them
+        beat()  # some hundred short parallel regions: on a busy machine they took longer than the answer behind them
         if not bool(parameter.isfinite().all()):
             raise UserError(f"precision {kind}: {name} holds numbers that are not finite.")
     chosen = [
@@ -53,6 +55,7 @@ def pack_weights(model: Transformer, kind: Packing) -> Transformer:
     ]
     for owner, name, layer in chosen:
         assert isinstance(layer, nn.Linear)
+        beat()
         setattr(owner, name, PackedLinear(layer, kind))
     if not chosen:
         raise UserError(
@@ -79,6 +82,7 @@ def lay_out(model: Transformer) -> Transformer:
     """
     for block in model.blocks:
         assert isinstance(block, Block)
+        beat()
         lay_together((block.attention.query, block.attention.key, block.attention.value))
         if isinstance(block.ffn, FeedForward) and block.ffn.gate is not None:
             lay_together((block.ffn.gate, block.ffn.up))
