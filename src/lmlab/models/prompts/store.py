@@ -413,7 +413,8 @@ class SummaryStore:
         return {**own, "meta": self._digest_of_meta()}
 
     def _digest_of_meta(self) -> str:
-        return sha256_json(self.meta.model_dump(mode="json"))
+        # fields at their defaults say nothing: one that a later version adds leaves stores of before as they are
+        return sha256_json(self.meta.model_dump(mode="json", exclude_defaults=True))
 
     def _forget(self) -> None:
         vars(self).pop("_index", None)
