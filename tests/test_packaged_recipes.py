@@ -25,6 +25,16 @@ def test_a_file_of_the_users_comes_first(tmp_path, monkeypatch):
     assert Recipe.load("demo").name == "mine"
 
 
+def test_a_folder_of_its_name_does_not_hide_a_recipe(tmp_path, monkeypatch):
+    """As the run of `lmlab demo --out demo`, which the same command goes on with."""
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert recipe_file("demo") == packaged_recipes()["demo"]
+    Path("mine").mkdir()
+    with pytest.raises(UserError, match="'mine' is a directory"):
+        Recipe.load("mine")
+
+
 @pytest.mark.parametrize("place", ["demos", "recipes/dem.yaml", "elsewhere/demo.yaml", "demo.json"])
 def test_what_is_neither_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)

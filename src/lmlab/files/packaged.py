@@ -24,16 +24,20 @@ def packaged_recipes() -> dict[str, Path]:
 def recipe_file(place: str | Path) -> Path:
     """A file of the user's, or else the one of lmlab's that is named: `demo`, `demo.yaml` or `recipes/demo.yaml`.
 
+    A folder of such a name, as of a run of that recipe, is no file.
+
     Raises:
         UserError: there is neither.
     """
     path = Path(place).expanduser()
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     known = packaged_recipes()
     named = path.suffix in ("", _SUFFIX) and path.parent in (Path(), Path("recipes"))
     if named and path.stem in known:
         return known[path.stem]
+    if path.exists():
+        return path  # a folder: whoever reads it says so
     hint = did_you_mean(path.stem, known) if named else "`lmlab recipes` lists those that come with lmlab."
     raise UserError(f"No such file: '{place}'.", hint)
 
