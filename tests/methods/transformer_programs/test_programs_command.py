@@ -69,6 +69,7 @@ def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: P
         (("run", program), "Give either tokens or --input"),
         (("run", program, "3", "--rule", "x"), "--rule x"),
         (("evaluate", program, "--task", "sort"), "has 8 places, but the program knows 6"),
+        (("evaluate", program, "--task", "reverse", "--data", "own.jsonl"), "give either task or data"),
         (("verify", program, "--oracle", "json:dumps", "--exhaustive", "1"), "It must give a label for each"),
         (("verify", program), "Give one of --against, --run and --oracle"),
         (("verify", program, "--oracle", "no_module:x", "--exhaustive", "2"), "--oracle no_module:x"),

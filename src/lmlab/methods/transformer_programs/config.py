@@ -207,6 +207,12 @@ class SequencesConfig(ColumnsConfig):
     task: str | None = None
     examples: PositiveInt = 20_000
 
+    @model_validator(mode="after")
+    def _check_one(self) -> SequencesConfig:
+        if self.task is not None and self.data is not None:
+            raise ValueError("give either task or data: figures are of one of them.")
+        return self
+
 
 class ExamplesConfig(SequencesConfig):
     """Labeled sequences that a program is measured, minimized or explained on.
