@@ -89,7 +89,6 @@ _WIDE = {"vocab_size": 8, "max_length": 16}
 _LARGE = {"vocab_size": 16, "max_length": 16}
 _NEAREST = {"attention": "nearest"}
 _RULES = {"predicates": "families"}
-_COUNTS = {"prefix_count": True}
 TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     # layers, heads and MLPs of both kinds (as _SHAPE), seeds, halvings, epochs, other settings
     "hist": ((1, 0, 4, 0, 1), 4, 1, 8, _DECOUPLED),
@@ -105,9 +104,9 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "sort 8x16": ((1, 0, 12, 0, 0), 1, 0, 14, {**_WIDE, **_RULES, "schedule": "cosine"}),
     "sort 16x16": ((1, 0, 24, 0, 0), 1, 0, 16, {**_LARGE, **_RULES, "schedule": "cosine"}),
     "hist 16x16": ((1, 0, 4, 0, 1), 1, 0, 3, {**_LARGE, **_DECOUPLED}),
-    "most_freq 8x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_WIDE, **_RULES, **_COUNTS}),
+    "most_freq 8x16": ((3, 4, 4, 2, 2), 1, 0, 14, {**_WIDE, "learning_rate": 0.02, "polish": 1}),
     "reverse 16x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_LARGE, **_RULES, "tau_end": 0.05}),
-    "most_freq 16x16": ((2, 4, 4, 2, 2), 1, 0, 5, {**_LARGE, **_RULES, **_COUNTS}),
+    "most_freq 16x16": ((3, 4, 4, 2, 2), 1, 0, 10, {**_LARGE, "learning_rate": 0.02, "polish": 1}),
 }
 PUBLISHED = {"seeds": 5, "epochs": 250, "batch_size": 512, "d_mlp": 64}
 """What the paper trains for each of the eight shapes of its grid."""
