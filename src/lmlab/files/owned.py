@@ -209,7 +209,7 @@ def add_notes(path: str | Path, names: Iterable[str]) -> None:
         write_json(path / MANIFEST, manifest | {"other": list(dict.fromkeys([*manifest.get("other", ()), *names]))})
 
 
-def only_owned(files: Sequence[str], root: Path) -> list[str]:
+def only_owned(files: Sequence[str], root: str | Path) -> list[str]:
     """Those of some files that are data, where a manifest says what is.
 
     Arguments:
@@ -218,6 +218,7 @@ def only_owned(files: Sequence[str], root: Path) -> list[str]:
     Raises:
         UserError: a folder's writing was cut off.
     """
+    root = Path(root)
     known: dict[Path, set[Path] | None] = {}
 
     def data_of(folder: Path) -> set[Path] | None:
