@@ -112,39 +112,25 @@ def _training(name: str, _: Path | None) -> Callable[[], None]:
     torch.manual_seed(0)
     ids = torch.randint(0, _SHAPE["vocab_size"], (4, 513))
     network: Any
-    if name == "transformers":
+    if name in _PEERS:
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        network = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=_SHAPE["vocab_size"],
-                hidden_size=_SHAPE["d_model"],
-                intermediate_size=_SHAPE["d_ff"],
-                num_hidden_layers=_SHAPE["num_layers"],
-                num_attention_heads=_SHAPE["num_heads"],
-                max_position_embeddings=_SHAPE["max_seq_len"],
-                tie_word_embeddings=True,
-            )
+        llama = LlamaConfig(
+            vocab_size=_SHAPE["vocab_size"],
+            hidden_size=_SHAPE["d_model"],
+            intermediate_size=_SHAPE["d_ff"],
+            num_hidden_layers=_SHAPE["num_layers"],
+            num_attention_heads=_SHAPE["num_heads"],
+            max_position_embeddings=_SHAPE["max_seq_len"],
+            tie_word_embeddings=True,
         )
+    if name == "transformers":
+        network = LlamaForCausalLM(llama)
     elif name == "litgpt":
-        from litgpt.config import Config
         from litgpt.model import GPT
+        from training import litgpt_config
 
-        network = GPT(
-            Config(
-                block_size=_SHAPE["max_seq_len"],
-                padded_vocab_size=_SHAPE["vocab_size"],
-                n_layer=_SHAPE["num_layers"],
-                n_embd=_SHAPE["d_model"],
-                n_head=_SHAPE["num_heads"],
-                intermediate_size=_SHAPE["d_ff"],
-                rotary_percentage=1.0,
-                parallel_residual=False,
-                bias=False,
-                norm_class_name="RMSNorm",
-                mlp_class_name="LLaMAMLP",
-            )
-        )
+        network = GPT(litgpt_config(llama.to_dict(), _SHAPE["max_seq_len"]))
         network.lm_head.weight = network.transformer.wte.weight  # tied, as the others' are
     else:
         from lmlab.models import ModelConfig, Transformer

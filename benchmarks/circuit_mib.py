@@ -55,17 +55,17 @@ def _models(layers: int, heads: int, seed: int) -> tuple[Any, Any]:
         "ln_final.b": own["final_norm.bias"],
     }
     for layer in range(layers):
-        a, b = f"blocks.{layer}.", f"blocks.{layer}."
+        at = f"blocks.{layer}."  # on both sides
         for norm, name in (("ln1", "attention_norm"), ("ln2", "ffn_norm")):
-            found |= {f"{b}{norm}.w": own[f"{a}{name}.weight"], f"{b}{norm}.b": own[f"{a}{name}.bias"]}
+            found |= {f"{at}{norm}.w": own[f"{at}{name}.weight"], f"{at}{norm}.b": own[f"{at}{name}.bias"]}
         for part, name in (("Q", "query"), ("K", "key"), ("V", "value")):
-            found[f"{b}attn.W_{part}"] = own[f"{a}attention.{name}.weight"].T.unflatten(1, (heads, 4)).transpose(0, 1)
-            found[f"{b}attn.b_{part}"] = own[f"{a}attention.{name}.bias"].view(heads, 4)
-        found[f"{b}attn.W_O"] = own[f"{a}attention.output.weight"].T.unflatten(0, (heads, 4))
-        found[f"{b}attn.b_O"] = own[f"{a}attention.output.bias"]
+            found[f"{at}attn.W_{part}"] = own[f"{at}attention.{name}.weight"].T.unflatten(1, (heads, 4)).transpose(0, 1)
+            found[f"{at}attn.b_{part}"] = own[f"{at}attention.{name}.bias"].view(heads, 4)
+        found[f"{at}attn.W_O"] = own[f"{at}attention.output.weight"].T.unflatten(0, (heads, 4))
+        found[f"{at}attn.b_O"] = own[f"{at}attention.output.bias"]
         for part, name in (("in", "up"), ("out", "down")):
-            found[f"{b}mlp.W_{part}"] = own[f"{a}ffn.{name}.weight"].T
-            found[f"{b}mlp.b_{part}"] = own[f"{a}ffn.{name}.bias"]
+            found[f"{at}mlp.W_{part}"] = own[f"{at}ffn.{name}.weight"].T
+            found[f"{at}mlp.b_{part}"] = own[f"{at}ffn.{name}.bias"]
     missing = theirs.load_state_dict({name: each.contiguous() for name, each in found.items()}, strict=False)
     assert all(name.split(".")[-1] in ("mask", "IGNORE") for name in missing.missing_keys), missing
     return ours, theirs

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -225,19 +225,17 @@ def _transformers(case: dict[str, Any]) -> Callable[[], Any]:
     return make
 
 
-def _litgpt(case: dict[str, Any]) -> Callable[[], Any]:
-    import torch
+def litgpt_config(known: Mapping[str, Any], length: int) -> Any:
+    """The shape of a Llama as litgpt names it.
+
+    Arguments:
+        known: the fields of `LlamaConfig`.
+        length: of the longest row.
+    """
     from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
-    from litgpt.utils import chunked_cross_entropy
-    from safetensors.torch import load_file
 
-    from lmlab.files import read_json
-
-    known = read_json(Path(case["directory"], "config.json"))
-    config = Config(
-        block_size=case["length"],
+    return Config(
+        block_size=length,
         vocab_size=known["vocab_size"],
         padded_vocab_size=known["vocab_size"],
         n_layer=known["num_hidden_layers"],
@@ -253,6 +251,18 @@ def _litgpt(case: dict[str, Any]) -> Callable[[], Any]:
         norm_eps=known["rms_norm_eps"],
         mlp_class_name="LLaMAMLP",
     )
+
+
+def _litgpt(case: dict[str, Any]) -> Callable[[], Any]:
+    import torch
+    from litgpt.model import GPT
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
+    from litgpt.utils import chunked_cross_entropy
+    from safetensors.torch import load_file
+
+    from lmlab.files import read_json
+
+    config = litgpt_config(read_json(Path(case["directory"], "config.json")), case["length"])
 
     def make() -> Any:
         model = GPT(config).to(case["device"])

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, PositiveInt
 
+from lmlab.config import part_of
 from lmlab.files import describe
 from lmlab.methods.transformer_programs.analysis.export import export_program
 from lmlab.methods.transformer_programs.config import (
@@ -69,11 +70,9 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
 
     def run(self, config: TrainProgramConfig, context: StageContext) -> TrainProgramResults:
         """Train, from the newest checkpoint if there is one, then export."""
-        own = set(TrainSettings.model_fields)
-        values = {name: value for name, value in config.model_dump().items() if name in own}
+        settings = part_of(TrainSettings, config)
         if config.start is not None:
-            values["start"] = str(context.find(StoredProgram, "start").path)
-        settings = TrainSettings(**values)
+            settings = settings.model_copy(update={"start": str(context.find(StoredProgram, "start").path)})
         data = load_data(settings, context.directory / REJECTS)
         results = train(settings, context.directory, context.seed, data)
         manifest = None
@@ -161,10 +160,8 @@ class Decompile(Stage[DecompileStageConfig, DecompileResults]):
 
     def run(self, config: DecompileStageConfig, context: StageContext) -> DecompileResults:
         """Read the model."""
-        given = SequencesConfig(**{name: getattr(config, name) for name in SequencesConfig.model_fields})
-        how = DecompileConfig(**{name: getattr(config, name) for name in DecompileConfig.model_fields})
-        out = context.directory / PROGRAM_DIRECTORY
-        manifest = write_decompiled(context.find(Model, "model"), given, how, out)
+        given, how = part_of(SequencesConfig, config), part_of(DecompileConfig, config)
+        manifest = write_decompiled(context.find(Model, "model"), given, how, context.directory / PROGRAM_DIRECTORY)
         return DecompileResults(**{name: manifest[name] for name in DecompileResults.model_fields})
 
     def depends_on(self, config: DecompileStageConfig, promised: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ S texts that the model writes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from lmlab.data import Batch, Loader
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.kinds.base import Compressor, register, slots_for
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
-from lmlab.models import GenerationConfig, KVRows, Memory, Transformer, generate, read_rows
+from lmlab.models import Completion, GenerationConfig, KVRows, Memory, Transformer, generate, read_rows
 from lmlab.train import StepOutput, Trainer, TrainerConfig
 
 _TOGETHER = 32  # texts that are written at once: more hold more copies of the corpus' keys and values
@@ -93,6 +94,10 @@ class Lessons(ABC):
     def text(self, index: int) -> Tensor:
         """The ids of a lesson, [C]."""
 
+    def _seed(self, index: int) -> int:
+        """Of what is drawn for a lesson."""
+        return self._config.seed * 1_000_003 + index
+
     @torch.no_grad()
     def __getitem__(self, index: int) -> dict[str, Any]:
         ids, model = self.text(index), self._model
@@ -111,7 +116,7 @@ class Excerpts(Lessons):
 
     def text(self, index: int) -> Tensor:
         length = min(self._config.excerpt, len(self._ids))
-        generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed(self._seed(index))
         start = int(torch.randint(0, len(self._ids) - length + 1, (1,), generator=generator))
         return self._ids[start : start + length]
 
@@ -121,31 +126,19 @@ class Studies(Lessons):
     again and again.
     """
 
-    def __init__(self, model: Transformer, ids_T: Tensor, config: CartridgeConfig) -> None:
-        super().__init__(model, ids_T, config)
-        count, generator = min(config.samples, len(self)), torch.Generator().manual_seed(config.seed)
+    @cached_property
+    def _texts_SC(self) -> Tensor:
+        # written when the first lesson is asked for: a training that is at its end asks for none
+        config, count = self._config, min(self._config.samples, len(self))
+        generator = torch.Generator().manual_seed(config.seed)
         first = self._ids[torch.randint(0, len(self._ids), (count,), generator=generator)].tolist()
         # a draw depends on seed and prompt: of two texts from the same token each has a seed of its own
-        how = [
-            GenerationConfig(max_new_tokens=config.excerpt - 1, seed=config.seed * 1_000_003 + number)
-            for number in range(count)
-        ]
-        self._texts_SC = torch.tensor(
-            [
-                [token, *written.ids]
-                for start in range(0, count, _TOGETHER)
-                for token, (written,) in zip(
-                    first[start : start + _TOGETHER],
-                    generate(
-                        model,
-                        [[token] for token in first[start : start + _TOGETHER]],
-                        how[start : start + _TOGETHER],
-                        memory=self._whole,
-                    ),
-                    strict=True,
-                )
-            ]
-        )
+        how = [GenerationConfig(max_new_tokens=config.excerpt - 1, seed=self._seed(number)) for number in range(count)]
+        written: list[list[Completion]] = []
+        for start in range(0, count, _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            written += generate(self._model, [[token] for token in first[part]], how[part], memory=self._whole)
+        return torch.tensor([[token, *one.ids] for token, (one,) in zip(first, written, strict=True)])
 
     def text(self, index: int) -> Tensor:
         return self._texts_SC[index % len(self._texts_SC)]

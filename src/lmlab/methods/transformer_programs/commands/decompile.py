@@ -23,7 +23,7 @@ def decompile(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the program.")] = Path("decompiled"),
 ) -> None:
     """Read a small language model as a program of averages that answers as it does."""
-    from lmlab.methods.transformer_programs.decompile.files import write_decompiled
+    from lmlab.methods.transformer_programs.decompile.files import PYTHON, write_decompiled
     from lmlab.progress import console
     from lmlab.runs import Model
 
@@ -48,7 +48,7 @@ def decompile(
         console.print(
             f"That is below the {how.match:.0%} asked for: read it as a part of what the model does.", style="yellow"
         )
-    console.print(f"Program: {out / 'program.py'}")
+    console.print(f"Program: {out / PYTHON}")
 
 
 decompile_example = example(
