@@ -50,12 +50,15 @@ def _onednn_is_there(way: str) -> bool:
     return way != "onednn" or (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
-def _can_order_bf16(way: str) -> bool:
-    if way != "ordered":
-        return True
+def _has_bf16() -> bool:
+    """Whether the processor multiplies in bf16, by oneDNN's operators."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _onednn_is_there("onednn")
     operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_is_mkldnn_bf16_supported"))
     return wide and operators and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _can_order_bf16(way: str) -> bool:
+    return way != "ordered" or _has_bf16()
 
 
 def _faster_library() -> str:
@@ -64,18 +67,25 @@ def _faster_library() -> str:
     return "onednn" if wide and _onednn_is_there("onednn") and not is_intel() else "default"
 
 
+def _attention(precision: str, length: str) -> str:
+    """PyTorch's fused kernel, but for short rows in bf16. Its way back is slow there, on processors that are not
+    Intel's its way forward too, whose products are MKL's. For long texts it is no slower, and takes less memory.
+    """
+    if precision == "fp32" or length == "long" or not _has_bf16():
+        return "fused"
+    return "mixed" if is_intel() else "blocks"
+
+
 def _questions() -> dict[str, Question]:
     found: dict[str, Question] = {}
-    others = not is_intel() and _can_order_bf16("ordered")
+    others = _has_bf16() and not is_intel()
     for precision in ("fp32", "bf16"):
         for length in LENGTHS:
             for kind, what in (("one", "rows of one text"), ("packed", "rows of several texts")):
                 found[f"attention {precision} {kind} {length}"] = Question(
                     f"attention in {precision}, {what}, {length}",
                     ("fused", "mixed", "blocks"),
-                    # products of PyTorch's fused kernel are MKL's, which is slow in bf16 on other processors; of long
-                    # texts it is no slower, and takes less memory
-                    "blocks" if precision == "bf16" and others and length != "long" else "fused",
+                    _attention(precision, length),
                 )
         found[f"gate {precision}"] = Question(
             f"gates of feed-forward networks in {precision}: computed again in the backward pass, or kept in memory",
