@@ -128,6 +128,7 @@ def main() -> None:
     part.add_argument("--at-once", type=int, default=2)
     part.add_argument("--segment", type=int, default=256)
     part.add_argument("--kappa", type=int, default=8)
+    part.add_argument("--vector-scale", default=1.0, type=lambda given: given if given == "embedding" else float(given))
     part.add_argument("--layers", type=int, default=3)
     part.add_argument("--width", type=int, default=160)
     part.add_argument("--vocabulary", type=int, default=2048)

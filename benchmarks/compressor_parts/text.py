@@ -32,6 +32,7 @@ class TextSettings:
         rows: of a step; `at_once` of them are run together.
         segment: tokens of a segment; a row has four of them.
         kappa: vectors of a segment.
+        vector_scale: of final states that become vectors; `embedding` for one by the model's embeddings.
         layers, width, vocabulary: of the small model.
         sources: a directory of further Python sources that the models learn from.
         blocks: of a row's four segments; gradients stop at their borders.
@@ -52,6 +53,7 @@ class TextSettings:
     at_once: int
     segment: int
     kappa: int
+    vector_scale: float | str
     layers: int
     width: int
     vocabulary: int
@@ -292,6 +294,7 @@ def _adaptation(
     settings: TextSettings, tokens: str, start: str, steps: int, accumulate: bool = True, **more: Any
 ) -> dict[str, Any]:
     segments: dict[str, Any] = {"blocks": settings.blocks, "segments": SEGMENTS // settings.blocks, "random": False}
+    scale = {} if settings.vector_scale == 1 else {"vector_scale": settings.vector_scale}
     if settings.depth:
         segments |= {"bptt": "sliding", "depth": settings.depth}
     return {
@@ -300,7 +303,7 @@ def _adaptation(
         "tokens": tokens,
         "seq_len": settings.row,
         "segments": segments,
-        "compressor": {"summary_length": settings.kappa, "accumulate": accumulate},
+        "compressor": {"summary_length": settings.kappa, "accumulate": accumulate, **scale},
         "trainer": _trainer(settings, steps, settings.rate),
         **({"lora": _LORA} if settings.start else {}),
         **more,

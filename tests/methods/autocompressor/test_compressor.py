@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor
 from lmlab.methods.autocompressor.compressor.extend import tile_positions
+from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.store.encode import cut_of
 from lmlab.models import SegmentError, SoftPrompt
 from lmlab.models.attention.backends import Backend
@@ -125,6 +127,35 @@ def test_first_vectors_of_a_summary_do_not_depend_on_later_ones(ids: Tensor) -> 
         assert torch.allclose(
             part.compress(ids, segment_lengths=[24], summary_length=2).vectors_BPD, vectors[:, :2], atol=1e-12
         )
+
+
+def test_scaled_vectors_are_final_states_times_the_scale(ids: Tensor) -> None:
+    plain, scaled = small("llama"), small("llama", vector_scale=0.25)
+    first = plain.compress(ids, segment_lengths=24).vectors_BPD
+    assert torch.equal(scaled.compress(ids, segment_lengths=24).vectors_BPD, 0.25 * first)
+    # what stands behind them reads them as they are
+    behind = scaled.compress(ids, segment_lengths=12)
+    by_hand = plain.compress(ids[:, 12:], soft_prompt=0.25 * plain.compress(ids[:, :12]).vectors_BPD)
+    assert torch.allclose(behind.vectors_BPD[:, 3:], 0.25 * by_hand.vectors_BPD[:, 3:], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "olmoe"])
+def test_a_scale_that_follows_from_the_weights_makes_vectors_as_long_as_embeddings(kind: str, tmp_path: Path) -> None:
+    model = random_model(kind)
+    with torch.no_grad():
+        model.embedding.weight *= 0.05
+    made = AutoCompressor.from_base(model, 4, init="vocab", vector_scale="embedding")
+    scale = made.config.vector_scale
+    assert isinstance(scale, float) and 0 < scale < 0.5
+    length = made.compress(torch.arange(40)[None]).vectors_BPD.norm(dim=-1).mean()
+    assert float(length) == pytest.approx(float(model.embedding.weight.detach().norm(dim=1).mean()), rel=0.2)
+    made.save(tmp_path / "made")
+    assert AutoCompressor.load(tmp_path / "made").config.vector_scale == scale
+
+
+def test_a_scale_is_part_of_what_stored_vectors_depend_on() -> None:
+    one, other = small("llama"), small("llama", vector_scale=0.5)
+    assert fingerprint(one) != fingerprint(other)
 
 
 def test_text_only_positions_put_the_text_behind_the_budget(ids: Tensor) -> None:

@@ -121,6 +121,8 @@ def test_adapters_go_both_ways(lmlab: Callable[..., Any], live: bool, tmp_path: 
 def test_what_the_reference_has_not_is_not_written_for_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="families opt and llama"):
         write_reference(small("gqa").float(), tmp_path / "r")
+    with pytest.raises(UserError, match=r"vector_scale 0\.5 cannot be written"):
+        write_reference(small("llama", vector_scale=0.5).float(), tmp_path / "r")
     assert not (tmp_path / "r").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is there already"):

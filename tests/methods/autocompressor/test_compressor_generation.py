@@ -44,8 +44,12 @@ def test_cached_generation_is_reading_everything_again(
         assert torch.allclose(found[2][0].summary.vectors_BPD, expected, atol=1e-10)
 
 
-def test_replaced_vectors_and_kept_positions_are_generated_with_too(ids: Tensor) -> None:
-    for compressor in (small("opt", accumulate=False), small("llama", rope_positions="text_only", position_budget=20)):
+def test_replaced_and_scaled_vectors_and_kept_positions_are_generated_with_too(ids: Tensor) -> None:
+    for compressor in (
+        small("opt", accumulate=False),
+        small("llama", rope_positions="text_only", position_budget=20),
+        small("llama", vector_scale=0.3),
+    ):
         prompts = [[4, 6], [1, 2, 3, 4, 5, 6, 7]]
         found = compressor.generate(prompts, compress_every=4, max_new_tokens=8, temperature=0)
         for prompt, (made,) in zip(prompts, found, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lmlab.config import Config, Flag, names_in
 from lmlab.hardware.settings import OnDevice
@@ -30,6 +30,10 @@ class CompressorConfig(Config):
             summary_length.
         trained_segments: most segments of a text in training; None if that is not known.
         summary_init: what the summary tokens began as.
+        vector_scale: by what final hidden states are multiplied to become vectors. The paper's method has 1: where a
+            model's final states are much longer than its embeddings (SmolLM2: 15 times), vectors then begin as inputs
+            unlike any that it knows. `embedding`, for a fresh compressor, stands for the factor that makes them as
+            long as its embeddings; what is saved is the number.
     """
 
     summary_length: NonNegativeInt = 50
@@ -39,6 +43,7 @@ class CompressorConfig(Config):
     nested: bool = False
     trained_segments: PositiveInt | None = None
     summary_init: str | None = None
+    vector_scale: PositiveFloat | Literal["embedding"] = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> CompressorConfig:

@@ -152,6 +152,11 @@ def write_reference(compressor: AutoCompressor, directory: str | Path, *, compan
     directory = Path(directory)
     if compressor.config.rope_positions != "contiguous":
         raise UserError("The reference counts positions in order; rope_positions text_only cannot be written for it.")
+    if compressor.config.vector_scale != 1:
+        raise UserError(
+            "The reference's vectors are final states as they are;"
+            f" vector_scale {compressor.config.vector_scale:g} cannot be written for it."
+        )
     of = family_of(compressor.model.config, compressor.model.read_as)
     if of is None or of.model_type not in _CLASSES:
         raise UserError(

@@ -57,6 +57,8 @@ def fingerprint(compressor: AutoCompressor) -> str:
     """Of all that vectors depend on: the model, the summary tokens, how they are read."""
     table = compressor.summary_embedding_ND.detach().float().cpu()
     told = compressor.config.model_dump(include={"summary_length", "accumulate", "rope_positions", "position_budget"})
+    if compressor.config.vector_scale != 1:  # not told otherwise, so that stores from before the setting stay valid
+        told["vector_scale"] = compressor.config.vector_scale
     return sha256_json([model_fingerprint(compressor), table.tolist(), told])
 
 

@@ -172,7 +172,8 @@ class CompressingDecoding(Decoding):
         tokens_1ND = compressor.summary_embedding_ND[None].to(self._model.embedding.weight.dtype)
         summary_BND = segment_forward(self._model, None, tokens_1ND, None, compressor.summary_length, cache=own)[1]
         read = torch.tensor([self._every], device=summary_BND.device)
-        summary = self.summaries[id(row)].after(summary_BND, None, read, compressor.config.accumulate)
+        written_BND = compressor.as_vectors(summary_BND)
+        summary = self.summaries[id(row)].after(written_BND, None, read, compressor.config.accumulate)
         self.summaries[id(row)] = summary
         self.compressions[id(row)] += 1
         self._fed[id(row)] = 0

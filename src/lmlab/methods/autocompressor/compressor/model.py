@@ -21,7 +21,7 @@ from lmlab.methods.autocompressor.compressor.checks import fitting_vectors, requ
 from lmlab.methods.autocompressor.compressor.output import CompressorOutput, SegmentLoss, next_tokens
 from lmlab.methods.autocompressor.compressor.router_losses import RouterLossesWithin
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
-from lmlab.methods.autocompressor.compressor.starting import NOISE, first_summary_tokens
+from lmlab.methods.autocompressor.compressor.starting import NOISE, first_summary_tokens, scale_to_embeddings
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.methods.autocompressor.config import CompressorConfig, SummaryInit
 from lmlab.models import (
@@ -124,9 +124,13 @@ class AutoCompressor(nn.Module):
 
     @torch.no_grad()
     def initialize_summary(self, init: SummaryInit, noise: float, eos_id: int | None, seed: int) -> None:
-        """Set the summary tokens, once the weights are there; see `first_summary_tokens`."""
+        """Set the summary tokens, once the weights are there; see `first_summary_tokens`. A scale that follows from the
+        weights becomes its number.
+        """
         rows_ND = first_summary_tokens(self.model, self.summary_length, init, noise, eos_id, seed)
         self.summary_embedding_ND.copy_(rows_ND)
+        if self.config.vector_scale == "embedding":
+            self.config = self.config.model_copy(update={"vector_scale": scale_to_embeddings(self.model)})
 
     @property
     def summary_length(self) -> int:
@@ -289,7 +293,7 @@ class AutoCompressor(nn.Module):
         if len(table_ND):
             real_B = None if mask_BM is None else mask_BM.any(1)
             real_B = None if real_B is None or bool(real_B.all()) else real_B
-            after = before.after(summary_BND, real_B, tokens_B, self.config.accumulate)
+            after = before.after(self.as_vectors(summary_BND), real_B, tokens_B, self.config.accumulate)
         loss = None
         if targets_BM is not None:
             if mask_BM is not None:
@@ -310,6 +314,13 @@ class AutoCompressor(nn.Module):
             soft_cap=shape.logit_soft_cap,
             bias_V=model.head_bias,
         )
+
+    def as_vectors(self, summary_BND: Tensor) -> Tensor:
+        """What final hidden states of summary tokens are as inputs: the same, times the compressor's scale."""
+        scale = self.config.vector_scale
+        if scale == "embedding":
+            raise ValueError("vector_scale embedding is decided by initialize_summary, which has not run")
+        return summary_BND if scale == 1 else summary_BND * scale
 
     @torch.no_grad()
     def compress(

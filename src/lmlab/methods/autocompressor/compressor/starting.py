@@ -13,10 +13,12 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.config import SummaryInit
-from lmlab.models import Transformer
+from lmlab.models import Transformer, segment_forward
+from lmlab.models.generation.decoding import evaluating
 
 NOISE = 0.02
 """Standard deviation of what is added, so that tokens without positions differ."""
+_MEASURED = 256  # tokens by which lengths of states are told
 
 
 def first_summary_tokens(
@@ -57,3 +59,25 @@ def first_summary_tokens(
             return table[torch.randint(0, len(table), (count,), generator=generator).to(table.device)].double()
         case _:
             return (noise or NOISE) * drawn_ND
+
+
+def scale_to_embeddings(model: Transformer) -> float:
+    """By what a model's final states are multiplied to be as long as its embeddings, by the mean over tokens that are
+    spread over its vocabulary, read as one text.
+
+    Raises:
+        UserError: states or embeddings are zero or not finite.
+    """
+    vocabulary = model.config.vocab_size
+    count = min(_MEASURED, vocabulary, model.config.max_seq_len)
+    ids_1T = torch.arange(count, device=model.embedding.weight.device)[None] * vocabulary // count
+    with evaluating(model):
+        embeds_1TD = model.embed(ids_1T)
+        states_1TD = segment_forward(model, None, embeds_1TD, None, 0).token_hidden_BMD
+    states, embeddings = (float(x.double().norm(dim=-1).mean()) for x in (states_1TD, embeds_1TD))
+    if not (math.isfinite(states) and math.isfinite(embeddings) and states and embeddings):
+        raise UserError(
+            "The model's final states or embeddings are zero or not finite: no vector_scale follows from them.",
+            "Give vector_scale as a number.",
+        )
+    return embeddings / states
