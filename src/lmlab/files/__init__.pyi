@@ -17,7 +17,17 @@ from .atomic import (
 from .compression import MAX_EXPANSION, DamagedError, bytes_read, open_binary, share_read, without_compression
 from .digests import cache_directory, content_digest, content_digests, describe
 from .locations import absolute, find_files, is_folder, names_within
-from .owned import OwnedFolder, add_notes, check_owner, locked, only_owned, only_writer, owned_folder, write_manifest
+from .owned import (
+    OwnedFolder,
+    add_notes,
+    check_owner,
+    locked,
+    only_owned,
+    only_writer,
+    owned_folder,
+    read_whole,
+    write_manifest,
+)
 from .parsing import (
     MAX_JSON_BYTES,
     MAX_YAML_BYTES,
@@ -69,6 +79,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "read_mapping",
+    "read_whole",
     "read_yaml",
     "remove_leftovers",
     "require_mapping",

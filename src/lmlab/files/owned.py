@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from lmlab.errors import UserError
 from lmlab.files.atomic import draft_of, read_mapping, sha256_json, write_json
 
 MANIFEST = "lmlab-files.json"
 _STAGING, _LOCK = "writing", ".lmlab-lock"
+_TRIES = 20  # to read a folder that is changed meanwhile, which takes milliseconds
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _writing: set[Path] = set()  # folders that this process is writing: no part of what it reads
 
@@ -243,6 +245,44 @@ def only_owned(files: Sequence[str], root: str | Path) -> list[str]:
         if allowed is None or Path(name) in allowed:
             kept.append(name)
     return kept
+
+
+def read_whole(folder: str | Path, read: Callable[[], T]) -> T:
+    """What reading several files of a folder gives. They are read again where a command has changed them for others
+    meanwhile, so that none is of another result than the rest.
+
+    Arguments:
+        read: reads them, and refuses a folder whose writing was cut off (`only_owned`).
+
+    Raises:
+        UserError: what `read` raises, or the folder changed each time.
+    """
+    manifest = Path(folder) / MANIFEST
+    for _ in range(_TRIES):
+        with ExitStack() as opened:
+            before: IO[Any] | None = None
+            with suppress(OSError):  # nobody owns the folder
+                before = opened.enter_context(open(manifest, "rb"))
+            try:
+                found = read()
+            except UserError:  # a file may be missing for the moment of the change
+                if _is_still(manifest, before):
+                    raise
+                continue
+            if _is_still(manifest, before):
+                return found
+    raise UserError(f"'{folder}' was written anew each time it was read.", "Try again once nothing writes it.")
+
+
+def _is_still(manifest: Path, opened: IO[Any] | None) -> bool:
+    """Whether the manifest is the file that was opened: each change of the folder begins with a new one, and as long as
+    the old one is open, no other file has its number.
+    """
+    try:
+        now = os.stat(manifest)
+    except OSError:
+        return opened is None
+    return opened is not None and os.path.samestat(now, os.fstat(opened.fileno()))
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,55 @@ def test_a_program_is_read_back_as_written(counting: Program, tmp_path: Path) ->
     assert Interpreter(load_program(tmp_path)).predict([["NA", "nan,\n"]]) == [["once", "once"]]
 
 
+def _other(program: Program) -> Program:
+    """Another program, all of whose files differ."""
+    weights = {
+        feature: {value: tuple(-each for each in row) for value, row in rows.items()}
+        for feature, rows in program.classifier.weights.items()
+    }
+    count, kind = program.nodes
+    return replace(
+        program, nodes=(count, replace(kind, default=0)), classifier=replace(program.classifier, weights=weights)
+    )
+
+
+def test_a_program_that_is_replaced_while_it_is_read_comes_with_its_own_tables(
+    counting: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, read = _other(counting), Classifier.read
+    save_program(counting, tmp_path)
+
+    def late(path: Path, vocabulary: Sequence[str] = ()) -> Classifier:
+        monkeypatch.setattr(Classifier, "read", read)
+        save_program(other, tmp_path)  # the rules have been read
+        return read(path, vocabulary)
+
+    def missing(path: Path, vocabulary: Sequence[str] = ()) -> Classifier:
+        late(path, vocabulary)
+        raise UserError(f"No such file: '{path}'.")  # as between the removal of the old files and the new ones
+
+    for first in (late, missing):
+        save_program(counting, tmp_path)
+        monkeypatch.setattr(Classifier, "read", first)
+        assert load_program(tmp_path) == other
+    (tmp_path / "weights.csv").unlink()
+    with pytest.raises(UserError, match="No such file"):
+        load_program(tmp_path)
+
+    def again(path: Path, vocabulary: Sequence[str] = ()) -> Classifier:
+        save_program(other, tmp_path)
+        return read(path, vocabulary)
+
+    monkeypatch.setattr(Classifier, "read", again)
+    save_program(other, tmp_path)
+    with pytest.raises(UserError, match="anew each time"):
+        load_program(tmp_path)
+
+
 def test_a_writing_that_is_killed_pairs_no_program_with_the_tables_of_another(
     counting: Program, tmp_path: Path
 ) -> None:
-    weights = {
-        feature: {value: tuple(-each for each in row) for value, row in rows.items()}
-        for feature, rows in counting.classifier.weights.items()
-    }
-    count, kind = counting.nodes
-    nodes = (count, replace(kind, default=0))
-    other = replace(counting, nodes=nodes, classifier=replace(counting.classifier, weights=weights))
+    other = _other(counting)
     texts = {to_python(counting): counting, to_python(other): other}
     assert len(texts) == 2
     seen = set[str]()

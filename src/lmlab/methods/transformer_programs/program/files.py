@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.files import only_owned, owned_folder, read_mapping, write_json
+from lmlab.files import only_owned, owned_folder, read_mapping, read_whole, write_json
 from lmlab.methods.transformer_programs.program.ir import (
     FORMAT,
     LOOKUP,
@@ -73,7 +73,11 @@ def load_program(path: str | Path) -> Program:
         UserError: nothing is there, its writing was cut off, or the file is not of the format; the message names the
             node and what is wrong with it.
     """
-    path = StoredProgram.find(path).path
+    return read_whole(StoredProgram.find(path).path.parent, lambda: _read(StoredProgram.find(path).path))
+
+
+def _read(path: Path) -> Program:
+    """The program of a file, and of the tables beside it."""
     data, where = read_mapping(path), f"'{path}'"
     if data.get("format") != FORMAT:
         raise UserError(f"{where}: the format is {data.get('format')!r:.60}, not '{FORMAT}'.")
