@@ -279,7 +279,8 @@ def test_a_recipe_reads_a_model_as_a_program(learned: Transformer, tmp_path: Pat
     assert found["match"] >= 0.97 and found["lines"] == own_lines(text)
     assert list(found["tests"]) == [str(tmp_path / "longer.jsonl")]
     page = next((tmp_path / "run").rglob("report.html")).read_text("utf-8")
-    assert "A language model as a program" in page and "longer.jsonl" in page
+    assert "A language model as a program" in page and ">longer.jsonl<" in page
+    assert "Of 9 paths, " in page and "def run(" in page and "def attend(" not in page
 
 
 def test_the_command_writes_a_program_that_runs_alone(

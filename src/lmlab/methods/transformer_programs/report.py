@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lmlab.methods.transformer_programs.decompile.text import own_part
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.reports import Block, Code, Figure, Note, Section, Series, Table, line_chart
@@ -95,21 +97,29 @@ def decompiled_section(results: Mapping[str, Any], text: str) -> Section:
         text: of the program, in Python.
     """
     paths = results["paths"]
+    left = "1 is" if paths["left"] == 1 else f"{paths['left']} are"
     said = (
-        f"Of {paths['written']} paths {paths['left']} are left, in {results['lines']} lines. On sequences that were not"
-        f" used it answers as the model does at {100 * results['match']:.2f} % of places."
+        f"Of {paths['written']} paths, {left} left, in {results['lines']} lines. On sequences that were not used it"
+        f" answers as the model does at {100 * results['match']:.2f} % of places."
     )
     names = {"match": "as the model", "model_accuracy": "model right", "program_accuracy": "program right"}
     names["most_common"] = "most common answer"
     rows = [
-        [path, *("" if name not in each else 100 * each[name] for name in names)]
-        for path, each in results["tests"].items()
+        [title, *("" if name not in each else 100 * each[name] for name in names)]
+        for title, each in zip(_titles(list(results["tests"])), results["tests"].values(), strict=True)
     ]
     table = [Table(["sequences", *(f"{name}, %" for name in names.values())], rows)] if rows else []
-    return Section("A language model as a program", [*table, _text(text)], said, rank=2)
+    own = "What is its own in program.py, behind the functions that all such programs have"
+    return Section("A language model as a program", [*table, _text(own_part(text), own)], said, rank=2)
 
 
-def _text(python: str) -> Code:
+def _titles(paths: Sequence[str]) -> list[str]:
+    """The names of files, where they tell them apart."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
+def _text(python: str, title: str = "program.py") -> Code:
     lines = python.splitlines()
     cut = "" if len(lines) <= _SHOWN_LINES else f": the first {_SHOWN_LINES} of {len(lines)} lines."
-    return Code("\n".join(lines[:_SHOWN_LINES]), f"program.py{cut}")
+    return Code("\n".join(lines[:_SHOWN_LINES]), f"{title}{cut}")

@@ -90,12 +90,17 @@ def to_text(form: Form) -> str:
     return _Writer(form).text()
 
 
-def own_lines(text: str) -> int:
-    """How many lines of a text say what is this program's own: its tables and `run`."""
+def own_part(text: str) -> str:
+    """What of a text is this program's own: its tables and `run`."""
     start = text.index("# what follows is this program's own")
     body = text[start:].splitlines()[1:]
     end = next(number for number, line in enumerate(body) if line.startswith("if __name__"))
-    return sum(bool(line.strip()) and '"""' not in line for line in body[:end])
+    return "\n".join(body[:end]).strip("\n")
+
+
+def own_lines(text: str) -> int:
+    """How many lines that is."""
+    return sum(bool(line.strip()) and '"""' not in line for line in own_part(text).splitlines())
 
 
 @dataclass(frozen=True)
