@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_network import INPUTS, random_spec, sharpened
 
+from browser import drawn, needs_browser
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.analysis.explain import (
     confusions,
@@ -24,7 +27,7 @@ from lmlab.methods.transformer_programs.network.compile import from_program
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.program.files import load_program
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
-from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select
+from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select
 from lmlab.methods.transformer_programs.program.tables import Classifier
 from lmlab.methods.transformer_programs.tasks.rasp import Example
 
@@ -47,6 +50,17 @@ def test_simplifying_changes_no_answer(seed: int) -> None:
     assert ours.answers == theirs.answers
     assert abs(ours.logits - theirs.logits).max() < 1e-6
     assert shorter.size()["nodes"] <= program.size()["nodes"]
+    assert simplify(shorter) == shorter
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_simplifying_what_fewer_features_decide_changes_no_answer(seed: int) -> None:
+    program = to_program(sharpened(random_spec(random.Random(seed)), seed))
+    weights = program.classifier.weights
+    kept = random.Random(seed).sample(sorted(weights), min(2, len(weights)))
+    few = replace(program, classifier=Classifier(program.labels, {name: weights[name] for name in kept}))
+    shorter = simplify(few)
+    assert abs(Interpreter(shorter).run(INPUTS).logits - Interpreter(few).run(INPUTS).logits).max() < 1e-6
     assert simplify(shorter) == shorter
 
 
@@ -145,6 +159,49 @@ def test_equal_nodes_and_dead_ones_go(counting: Program) -> None:
     assert shorter.classifier.weights["kind"] == {"0": (3.0, 0.0), "1": (0.0, 3.0)}
 
 
+def _of_letters(nodes: Sequence[Node], weights: dict[str, dict[str, tuple[float, ...]]]) -> Program:
+    return Program(
+        inputs=("tokens", "positions"), numerical=frozenset(), nodes=tuple(nodes),
+        classifier=Classifier(("no", "yes"), weights), vocabulary=("a", "b", "c", "d"), max_length=3,
+    )  # fmt: skip
+
+
+def test_results_that_nothing_tells_apart_become_one() -> None:
+    kind = Lookup("kind", ("tokens", "positions"), {("a", 0): 1, ("b", 0): 2, ("b", 1): 2, ("c", 2): 3}, 0)
+    head = Select("select_closest", "head", "tokens", "kind", "tokens", ((0, "a"), (1, "b"), (2, "b"), (3, "a")))
+    program = _of_letters((kind, head), {"head": {letter: (0.0, float(letter == "b")) for letter in "abcd"}})
+    shorter = simplify(program)
+    assert shorter.node("kind") == replace(kind, table={("a", 0): 2, ("b", 0): 2, ("b", 1): 2})
+    head = shorter.node("head")
+    assert isinstance(head, Select) and head.predicate == ((0, "a"), (2, "b"))
+    scored = replace(program, classifier=Classifier(
+        program.labels, {**program.classifier.weights, "kind": {str(each): (0.0, float(each)) for each in range(4)}},
+    ))  # fmt: skip
+    assert simplify(scored) == scored  # each has a row of its own
+    inputs = list(every_input("abcd", 3))
+    assert compare_programs(shorter, program, inputs).equal and len(inputs) == 84
+
+
+def test_inputs_and_tables_that_make_no_difference_go() -> None:
+    idle = Lookup("idle", ("tokens", "positions"), {("a", place): 1 for place in range(3)} | {("b", 0): 0}, 0)
+    twice = Lookup("twice", ("tokens", "idle"), {("a", 0): 2, ("a", 1): 3, ("b", 0): 3, ("c", 1): 2}, 4)
+    rare = Lookup("rare", ("tokens", "positions"), {(each, 1): 1 for each in "abc"} | {("a", 2): 1, ("a", 0): 1,
+        ("b", 0): 1, ("b", 2): 1}, 0)  # fmt: skip
+    heads = [
+        Select("select_closest", f"by_{name}", "positions", name, "tokens", ((value, 0), (5, 1)))
+        for name, value in (("twice", 3), ("rare", 1))
+    ]
+    rows = {each: (0.0, number / 3) for number, each in enumerate("abcd")}
+    program = _of_letters((idle, twice, rare, *heads), {"by_twice": rows, "by_rare": rows})
+    shorter = simplify(program)
+    assert [node.name for node in shorter.nodes] == ["rare", "by_twice", "by_rare"]
+    head = shorter.node("by_twice")
+    assert isinstance(head, Select) and (head.query, head.predicate) == ("tokens", (("a", 0), ("b", 0)))
+    table = shorter.node("rare")  # of 12 keys, 7 had another result than the default
+    assert isinstance(table, Lookup) and (table.default, len(table.table)) == (1, 5)
+    assert compare_programs(shorter, program, list(every_input("abcd", 3))).equal
+
+
 def test_programs_are_compared_with_rules_and_with_each_other(counting: Program) -> None:
     def rule(tokens: list[str]) -> list[str]:
         return ["once" if tokens.count(each) == 1 else "more" for each in tokens]
@@ -183,3 +240,13 @@ def test_explaining_tells_what_decided_and_what_is_dead(counting: Program, tmp_p
     write_page(known, examples, tmp_path / "page.html", "<script>alert(1)</script>")
     page = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "\\u003cb\\u003e" in page
+
+
+@needs_browser
+def test_the_page_of_a_program_fits_a_narrow_window(ground_truth: Path, tmp_path: Path) -> None:
+    program = load_program(ground_truth / "published/rasp/sort")
+    tokens = ["<s>", *"30412", "</s>"]
+    write_page(program, [(tokens, ["<pad>", *"01234", "<pad>"])], tmp_path / "page.html", "long" * 40)
+    measure = "const root = document.documentElement; root.title = `${root.scrollWidth} of ${root.clientWidth}`;"
+    found = re.search(r'<html[^>]* title="(\d+) of (\d+)"', drawn(tmp_path / "page.html", measure, width=500))
+    assert found is not None and int(found[1]) == int(found[2]) <= 500

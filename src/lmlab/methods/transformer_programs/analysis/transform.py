@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lmlab.methods.transformer_programs.analysis.values import merge_values, without_idle_inputs
 from lmlab.methods.transformer_programs.program.domains import domains, partners
 from lmlab.methods.transformer_programs.program.ir import (
     SELECT_SUM,
@@ -15,19 +19,24 @@ from lmlab.methods.transformer_programs.program.ir import (
     Select,
     Value,
     add_constant,
+    ordered,
 )
 from lmlab.methods.transformer_programs.program.tables import Classifier
 
 Row = tuple[float, ...]
+_MOST_KEYS = 50_000  # of a table whose default may be another result
+_MOST_QUERIES = 2  # heads into whose predicates a table is folded, each of which then repeats it
 
 
 def simplify(program: Program) -> Program:
-    """The same answers with fewer parts: nothing that no answer depends on, equal nodes once, tables without rows that
-    no input reaches, tables of one result and of one category folded away.
+    """The same answers with fewer parts: nothing that no answer depends on, equal nodes once, tables without rows and
+    inputs that make no difference, results that nothing tells apart as one, tables of one result and of one category
+    folded away.
     """
     while True:
         before = program
-        program = _merge_equal(_fold(_tidy(drop_dead(program))))
+        program = _tidy(drop_dead(program))
+        program = _merge_equal(_fold(merge_values(program, domains(program))))
         if program == before:
             return program
 
@@ -99,7 +108,7 @@ def _specialized(node: Lookup, name: str, value: Value) -> Lookup:
 
 
 def _tidy(program: Program) -> Program:
-    """Predicates and tables without what no input reaches, and without rows that only say the default."""
+    """Predicates, tables and classifier without what no input reaches; tables without what makes no difference."""
     known = domains(program)
     nodes: list[Node] = []
     for node in program.nodes:
@@ -108,8 +117,30 @@ def _tidy(program: Program) -> Program:
             pairs = tuple((query, key) for query, keys in found.items() for key in sorted(keys, key=str))
             nodes.append(replace(node, predicate=pairs))
         else:
-            nodes.append(_tidy_table(node, known))
-    return replace(program, nodes=tuple(nodes))
+            nodes.append(_short_default(without_idle_inputs(_tidy_table(node, known), known), known))
+    weights = {feature: _reached(rows, known.get(feature)) for feature, rows in program.classifier.weights.items()}
+    return replace(program, nodes=tuple(nodes), classifier=Classifier(program.labels, weights))
+
+
+def _reached(rows: Mapping[str, Row], values: frozenset[Value] | None) -> Mapping[str, Row]:
+    """The rows of values that a feature can have."""
+    texts = {str(value) for value in values or ()}
+    kept = {value: row for value, row in rows.items() if value in texts}
+    return kept if kept and len(kept) < len(rows) else rows
+
+
+def _short_default(node: Lookup, known: Mapping[str, frozenset[Value] | None]) -> Lookup:
+    """The table with the result that most keys have as its default."""
+    spans = [known.get(name) for name in node.inputs]
+    if node.default is None or not node.table or not all(spans):
+        return node
+    sizes = [ordered(span or ()) for span in spans]
+    count = math.prod(map(len, sizes))
+    (result, most), *_ = Counter(node.table.values()).most_common(1)
+    if count > _MOST_KEYS or most <= count - len(node.table):
+        return node
+    every = {key: node.table.get(key, node.default) for key in itertools.product(*sizes)}
+    return replace(node, table={key: each for key, each in every.items() if each != result}, default=result)
 
 
 def _tidy_table(node: Lookup, known: Mapping[str, frozenset[Value] | None]) -> Lookup:
@@ -142,11 +173,11 @@ def _fold(program: Program) -> Program:
 
 
 def _into_readers(program: Program, node: Lookup, values: frozenset[Value]) -> Program | None:
-    """What reads a table of one category reads that category itself, if nothing but the classifier and tables does."""
+    """What reads a table of one category reads that category itself; None where heads take or match its results."""
     source = node.inputs[0]
-    result: dict[Value, Any] = {value: node.table.get((value,), node.default) for value in values}
-    readers = [each for each in program.nodes if node.name in each.reads]
-    if not all(isinstance(each, Lookup) and source not in each.inputs for each in readers):
+    result: dict[Value, Any] = {value: node.table.get((value,), node.default) for value in ordered(values)}
+    heads = [each for each in program.nodes if isinstance(each, Select) and node.name in each.reads]
+    if len(heads) > _MOST_QUERIES or any(node.name in (each.key, each.value) for each in heads):
         return None
     weights = {name: dict(rows) for name, rows in program.classifier.weights.items()}
     rows = weights.pop(node.name, None)
@@ -164,19 +195,34 @@ def _into_readers(program: Program, node: Lookup, values: frozenset[Value]) -> P
         if each.name == node.name:
             continue
         if isinstance(each, Lookup) and node.name in each.inputs:
-            place = each.inputs.index(node.name)
-            table = {
-                (*key[:place], value, *key[place + 1 :]): found
-                for key, found in each.table.items()
-                for value in values
-                if key[place] == result[value]
-            }
-            inputs = (*each.inputs[:place], source, *each.inputs[place + 1 :])
-            nodes.append(Lookup(each.name, inputs, table, each.default))
-        else:
-            nodes.append(each)
+            each = _reads_source(each, node.name, source, result)
+        elif isinstance(each, Select) and each.query == node.name:
+            pairs = [(value, key) for value in result for query, key in each.predicate if query == result[value]]
+            each = replace(each, query=source, predicate=tuple(pairs))
+        nodes.append(each)
     classifier = Classifier(program.labels, weights)
     return replace(program, nodes=tuple(nodes), classifier=classifier)
+
+
+def _reads_source(node: Lookup, name: str, source: str, result: Mapping[Value, Value]) -> Lookup:
+    """A table that reads what another was made from, in place of what it gives."""
+    place = node.inputs.index(name)
+    rest = node.inputs[:place] + node.inputs[place + 1 :]
+    if source in rest:  # what it gives is known from an input that is there already
+        twin = node.inputs.index(source)
+        told = {
+            key[:place] + key[place + 1 :]: found
+            for key, found in node.table.items()
+            if not isinstance(key[twin], float) and result.get(key[twin]) == key[place]  # type: ignore[arg-type]
+        }
+        return Lookup(node.name, rest, told, node.default)
+    table = {
+        (*key[:place], value, *key[place + 1 :]): found
+        for key, found in node.table.items()
+        for value in result
+        if key[place] == result[value]
+    }
+    return Lookup(node.name, (*node.inputs[:place], source, *node.inputs[place + 1 :]), table, node.default)
 
 
 def _merge_equal(program: Program) -> Program:
