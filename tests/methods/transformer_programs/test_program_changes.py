@@ -21,7 +21,7 @@ from lmlab.methods.transformer_programs.analysis.explain import (
     write_page,
 )
 from lmlab.methods.transformer_programs.analysis.minimize import minimize, refit, score
-from lmlab.methods.transformer_programs.analysis.transform import simplify
+from lmlab.methods.transformer_programs.analysis.transform import fix, simplify
 from lmlab.methods.transformer_programs.analysis.verify import compare_oracle, compare_programs, every_input, verify
 from lmlab.methods.transformer_programs.network.compile import from_program
 from lmlab.methods.transformer_programs.network.convert import to_program
@@ -200,6 +200,23 @@ def test_inputs_and_tables_that_make_no_difference_go() -> None:
     table = shorter.node("rare")  # of 12 keys, 7 had another result than the default
     assert isinstance(table, Lookup) and (table.default, len(table.table)) == (1, 5)
     assert compare_programs(shorter, program, list(every_input("abcd", 3))).equal
+
+
+def test_a_number_or_what_a_head_asks_by_is_fixed(counting: Program) -> None:
+    fixed = fix(counting, "count", 1.0)  # "kind" says once of 1, whatever stands there
+    assert fixed is not None and not fixed.nodes
+    assert Interpreter(fixed).predict([["a", "a"]]) == [["once", "once"]]
+    count = counting.node("count")
+    assert isinstance(count, Select)
+    asked = Lookup("asked", ("tokens",), {("a",): 1, ("b",): 2}, 3)
+    count = replace(count, query="asked", predicate=((1, "a"), (1, "b"), (2, "NA")))
+    asking = replace(counting, nodes=(asked, count, counting.node("kind")))
+    for value, keys in ((1, {"a", "b"}), (2, {"NA"}), (3, set())):
+        fixed = fix(asking, "asked", value)
+        assert fixed is not None and [node.name for node in fixed.nodes] == ["count", "kind"]
+        found = Interpreter(fixed).run([["a", "b", "NA", "a"]]).variable("count", 0)
+        assert found == [sum(each in keys for each in ("a", "b", "NA", "a"))] * 4
+    assert fix(counting, "tokens", "a") is None  # a head matches its places
 
 
 def test_programs_are_compared_with_rules_and_with_each_other(counting: Program) -> None:

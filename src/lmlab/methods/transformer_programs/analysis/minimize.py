@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.analysis.transform import drop_dead, fix, simplify
@@ -20,7 +19,7 @@ from lmlab.methods.transformer_programs.config import MAX_ACCURACY_DROP
 from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
-from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value
+from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value, add_constant
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
 from lmlab.progress import Advance, progress
@@ -139,24 +138,24 @@ class _Search:
     def __init__(self, examples: Sequence[Example], floor: float, advance: Advance) -> None:
         self.examples, self.floor, self.advance = examples, floor, advance
         self.accepted: list[Program] = []
+        self._ran: Execution | None = None  # of the last program whose values were counted
 
     def fix_variables(self, program: Program) -> Program:
-        """Fix categories at their most common value, the last nodes first, and drop features."""
+        """Fix variables at their most common value, the last nodes first, and drop features."""
         for node in reversed(program.nodes):
-            if node.name in {each.name for each in program.nodes} and node.name not in program.numerical:
-                program = self._kept(fix(program, node.name, self._most_common(program, node.name))) or program
+            if node.name in program.variables:
+                program = self._kept(self._fixed(program, node.name)) or program
         for feature in list(program.classifier.features):
             program = self._kept(_without_feature(program, feature)) or program
         return program
 
     def with_refits(self, program: Program) -> Program:
-        """Drop features and fix categories, fitting the classifier again each time, those that say least first."""
+        """Drop features and fix variables, fitting the classifier again each time, those that say least first."""
         while True:
             before = program
             order = sorted(program.classifier.features, key=lambda name: _spread(program.classifier.rows_of(name)))
             program = self._removed(program, [name for name in order if name != "ones"], _without_feature)
-            nodes = [node.name for node in reversed(program.nodes) if node.name not in program.numerical]
-            program = self._removed(program, nodes, self._fixed)
+            program = self._removed(program, [node.name for node in reversed(program.nodes)], self._fixed)
             if len(program.nodes) == len(before.nodes):
                 return program
 
@@ -180,7 +179,7 @@ class _Search:
         return program
 
     def _fixed(self, program: Program, name: str) -> Program | None:
-        return None if name in program.numerical else fix(program, name, self._most_common(program, name))
+        return fix(program, name, self._most_common(program, name))
 
     def _kept(self, changed: Program | None) -> Program | None:
         """The changed program, simplified, if it is accurate enough."""
@@ -190,11 +189,13 @@ class _Search:
         self.accepted.append(simplify(changed))
         return self.accepted[-1]
 
-    def _most_common(self, program: Program, name: str) -> Value:
-        execution = Interpreter(program).run([tokens for tokens, _ in self.examples])
+    def _most_common(self, program: Program, name: str) -> Value | float:
+        if self._ran is None or self._ran.program is not program:
+            self._ran = Interpreter(program).run([tokens for tokens, _ in self.examples[:_FITTED]])
+        execution = self._ran
         valid = np.arange(execution.columns[name].shape[1])[None, :] < execution.lengths_B[:, None]
-        (number, _), *_ = Counter(execution.columns[name][valid].tolist()).most_common(1)
-        value: Value = execution.names[number]
+        (found, _), *_ = Counter(execution.columns[name][valid].tolist()).most_common(1)
+        value: Value | float = found if name in program.numerical else execution.names[found]
         return value
 
 
@@ -220,55 +221,76 @@ def _refitted(program: Program, examples: Sequence[Example]) -> Program | None:
 
 def refit(program: Program, examples: Sequence[Example]) -> Program:
     """The program with a classifier that is fitted to the examples, over the same features and a constant."""
+    from scipy import optimize, sparse
+    from scipy.special import logsumexp
+
     execution = Interpreter(program).run([tokens for tokens, _ in examples])
     wanted = _wanted(program, examples, execution)
     if program.pool_outputs:
         return program  # its logits are means over places; its rows are kept
     keep = wanted >= 0
-    labels = torch.from_numpy(wanted[keep])
-    cats: dict[str, tuple[list[str], torch.Tensor]] = {}
-    for feature, rows in program.classifier.weights.items():
-        if feature in program.numerical:
-            continue
-        values = list(rows)
-        line = {value: number for number, value in enumerate(values)}
+    features = program.classifier.features
+    cats = [feature for feature in features if feature not in program.numerical]
+    nums = [feature for feature in features if feature in program.numerical and feature != "ones"]
+    columns = []
+    first = [0, *np.cumsum([len(program.classifier.rows_of(name)) for name in cats]).tolist()]  # row of each feature
+    for place, name in enumerate(cats):
+        line = {value: number for number, value in enumerate(program.classifier.rows_of(name))}
         table = np.array([line.get(str(value), 0) for value in execution.names])
-        cats[feature] = values, torch.from_numpy(table[execution.columns[feature][keep]])
-    nums = [feature for feature in program.classifier.features if feature in program.numerical and feature != "ones"]
-    numbers = torch.from_numpy(np.stack([execution.columns[name][keep] for name in nums], -1)) if nums else None
-    classes = len(program.labels)
-    parameters = {name: torch.zeros(len(values), classes, dtype=torch.float64) for name, (values, _) in cats.items()}
-    linear = torch.zeros(len(nums), classes, dtype=torch.float64)
-    bias = torch.zeros(classes, dtype=torch.float64)
-    trained = [*parameters.values(), linear, bias]
-    for each in trained:
-        each.requires_grad_()
-    optimizer = torch.optim.LBFGS(trained, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+        columns.append(first[place] + table[execution.columns[name][keep]])
+    columns += [execution.columns[name][keep] for name in nums]
+    # places with the same features and label are one row that counts as often
+    rows, counts = np.unique(np.stack([*columns, wanted[keep]], -1).astype(np.float64), axis=0, return_counts=True)
+    ids, numbers, labels = rows[:, : len(cats)], rows[:, len(cats) : -1], rows[:, -1].astype(np.int64)
+    share = counts[:, None] / counts.sum()
+    # counts are larger than the ones of categories; equal steps are as much for both
+    size = np.ones((first[-1] + len(nums) + 1, 1))
+    size[first[-1] : -1, 0] = np.sqrt((np.square(numbers) * share).sum(0)).clip(min=1.0)
+    given = _given(ids, numbers, first[-1]) @ sparse.diags_array(1 / size[:, 0])
+    start = _rows_now(program, [*cats, *nums]) * size  # what is left of a fit is a good start
 
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = bias.expand(len(labels), -1)
-        for name, (_, ids) in cats.items():
-            logits = logits + parameters[name][ids]
-        if numbers is not None:
-            logits = logits + numbers @ linear
-        penalty = sum(((each**2).sum() for each in trained), torch.zeros((), dtype=torch.float64))
-        value = torch.nn.functional.cross_entropy(logits, labels) + _PENALTY * penalty
-        value.backward()
-        return value
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = flat.reshape(start.shape)
+        logits = given @ parameters
+        losses = logsumexp(logits, axis=1, keepdims=True) - logits
+        error = np.exp(-losses)
+        error[np.arange(len(labels)), labels] -= 1
+        value = (share[:, 0] * losses[np.arange(len(labels)), labels]).sum() + _PENALTY * np.square(parameters).sum()
+        return float(value), (given.T @ (error * share) + 2 * _PENALTY * parameters).ravel()
 
-    optimizer.step(loss)
+    best = optimize.minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS}).x
+    if not np.isfinite(best).all():
+        return program
+    found = [tuple(round(each, 4) for each in row) for row in (best.reshape(start.shape) / size).tolist()]
     weights: dict[str, Mapping[str, tuple[float, ...]]] = {}
-    for name, (values, _) in cats.items():
-        weights[name] = {
-            value: tuple(round(each, 4) for each in row)
-            for value, row in zip(values, parameters[name].detach().tolist(), strict=True)
-        }
-    for name, row in zip(nums, linear.detach().tolist(), strict=True):
-        weights[name] = {PLACEHOLDER: tuple(round(each, 4) for each in row)}
-    if "ones" in program.inputs:
-        weights["ones"] = {PLACEHOLDER: tuple(round(each, 4) for each in bias.detach().tolist())}
-    return replace(program, classifier=Classifier(program.labels, weights))
+    for place, name in enumerate(cats):
+        rows_of = program.classifier.rows_of(name)
+        weights[name] = dict(zip(rows_of, found[first[place] : first[place + 1]], strict=True))
+    for place, name in enumerate(nums):
+        weights[name] = {PLACEHOLDER: found[first[-1] + place]}
+    return add_constant(replace(program, classifier=Classifier(program.labels, weights)), found[-1])
+
+
+def _given(ids: np.ndarray, numbers: np.ndarray, width: int) -> Any:
+    """What the classifier reads as a matrix: a one for the value of each category, the numbers, and the constant 1.
+
+    Arguments:
+        ids: of each category the number of its value, of `width` in all.
+    """
+    from scipy import sparse
+
+    count = len(ids)
+    ones = [(np.ones(count), (np.arange(count), column.astype(np.int64))) for column in ids.T]
+    parts = [sparse.csr_array(each, shape=(count, width)) for each in ones]
+    categories = sum(parts, sparse.csr_array((count, width)))
+    return sparse.hstack([categories, sparse.csr_array(numbers), sparse.csr_array(np.ones((count, 1)))], format="csr")
+
+
+def _rows_now(program: Program, features: Sequence[str]) -> np.ndarray:
+    """The rows of features and the constant, as they are."""
+    rows = [row for name in features for row in program.classifier.rows_of(name).values()]
+    constant = program.classifier.weights.get("ones", {PLACEHOLDER: (0.0,) * len(program.labels)})[PLACEHOLDER]
+    return np.array([*rows, constant])
 
 
 def _shorten(program: Program, examples: Sequence[Example]) -> Program:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmlab.methods.transformer_programs.analysis.values import merge_values, without_idle_inputs
-from lmlab.methods.transformer_programs.program.domains import domains, partners
+from lmlab.methods.transformer_programs.program.domains import Domains, domains, partners
 from lmlab.methods.transformer_programs.program.ir import (
     SELECT_SUM,
     Lookup,
@@ -21,10 +21,11 @@ from lmlab.methods.transformer_programs.program.ir import (
     add_constant,
     ordered,
 )
-from lmlab.methods.transformer_programs.program.tables import Classifier
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
 
 Row = tuple[float, ...]
 _MOST_KEYS = 50_000  # of a table whose default may be another result
+_MOST_PARTNERS = 1000  # values of a key that a head may ask by in place of a variable that is fixed
 _MOST_QUERIES = 2  # heads into whose predicates a table is folded, each of which then repeats it
 
 
@@ -60,16 +61,25 @@ def drop_dead(program: Program) -> Program:
     return add_constant(changed, tuple(constant))
 
 
-def fix(program: Program, name: str, value: Value) -> Program | None:
-    """The program in which a category is always one value; None where heads match it."""
+def fix(program: Program, name: str, value: Value | float) -> Program | None:
+    """The program in which a variable is always one value; None where heads match its places, or sum it."""
+    return _fixed(program, name, value, domains(program))
+
+
+def _fixed(program: Program, name: str, value: Value | float, known: Domains) -> Program | None:
     readers = [node for node in program.nodes if name in node.reads]
-    if any(isinstance(node, Select) and name in (node.key, node.query) for node in readers):
+    heads = [node for node in readers if isinstance(node, Select)]
+    if any(node.key == name or (node.op == SELECT_SUM and node.value == name) for node in heads):
+        return None
+    if any(node.query == name and not 0 < len(known.get(node.key) or ()) <= _MOST_PARTNERS for node in heads):
         return None
     weights = dict(program.classifier.weights)
-    row = weights.pop(name, {}).get(str(value))
+    rows = weights.pop(name, {})
     program = replace(program, classifier=Classifier(program.labels, weights))
-    if row is not None:
-        program = add_constant(program, row)
+    if name in program.numerical and rows:
+        program = add_constant(program, tuple(float(value) * each for each in rows[PLACEHOLDER]))
+    elif str(value) in rows:
+        program = add_constant(program, rows[str(value)])
     nodes: list[Node] = []
     followers: list[str] = []
     for node in program.nodes:
@@ -81,8 +91,13 @@ def fix(program: Program, name: str, value: Value) -> Program | None:
                 followers.append(node.name)
                 nodes.append(Lookup(node.name, ("positions",), {}, node.default))  # its readers take the value below
                 continue
-        elif isinstance(node, Select) and node.value == name:
-            followers.append(node.name)
+        elif isinstance(node, Select):
+            if node.query == name:  # all places look for the same: whatever a place asks by, such as its key
+                keys = [key for query, key in node.predicate if query == value]
+                pairs = tuple((query, key) for query in ordered(known[node.key] or ()) for key in keys)
+                node = replace(node, query=node.key, predicate=pairs)
+            if node.value == name:
+                followers.append(node.name)
         nodes.append(node)
     inputs = program.inputs
     changed = replace(program, nodes=tuple(nodes), inputs=inputs)
@@ -91,14 +106,14 @@ def fix(program: Program, name: str, value: Value) -> Program | None:
         fixed = _specialized(node, name, value).default if isinstance(node, Lookup) else value
         if fixed is None:
             return None
-        further = fix(changed, follower, fixed)
+        further = _fixed(changed, follower, fixed, known)
         if further is None:
             return None
         changed = further
     return drop_dead(changed)
 
 
-def _specialized(node: Lookup, name: str, value: Value) -> Lookup:
+def _specialized(node: Lookup, name: str, value: Value | float) -> Lookup:
     place = node.inputs.index(name)
     inputs = node.inputs[:place] + node.inputs[place + 1 :]
     table = {key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == value}
