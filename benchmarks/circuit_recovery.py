@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     methods = arguments.method or METHODS
     for folder in folders:
-        for ablation in ("zero", "interchange"):
+        for ablation in arguments.ablation or ("zero", "interchange"):
             wanted = [
                 (method, seed)
                 for method in methods
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seconds", type=float, default=1e9, help="of CPU time: stop after so long")
     parser.add_argument("--method", action="append", help="only these")
+    parser.add_argument("--ablation", action="append", help="zero or interchange, by default both")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--failures", action="store_true", help="with --report: list them")
     arguments = parser.parse_args()
