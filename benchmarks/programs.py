@@ -99,13 +99,13 @@ TABLE: dict[str, tuple[tuple[int, ...], int, int, float, dict[str, Any]]] = {
     "dyck1": ((3, 4, 4, 1, 1), 4, 2, 48, {"learning_rate": 0.02, "polish": 4}),
     "dyck2": ((3, 4, 4, 1, 1), 1, 0, 60, {**_NEAREST, "learning_rate": 0.02}),
     "double_hist 8x16": ((2, 1, 4, 0, 4), 4, 2, 20, _WIDE),
-    "double_hist 16x16": ((2, 1, 4, 0, 4), 4, 2, 20, _LARGE),
+    "double_hist 16x16": ((2, 0, 4, 0, 4), 2, 0, 16, {**_LARGE, **_RULES, "schedule": "cosine", "tau_end": 0.05}),
     "reverse 8x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_WIDE, **_RULES, "tau_end": 0.05}),
     "sort 8x16": ((1, 0, 12, 0, 0), 1, 0, 14, {**_WIDE, **_RULES, "schedule": "cosine"}),
     "sort 16x16": ((1, 0, 24, 0, 0), 1, 0, 16, {**_LARGE, **_RULES, "schedule": "cosine"}),
     "hist 16x16": ((1, 0, 4, 0, 1), 1, 0, 3, {**_LARGE, **_DECOUPLED}),
     "most_freq 8x16": ((3, 4, 4, 2, 2), 1, 0, 14, {**_WIDE, "learning_rate": 0.02, "polish": 1}),
-    "reverse 16x16": ((2, 4, 2, 2, 1), 1, 0, 8, {**_LARGE, **_RULES, "tau_end": 0.05}),
+    "reverse 16x16": ((3, 4, 4, 1, 1), 1, 0, 12, {**_LARGE, **_NEAREST, "tau_end": 0.05}),
     "most_freq 16x16": ((3, 4, 4, 2, 2), 1, 0, 10, {**_LARGE, "learning_rate": 0.02, "polish": 1}),
 }
 PUBLISHED = {"seeds": 5, "epochs": 250, "batch_size": 512, "d_mlp": 64}
