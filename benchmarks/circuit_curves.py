@@ -2,12 +2,17 @@
 
     python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --seconds 570
     python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --report
+    python benchmarks/circuit_curves.py --model runs/demo/model --data runs/demo-circuit/examples/examples.jsonl \
+        --method eap --method eap-ig --method acdc --method "edge-pruning each" --method exact --out small.jsonl
 
 It goes on where it was stopped, a line for each method and task, methods in turns over all tasks. Every method ranks
 all edges on `train`; the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns),
 years (greater-than) and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-
 order scores go by too: the logit difference, or for greater-than the probability difference of all later less all
-earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank.
+earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank. `edge-pruning
+each` trains them for each size anew. `acdc`, which is for small models, is searched with falling thresholds: an edge
+ranks by how many of them keep it, then by its rise under the lowest; the circuits of the thresholds are measured too.
+With --data the task is a file of one's own whose lines name the splits `train` and `test`.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any
 TASKS = ("ioi", "greater-than", "pronouns", "boolean")
 METHODS = ("eap", "eap-ig", "edge-pruning 5%", "relp", "edge-pruning 1%", "random", "ifr", "ranking")
 FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of acdc, as shares of the empty circuit's distance
 
 
 def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -32,6 +38,12 @@ def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from lmlab.runs import Model
 
     words, found = Model.find(arguments.model).tokenizer_if_any(), {}
+    if arguments.data is not None:
+        for split in ("train", "test"):
+            given = {"split": split, "num_examples": arguments.examples, "tokenizer": arguments.tokenizer}
+            options = TaskOptions(data=arguments.data, device="cpu", batch_size=arguments.batch, **given)
+            found[split], _ = load(arguments.model, options).task("interchange", options=options)
+        return found
     with tempfile.TemporaryDirectory() as directory:
         for split in ("train", "test"):
             path = Path(directory) / f"{split}.jsonl"
@@ -57,6 +69,28 @@ def _config(arguments: argparse.Namespace, method: str, metric: str, edges: int)
     return FindConfig(method=name, num_edges=round(0.05 * edges), **given)
 
 
+def _rankings(arguments: argparse.Namespace, method: str, metric: str, task: Any):
+    """Scores of edges with the shares of edges that are kept by them, and circuits that the method itself gave."""
+    from lmlab.methods.edge_pruning import FindConfig, ranking, search
+
+    edges = task.masked.graph.num_edges
+    if method == "acdc":
+        circuits, votes_E = [], 0.0
+        for threshold in THRESHOLDS:
+            found = search(task, FindConfig(method="acdc", threshold=threshold))
+            circuits.append((threshold, found.kept_E))
+            votes_E = votes_E + found.kept_E.double()
+        # less than one vote: what the lowest threshold says of edges that as many keep
+        last_E = found.scores_E.double() / (2 * found.scores_E.abs().max())
+        return [(votes_E + last_E, FRACTIONS)], circuits
+    if method == "edge-pruning each":
+        each = [f"edge-pruning {100 * fraction}%" for fraction in FRACTIONS]
+        found = [search(task, _config(arguments, name, metric, edges)) for name in each]
+        return [(one.scores_E, (at,)) for one, at in zip(found, FRACTIONS, strict=True)], []
+    found = search(task, _config(arguments, method, metric, edges))
+    return [(ranking(method.partition(" ")[0], found.scores_E), FRACTIONS)], []
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -66,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from lmlab.hardware import reuse_memory
-    from lmlab.methods.edge_pruning import Ends, areas, curve, ranking, search
+    from lmlab.methods.edge_pruning import Ends, areas, curve, measure_each
     from lmlab.progress import console
 
     console.quiet = True
@@ -76,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     done = {(each["task"], each["method"]) for each in _lines(arguments.out)}
     ready: dict[str, Any] = {}
     for method in arguments.method or METHODS:
-        for name in arguments.task or TASKS:
+        for name in arguments.task or (TASKS if arguments.data is None else (arguments.data.stem,)):
             if (name, method) in done:
                 continue
             if time.monotonic() - started > arguments.seconds:
@@ -89,11 +123,13 @@ def run(arguments: argparse.Namespace) -> None:
             tasks, ends = ready[name]
             edges = tasks["train"].masked.graph.num_edges
             load, begin = os.getloadavg()[0], time.process_time()
-            found = search(tasks["train"], _config(arguments, method, metric, edges))
+            rankings, circuits = _rankings(arguments, method, metric, tasks["train"])
             seconds = time.process_time() - begin
-            scores_E = ranking(method.partition(" ")[0], found.scores_E)
-            rows = curve(tasks["test"], scores_E, ends, FRACTIONS)
+            rows = [curve(tasks["test"], scores_E, ends, fractions) for scores_E, fractions in rankings]
+            rows = [row for each in rows for row in each]
             rows.append({"fraction": 1.0, "edges": edges, **ends.full, "faithfulness": 1.0})  # the model itself
+            own = [{"threshold": at, **ends.summary(measure_each(tasks["test"], E))} for at, E in circuits]
+            own = [{**each, "edges": int(E.sum())} for each, (_, E) in zip(own, circuits, strict=True)]
             line = {
                 "task": name,
                 "method": method,
@@ -106,6 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "empty": ends.empty,
                 **areas(rows),
                 "curve": rows,
+                "circuits": own,
             }
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -137,6 +174,14 @@ def report(arguments: argparse.Namespace) -> None:
             print(f"| {100 * row['fraction']:g} % | " + " | ".join(cells) + " |")
         for key in ("cpr", "cmd", "cpr_log", "cmd_log", "seconds", "load"):
             print(f"| {key.replace('_', ', ')} | " + " | ".join(f"{each[key]:.3f}" for each in own) + " |")
+        for each in own:
+            for row in each.get("circuits", ()):
+                figures, low_high = row["circuit"], row["intervals"].get("faithfulness", (float("nan"),) * 2)
+                print(
+                    f"{each['method']} at {row['threshold']:g}: {row['edges']} edges, KL {figures['distance']:.3f} ±"
+                    f" {1.96 * row['errors']['distance']:.3f}, faithfulness {figures['faithfulness']:.2f}"
+                    f" ({low_high[0]:.2f} to {low_high[1]:.2f})"
+                )
 
 
 def main() -> None:
@@ -145,6 +190,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--task", action="append", help="only these")
     parser.add_argument("--method", action="append", help="only these")
+    parser.add_argument("--data", type=Path, help="a task of one's own: examples of the splits train and test")
+    parser.add_argument("--tokenizer", type=Path, help="with --data: where it is not in the model's folder")
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
