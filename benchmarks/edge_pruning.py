@@ -4,11 +4,13 @@ circuit of SmolLM2.
     python benchmarks/edge_pruning.py step --reference ~/Edge-Pruning/src/modeling --transformers ~/transformers-4.40
     python benchmarks/edge_pruning.py tracr
     python benchmarks/edge_pruning.py induction
+    python benchmarks/edge_pruning.py small --out DIR
     python benchmarks/edge_pruning.py ioi --model models/smollm2
 
 `step` runs lmlab and the reference implementation (princeton-nlp/Edge-Pruning) in turns, each in a process of its own,
 on GPT-2's shape with random weights. Its model file needs a transformers of that time: pip install --no-deps --target
-DIR transformers==4.40.2 tokenizers==0.19.1 huggingface_hub==0.23.4.
+DIR transformers==4.40.2 tokenizers==0.19.1 huggingface_hub==0.23.4. `small` trains the model of `induction` and
+writes it to DIR/model, and examples to DIR/examples.jsonl, for benchmarks/circuit_curves.py.
 """
 
 from __future__ import annotations
@@ -233,8 +235,8 @@ def tracr(arguments: argparse.Namespace) -> None:
                 print(f"  {method:36} exact {'yes' if same else 'no':3}, {figures}")
 
 
-def train_induction(directory: Path, steps: int = 600):
-    """A GPT-2-like model of two layers that learns what follows a token that was there before: 13 random ones, then
+def train_induction(directory: Path, steps: int = 600, layers: int = 2):
+    """A GPT-2-like model of few layers that learns what follows a token that was there before: 13 random ones, then
     pairs out of them.
     """
     import numpy as np
@@ -262,7 +264,7 @@ def train_induction(directory: Path, steps: int = 600):
     shape = {
         **_GPT2,
         "vocab_size": vocab,
-        "num_layers": 2,
+        "num_layers": layers,
         "d_model": 64,
         "num_heads": 4,
         "max_seq_len": length,
@@ -374,6 +376,23 @@ def induction(arguments: argparse.Namespace) -> None:
             break
 
 
+def small(arguments: argparse.Namespace) -> None:
+    """A model of few layers whose edges can all be tried, and its examples: 32 to search on, 64 to measure on."""
+    from lmlab.files import write_jsonl
+    from lmlab.methods.edge_pruning.examples.tasks import induction_row
+    from lmlab.models import save_pretrained
+
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.process_time()
+        model, vocab = train_induction(Path(directory), layers=arguments.layers)
+        print(f"trained in {time.process_time() - start:.0f} s of processor time")
+    save_pretrained(model, arguments.out / "model")
+    draws, counts = random.Random(0), {"train": 32, "test": 64}
+    rows = [{**induction_row(range(vocab), draws, 14), "split": split} for split, n in counts.items() for _ in range(n)]
+    write_jsonl(arguments.out / "examples.jsonl", rows)
+
+
 def ioi(arguments: argparse.Namespace) -> None:
     """Indirect objects on a real model: circuits of equal size by three methods, on held-out templates, and curves by
     rank.
@@ -436,7 +455,7 @@ def ioi(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["step", "tracr", "induction", "ioi"])
+    parser.add_argument("part", choices=["step", "tracr", "induction", "small", "ioi"])
     parser.add_argument("--reference", type=Path, help="src/modeling of the reference implementation")
     parser.add_argument("--transformers", type=Path, help="a folder with a transformers that it can import")
     parser.add_argument("--child", choices=["lmlab", "recomputing", "reference"], help=argparse.SUPPRESS)
@@ -446,6 +465,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2, help="of `small`")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.05)
@@ -453,7 +473,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    {"step": step, "tracr": tracr, "induction": induction, "ioi": ioi}[arguments.part](arguments)
+    {"step": step, "tracr": tracr, "induction": induction, "small": small, "ioi": ioi}[arguments.part](arguments)
 
 
 if __name__ == "__main__":
