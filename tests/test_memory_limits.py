@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lmlab.hardware import groups as hardware_groups
 from lmlab.hardware import memory
 
 GIB = 1 << 30
@@ -32,8 +33,8 @@ def test_a_limit_of_any_control_group_counts(own, limits, granted, tmp_path, mon
         (groups / name).write_text(text)
     if own is not None:
         (tmp_path / "own").write_text(own)
-    monkeypatch.setattr(memory, "_GROUPS", groups)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(hardware_groups, "_GROUPS", groups)
+    monkeypatch.setattr(hardware_groups, "_OWN_GROUPS", tmp_path / "own")
     physical = 8 * GIB
     monkeypatch.setattr(
         memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": physical // 4096}[name]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.hardware import threads
+from lmlab.hardware import groups, threads
 from lmlab.hardware.threads import Governor, Look, Patience, Rates
 
 
@@ -170,7 +170,32 @@ def test_below_zero_such_time_is_added(monkeypatch):
     assert low - threads._idle_seconds() == pytest.approx(10**9 / os.sysconf("SC_CLK_TCK"), rel=0.01)
 
 
-def test_the_variable_says_what_may_change(untouched):
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {}, 8),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 3),  # a container that sees its own group
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "50000 100000\n", "a/cpu.max": "200000 100000\n"}, 1),
+        ("4:cpu,cpuacct:/job\n", {"cpu/job/cpu.cfs_quota_us": "400000\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 4),
+        ("4:cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "?\n"}, 8),
+    ],
+)
+def test_a_share_of_the_cores_of_any_control_group_counts(own, files, cores, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(groups, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(groups, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(threads, "_cores", lambda: 8)
+    assert threads._quota() == cores
+
+
+def test_the_variable_says_what_may_change(untouched, caplog):
+    untouched.setattr(threads, "_quota", lambda: 2)
     for word, adapts in ((None, True), ("adaptive", True), ("fixed", False), ("3", False)):
         untouched.delenv(threads.VARIABLE, raising=False)
         if word is not None:
@@ -179,6 +204,7 @@ def test_the_variable_says_what_may_change(untouched):
         assert threads._adapts is adapts
     threads.settle()
     assert torch.get_num_threads() == 3
+    assert "asks for 3 threads, and there are 2 cores" in caplog.text
     for word in ("0", "many", "1.5", "²"):
         untouched.setenv(threads.VARIABLE, word)
         with pytest.raises(UserError, match="LMLAB_THREADS"):

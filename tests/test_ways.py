@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from lmlab.errors import UserError
+from lmlab.files import read_json, update_json
 from lmlab.hardware import threads, ways
 from lmlab.hardware.threads import settle
 from lmlab.models import tune
@@ -153,6 +155,21 @@ def test_the_command_keeps_what_it_shows(monkeypatch, cache, lmlab):
     forget(monkeypatch)
     assert ways.in_force() == answers
     assert "1 answered otherwise" in lmlab("doctor").out
+
+
+def test_the_command_measures_nothing_that_it_cannot_keep(monkeypatch, tmp_path, lmlab):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "crowd", lambda: pytest.fail("measured"))
+    shown = lmlab("doctor", "--tune")
+    assert shown.code == 2 and "cannot be kept" in shown.err and "LMLAB_CACHE" in shown.err
+
+
+def test_two_processes_keep_the_answers_of_both(cache):
+    """Each reads and writes the file many times; without a lock one loses what the other wrote."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda n: update_json(ways.place_of_answers(), lambda known: {**known, str(n): n}), range(60)))
+    assert read_json(ways.place_of_answers()) == {str(n): n for n in range(60)}
 
 
 def test_the_command_measures_nothing_on_a_busy_machine(monkeypatch, cache, lmlab):

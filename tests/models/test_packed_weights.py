@@ -13,7 +13,17 @@ from lmlab.errors import UserError
 from lmlab.evals import ModelScorer, Window
 from lmlab.hardware import select_dtype, threads
 from lmlab.hardware.threads import Governor, Look
-from lmlab.models import GenerationConfig, LoRAConfig, add_lora, generate, pack_weights, save_pretrained
+from lmlab.models import (
+    GenerationConfig,
+    LoRAConfig,
+    SoftPrompt,
+    add_lora,
+    generate,
+    load_soft_prompt,
+    pack_weights,
+    save_pretrained,
+    save_soft_prompt,
+)
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.packed import PackedLinear, can_be_packed, round_to_4_bits
 from lmlab.runs import Model
@@ -227,6 +237,13 @@ def test_a_place_is_read_in_every_precision(tmp_path):
     assert (
         errors["fp32"] < 1e-9 < errors["bf16"] < errors["int8"] < errors["int4"] < 0.25 * float(exact.square().mean())
     )
+
+
+def test_vectors_of_the_same_model_in_full_precision_are_refused_with_what_to_do(tmp_path):
+    model, path = random_model("llama", **SIZES), tmp_path / "prompt.safetensors"
+    save_soft_prompt(SoftPrompt(model.embedding.weight.detach()[None, :3]), path, model)
+    with pytest.raises(UserError, match="Load the model in full precision"):
+        load_soft_prompt(path, pack_weights(model.bfloat16(), "int8"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -72,6 +72,7 @@ def _tune() -> None:
     from rich.table import Table
 
     from lmlab.errors import UserError
+    from lmlab.files import require_writable
     from lmlab.hardware import machine_load, reuse_memory, ways
     from lmlab.hardware.threads import TOO_LONG, settle
     from lmlab.models.tune import crowd, measure
@@ -81,6 +82,10 @@ def _tune() -> None:
     reuse_memory()  # as commands that train do
     settle()
     load, found = machine_load(), []
+    try:
+        require_writable(ways.place_of_answers())
+    except OSError as error:
+        raise _not_kept(error) from None
     if (waiting := crowd()) > TOO_LONG:
         raise UserError(
             f"Other programs take the cores ({waiting:.1f} threads wait for one on average): what would be measured"
@@ -107,17 +112,21 @@ def _tune() -> None:
             f"{disturbed} disturbed by other programs: they stay as they were. Measure again when it is idle."
         )
     elif load is not None and load > _BUSY:
-        terminal.print(f"The machine's load before was {load:.2f} of its cores: measure again when it is idle.")
+        terminal.print(f"Before, {load:.0%} of the machine's cores were asked for: measure again when it is idle.")
     try:
         ways.remember({each.question: each.seconds for each in found}, answers)
     except OSError as error:
-        raise UserError(
-            f"The answers could not be kept: {error}.", "Set LMLAB_CACHE to a directory that can be written."
-        ) from None
+        raise _not_kept(error) from None
     terminal.print(
         "Kept for this processor, this number of threads and this version of PyTorch; runs that have begun go on as"
         " they began."
     )
+
+
+def _not_kept(error: OSError) -> Exception:
+    from lmlab.errors import UserError
+
+    return UserError(f"The answers cannot be kept: {error}.", "Set LMLAB_CACHE to a directory that can be written.")
 
 
 def _others(answers: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -89,9 +90,11 @@ def generate(
     settings = generation_config(sampling(found, CONTINUING, asked), found, tokenizer)
     before = None if soft_prompt is None else find_context(soft_prompt, network, trust=trust)
     if len(texts) == settings.num_samples == 1 and not json_lines:
-        print(texts[0], end="", flush=True)
         ids = tokenizer.encode_prompt(texts[0]) if before is None else tokenizer.encode(texts[0])
-        for piece in stream(network, ids, settings, tokenizer.decode, **behind(before)):
+        pieces = stream(network, ids, settings, tokenizer.decode, **behind(before))
+        first = next(pieces, "")  # a prompt that is refused is not said
+        print(texts[0], end="", flush=True)
+        for piece in itertools.chain([first], pieces):
             print(printable(piece), end="", flush=True)
         print()
         return

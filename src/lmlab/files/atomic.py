@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -90,6 +90,30 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def update_json(path: str | Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the mapping that `change` makes of the one in a JSON file; one that is missing or broken is empty.
+    Processes that do so at the same time wait for each other (where the system has locks), so that none loses what
+    another wrote.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by the death of the process
+        except (ImportError, OSError):  # not on Windows, and not on every file system
+            pass
+        try:
+            known = read_json(path) if path.exists() else {}
+        except (OSError, UserError):
+            known = {}
+        write_json(path, change(known if isinstance(known, dict) else {}))
 
 
 def read_json(path: str | Path, allow_nan: bool = False) -> Any:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import math
 import time
 from functools import lru_cache
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from lmlab.config import Precision
 from lmlab.errors import UserError
-from lmlab.files import cache_directory, read_json, write_json
+from lmlab.files import cache_directory, read_json, update_json
 from lmlab.hardware.gemm import mm
 from lmlab.hardware.machine import num_cores, processor
 
@@ -68,10 +68,15 @@ def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
         known = peaks.get(key) if isinstance(peaks, dict) else None
         if isinstance(known, int | float) and known >= measured:
             return float(known)
-        write_json(place, {**(peaks if isinstance(peaks, dict) else {}), key: measured})
+        update_json(place, lambda peaks: {**peaks, key: _larger(peaks.get(key), measured)})
     except (OSError, UserError):  # a cache that cannot be used is none
         pass
     return measured
+
+
+def _larger(known: Any, measured: float) -> float:
+    """Another process may have kept a peak meanwhile."""
+    return max(float(known), measured) if isinstance(known, int | float) else measured
 
 
 def _peak_key(device: str, dtype: torch.dtype) -> str:

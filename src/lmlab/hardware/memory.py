@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from pathlib import Path
 
 import torch
 
-_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from lmlab.hardware.groups import limits
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -25,27 +25,9 @@ def memory_bytes() -> int | None:
 
 
 def _granted() -> list[int]:
-    """The limits of the control group of this process and of all that it lies within; none where there are none.
-
-    Files are as in Linux's cgroups(7): "number:controllers:path", where version 2 names no controllers. A container may
-    see its own group as the root, whatever its path is.
-    """
-    try:
-        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    files = [_GROUPS / "memory.max", _GROUPS / "memory" / "memory.limit_in_bytes"]
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        root, name = (_GROUPS, "memory.max") if not controllers else (_GROUPS / "memory", "memory.limit_in_bytes")
-        if not controllers or "memory" in controllers.split(","):
-            own = root / path.lstrip("/")
-            files += [group / name for group in (own, *own.parents) if group.is_relative_to(root)]
-    found = []
-    for file in files:
-        try:
-            found.append(int(file.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
+    """The limits of the control groups of this process; none where there are none."""
+    words = limits("memory", "memory.max", "memory.limit_in_bytes")
+    found = [int(each) for each in words if each.removeprefix("-").isdigit()]  # "max" is no limit
     return [each for each in found if each > 0]
 
 

@@ -16,6 +16,7 @@ On systems other than Linux, which do not tell how long a thread waited, nothing
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 import threading
@@ -27,9 +28,11 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import UserError
+from lmlab.hardware.groups import limits
 from lmlab.hardware.ways import look_up
 
 VARIABLE = "LMLAB_THREADS"
+_log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.25  # seconds: long enough for a scheduler's turns to even out, short enough for an answer of a second
 TOO_LONG = 0.45  # threads that wait for a core on average: about the share of the time in which all wait for one
 _FREE = 0.8  # of a core must have been idle for a thread to be added
@@ -286,6 +289,13 @@ def settle() -> None:
     wish = _wish()
     if isinstance(wish, int):
         torch.set_num_threads(wish)
+        if wish > (most := _quota()):  # obeyed: sums of a run from another machine are the same with as many threads
+            _log.warning(
+                "%s asks for %d threads, and there %s: they will wait for each other.",
+                VARIABLE,
+                wish,
+                "is one core" if most == 1 else f"are {most} cores",
+            )
     elif "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (most := _quota()):
         torch.set_num_threads(most)
     look_up()
@@ -338,18 +348,18 @@ def _cores() -> int:
 
 
 def _quota() -> int:
-    """How many cores the control group of this process gives at a time, at least one; all where it says nothing."""
-    cores = _cores()
-    for path in ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
+    """How many cores the control groups of this process give at a time, at least one; all where they say nothing."""
+    shares = [each.split() for each in limits("cpu", "cpu.max", "cpu.cfs_quota_us")]
+    periods = limits("cpu", "cpu.max", "cpu.cfs_period_us")
+    most = _cores()
+    for words, period in zip(shares, periods, strict=False):  # of version 1 the period stands in a file of its own
         try:
-            words = Path(path).read_text(encoding="ascii").split()
-            if path.endswith("_us"):
-                words.append(Path(path).with_name("cpu.cfs_period_us").read_text(encoding="ascii").strip())
-            if words[0] not in ("max", "-1"):
-                return max(1, min(cores, math.ceil(int(words[0]) / int(words[1]))))
-        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            share, each = int(words[0]), int(words[1] if len(words) > 1 else period)
+        except (ValueError, IndexError):  # "max"
             continue
-    return cores
+        if share > 0 and each > 0:
+            most = min(most, math.ceil(share / each))
+    return max(1, most)
 
 
 def _look() -> Look | None:

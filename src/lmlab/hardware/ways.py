@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lmlab.errors import UserError
-from lmlab.files import cache_directory, read_json, write_json
+from lmlab.files import cache_directory, read_json, update_json
 from lmlab.hardware.machine import is_intel, machine_key
 
 PRECISIONS = {torch.float32: "fp32", torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "bf16"}
@@ -193,8 +194,13 @@ def remember(measured: Mapping[str, Mapping[str, float]], answers: Mapping[str, 
     """
     global _in_force
     entry = {"answers": dict(answers), "seconds": {name: dict(each) for name, each in measured.items()}}
-    write_json(cache_directory() / _FILE, {**_read(), machine_key(): entry})
+    update_json(place_of_answers(), lambda known: {**known, machine_key(): entry})
     _in_force = defaults() | _known(entry)
+
+
+def place_of_answers() -> Path:
+    """The file that answers are kept in."""
+    return cache_directory() / _FILE
 
 
 def was_tuned() -> bool:

@@ -210,3 +210,11 @@ def round_to_4_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert best_q is not None
     numbers = (best_q + _MIDDLE).to(torch.int32).flatten(1)
     return numbers, best_s[..., 0].to(torch.bfloat16), best_z[..., 0].to(torch.bfloat16)
+
+
+def remedy_of_other_weights(model: nn.Module, remedy: str) -> str:
+    """What to do where something was made for other weights than a model has: packed ones are others than those they
+    were packed from, though it is one model to whoever loads it.
+    """
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    return "Load the model in full precision (without int8 or int4): packed weights are others." if packed else remedy

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.models.fingerprint import known_fingerprint
+from lmlab.models.layers.packed import remedy_of_other_weights
 from lmlab.models.memory.rows import KVRows
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 
@@ -155,7 +156,7 @@ class Memory:
         if self.model_hash is not None and self.model_hash != known_fingerprint(model):
             raise UserError(
                 "The memory was made for other weights: its numbers mean nothing to this model.",
-                "Load the model that it was made with, or compress the text again.",
+                remedy_of_other_weights(model, "Load the model that it was made with, or compress the text again."),
             )
 
     def require_whole(self) -> None:

@@ -22,6 +22,7 @@ from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.forward.output import at_positions
 from lmlab.models.forward.tokens import Tokens
+from lmlab.models.layers.packed import remedy_of_other_weights
 from lmlab.models.prompts.signing import UNTRUSTED, digest_of, is_own, mark_of
 
 _FORMAT = "lmlab soft prompt 1"
@@ -223,7 +224,7 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
     if about.get("model") != known_fingerprint(model):
         raise UserError(
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
-            "Load the model that it was made for, or make the soft prompt again.",
+            remedy_of_other_weights(model, "Load the model that it was made for, or make the soft prompt again."),
         )
     if not trust and not is_own(digest_of(tensors, about), about.get("mark")):
         raise UserError(f"The soft prompt '{path}' was not written by you on this machine.", UNTRUSTED)
