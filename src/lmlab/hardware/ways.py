@@ -1,6 +1,6 @@
 """Which of several equal ways a CPU computes something by.
 
-Attention, products, norms, gates and experts can each be computed in ways that give the same numbers within rounding,
+Attention, products, gates and experts can each be computed in ways that give the same numbers within rounding,
 and which of them is fastest depends on the processor, the version of PyTorch, the precision and the shape. Each such
 question has a default, which depends on the processor alone. `lmlab doctor --tune` measures them; its answers are kept
 in the cache directory by machine and number of threads, and hold for every later process.
