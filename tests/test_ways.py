@@ -165,11 +165,21 @@ def test_the_command_measures_nothing_that_it_cannot_keep(monkeypatch, tmp_path,
     assert shown.code == 2 and "cannot be kept" in shown.err and "LMLAB_CACHE" in shown.err
 
 
-def test_two_processes_keep_the_answers_of_both(cache):
-    """Each reads and writes the file many times; without a lock one loses what the other wrote."""
+def test_who_measures_at_the_same_time_keeps_the_answers_of_others(cache):
+    """Each reads and writes the file many times; without a lock one loses what another wrote."""
+    pytest.importorskip("fcntl", reason="no locks on this system")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda n: update_json(ways.place_of_answers(), lambda known: {**known, str(n): n}), range(60)))
     assert read_json(ways.place_of_answers()) == {str(n): n for n in range(60)}
+
+
+def test_answers_are_kept_where_the_lock_is_somebody_elses(cache):
+    place = ways.place_of_answers()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.with_name(f".{place.name}.lock").mkdir()  # cannot be opened, whoever runs the test
+    update_json(place, lambda known: {**known, "a": 1})
+    update_json(place, lambda known: {**known, "b": 2})
+    assert read_json(place) == {"a": 1, "b": 2}
 
 
 def test_the_command_measures_nothing_on_a_busy_machine(monkeypatch, cache, lmlab):

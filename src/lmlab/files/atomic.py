@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,8 +66,8 @@ def require_writable(path: str | Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = draft_of(path)
-    with open(temporary, "wb"):
-        temporary.unlink()
+    temporary.write_bytes(b"")
+    temporary.unlink()
 
 
 def remove_leftovers(directory: str | Path, nested: bool = True) -> None:
@@ -102,17 +102,16 @@ def update_json(path: str | Path, change: Callable[[dict[str, Any]], dict[str, A
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
-        try:
+    with ExitStack() as held:
+        # there are no locks on Windows and on some file systems, and the file may be another user's
+        with suppress(ImportError, OSError):
             import fcntl
 
+            lock = held.enter_context(open(path.with_name(f".{path.name}.lock"), "ab"))
             fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by the death of the process
-        except (ImportError, OSError):  # not on Windows, and not on every file system
-            pass
-        try:
+        known: Any = {}
+        with suppress(UserError):
             known = read_json(path) if path.exists() else {}
-        except (OSError, UserError):
-            known = {}
         write_json(path, change(known if isinstance(known, dict) else {}))
 
 

@@ -52,7 +52,7 @@ def _onednn_is_there(way: str) -> bool:
 
 
 def _has_bf16() -> bool:
-    """Whether the processor multiplies in bf16, by oneDNN's operators."""
+    """Whether oneDNN multiplies in bf16 here, by the processor's own instructions or with AVX-512 alone."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _onednn_is_there("onednn")
     operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_is_mkldnn_bf16_supported"))
     return wide and operators and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -149,6 +149,25 @@ def Transformer_of(place: Path) -> Transformer:
     return from_pretrained(place)
 
 
+def test_a_compressor_that_is_trained_further_keeps_its_scale(
+    lmlab: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    def train(name: str, **changes: Any) -> Any:
+        settings = {"summary_length": 3, "nested": True} | changes.pop("compressor", {})
+        recipe = _recipe(parts, tmp_path / "c.yaml", compressor=settings, trainer={"steps": 1}, **changes)
+        return lmlab("compress", "train", recipe, "--out", tmp_path / name)
+
+    assert train("first", compressor={"vector_scale": "embedding"}).code == 0
+    own = AutoCompressor.load(tmp_path / "first").config.vector_scale
+    assert isinstance(own, float) and own != 1
+    start = {"start": str(tmp_path / "first" / "compressor")}
+    for number, asked in enumerate(({}, {"vector_scale": "embedding"}, {"vector_scale": own})):
+        assert train(f"further-{number}", compressor=asked, **start).code == 0
+        assert AutoCompressor.load(tmp_path / f"further-{number}").config.vector_scale == own
+    refused = train("other", compressor={"vector_scale": 1.0}, **start)
+    assert refused.code == 2 and f"has {own:g}" in refused.err
+
+
 def test_bad_trainings_are_refused_by_name(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
     for changes, said in (
         ({"segments": {"segments": 1}}, "no gradient"),

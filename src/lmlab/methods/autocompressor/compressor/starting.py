@@ -63,7 +63,8 @@ def first_summary_tokens(
 
 def scale_to_embeddings(model: Transformer) -> float:
     """By what a model's final states are multiplied to be as long as its embeddings, by the mean over tokens that are
-    spread over its vocabulary, read as one text.
+    spread over its vocabulary, read as one text. Three digits of it: further ones differ from machine to machine, and
+    a training that goes on elsewhere shall have the same.
 
     Raises:
         UserError: states or embeddings are zero or not finite.
@@ -80,4 +81,4 @@ def scale_to_embeddings(model: Transformer) -> float:
             "The model's final states or embeddings are zero or not finite: no vector_scale follows from them.",
             "Give vector_scale as a number.",
         )
-    return embeddings / states
+    return float(f"{embeddings / states:.3g}")

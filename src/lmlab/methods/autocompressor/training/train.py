@@ -107,7 +107,16 @@ def compressor_to_train(config: CompressTrainConfig, start: Model, tokenizer: To
                 f" {compressor.summary_length}.",
                 "Set it to that.",
             )
-        compressor.config = settings.model_copy(update={"summary_init": compressor.config.summary_init})
+        own = compressor.config.vector_scale  # what its weights have learned with
+        asked = settings.vector_scale
+        if "vector_scale" in config.compressor.model_fields_set and asked not in ("embedding", own):
+            raise UserError(
+                f"compressor.vector_scale {asked:g}: the compressor in '{start.path}' has {own:g}.",
+                "Set it to that, or leave it out.",
+            )
+        compressor.config = settings.model_copy(
+            update={"summary_init": compressor.config.summary_init, "vector_scale": own}
+        )
         return compressor
     model = start.load()
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -179,7 +179,11 @@ class _Search:
         return program
 
     def _fixed(self, program: Program, name: str) -> Program | None:
-        return fix(program, name, self._most_common(program, name))
+        try:
+            value = self._most_common(program, name)
+        except UserError:  # a table has no row for what the changed program meets
+            return None
+        return fix(program, name, value)
 
     def _kept(self, changed: Program | None) -> Program | None:
         """The changed program, simplified, if it is accurate enough."""

@@ -20,7 +20,10 @@ def merge_values(program: Program, known: Domains) -> Program:
     one.
     """
     kinds = _kinds(program, known)
-    nodes = [_merged(node, kinds[node.name]) if isinstance(node, Lookup) else node for node in program.nodes]
+    nodes = [
+        _merged(node, kinds[node.name]) if isinstance(node, Lookup) and node.name in kinds else node
+        for node in program.nodes
+    ]
     return replace(program, nodes=tuple(nodes))
 
 
