@@ -107,15 +107,15 @@ def compressor_to_train(config: CompressTrainConfig, start: Model, tokenizer: To
                 f" {compressor.summary_length}.",
                 "Set it to that.",
             )
-        own = compressor.config.vector_scale  # what its weights have learned with
+        learned = compressor.config.vector_scale
         asked = settings.vector_scale
-        if "vector_scale" in config.compressor.model_fields_set and asked not in ("embedding", own):
+        if "vector_scale" in config.compressor.model_fields_set and asked not in ("embedding", learned):
             raise UserError(
-                f"compressor.vector_scale {asked:g}: the compressor in '{start.path}' has {own:g}.",
+                f"compressor.vector_scale {asked:g}: the compressor in '{start.path}' has {learned:g}.",
                 "Set it to that, or leave it out.",
             )
         compressor.config = settings.model_copy(
-            update={"summary_init": compressor.config.summary_init, "vector_scale": own}
+            update={"summary_init": compressor.config.summary_init, "vector_scale": learned}
         )
         return compressor
     model = start.load()
