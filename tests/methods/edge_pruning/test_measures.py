@@ -179,9 +179,7 @@ def test_a_model_that_answers_by_chance_is_told(network, task_of):
 def test_a_corruption_that_changes_nothing_is_refused(network, task_of):
     task = task_of(network("llama"))
     same = Counterfactuals(task.masked, replace(task.examples, corrupted=task.examples.clean))
-    # where both passes round alike, the measures are equal to the last bit and refuse first
-    said = "corrupted inputs do not change the output|with all edges and without any"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="corrupted inputs do not change the output"):
         find_circuit(same, FindConfig(method="eap", num_edges=10), force=True)
 
 

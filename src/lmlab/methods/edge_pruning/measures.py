@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
-from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals, require_change
 from lmlab.methods.edge_pruning.masking.metrics import last, logit_difference, values
 from lmlab.stats import overlap_test, percentile_interval, standard_error, wilson
 from lmlab.words import counted
@@ -191,6 +191,7 @@ class Ends:
         """
         low, high = self.empty[self.metric], self.full[self.metric]
         if low == high:
+            require_change(self.empty["distance"])  # the reason, where it is that
             raise UserError(
                 f"Faithfulness cannot be measured: the {self.metric.replace('_', ' ')} is {high:.3g} with all edges and"
                 " without any.",

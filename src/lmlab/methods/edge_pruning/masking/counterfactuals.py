@@ -229,10 +229,21 @@ class Counterfactuals:
             UserError: it is 0.
         """
         found = self.mean_distance(torch.zeros(self.masked.graph.num_edges))
-        if not found > _SAME:
-            raise UserError(
-                f"The corrupted inputs do not change the output (the empty circuit's"
-                f" {'distance' if self.metric == 'distance' else 'gap in ' + self.metric} is {found:.1e}).",
-                "Corrupt what the answer depends on, or use another ablation.",
-            )
+        require_change(found, "distance" if self.metric == "distance" else f"gap in {self.metric}")
         return found
+
+
+def require_change(empty: float, what: str = "distance") -> None:
+    """See that it matters which inputs the model reads.
+
+    Arguments:
+        empty: how far the circuit without edges is from the whole model, by `what`.
+
+    Raises:
+        UserError: it is 0, but for rounding.
+    """
+    if not empty > _SAME:
+        raise UserError(
+            f"The corrupted inputs do not change the output (the empty circuit's {what} is {empty:.1e}).",
+            "Corrupt what the answer depends on, or use another ablation.",
+        )
