@@ -10,9 +10,11 @@ all edges on `train`; the best are kept, cleaned and measured on `test`, whose t
 years (greater-than) and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-
 order scores go by too: the logit difference, or for greater-than the probability difference of all later less all
 earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank. `edge-pruning
-each` trains them for each size anew. `acdc`, which is for small models, is searched with falling thresholds: an edge
-ranks by how many of them keep it, then by its rise under the lowest; the circuits of the thresholds are measured too.
-With --data the task is a file of one's own whose lines name the splits `train` and `test`.
+each` trains them for each size anew. `ranking` is trained to be close to the model, `ranking faithful` for |1 -
+faithfulness| (CMD), `ranking metric` for a high metric (CPR), with sizes drawn uniformly. `acdc`, which is for small
+models, is searched with falling thresholds: an edge ranks by how many of them keep it, then by its rise under the
+lowest; the circuits of the thresholds are measured too. With --data the task is a file of one's own whose lines name
+the splits `train` and `test`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 TASKS = ("ioi", "greater-than", "pronouns", "boolean")
 METHODS = ("eap", "eap-ig", "edge-pruning 5%", "relp", "edge-pruning 1%", "random", "ifr", "ranking")
+RANKED = {"": ("distance", "log"), "faithful": ("faithful", "log"), "metric": ("metric", "uniform")}
 FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of acdc, as shares of the empty circuit's distance
 
@@ -47,7 +50,8 @@ def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         for split in ("train", "test"):
             path = Path(directory) / f"{split}.jsonl"
-            write_jsonl(path, generate(name, words, arguments.examples, split=split, shots=2))
+            count = arguments.examples if split == "test" else arguments.search_examples or arguments.examples
+            write_jsonl(path, generate(name, words, count, split=split, shots=2))
             options = TaskOptions(data=path, device="cpu", batch_size=arguments.batch)
             found[split], lines = load(arguments.model, options).task("interchange", options=options)
     print("\n".join(lines))
@@ -60,11 +64,15 @@ def _config(arguments: argparse.Namespace, method: str, metric: str, edges: int)
     training = {"steps": arguments.steps, "batch_size": arguments.batch}
     name, _, share = method.partition(" ")
     if name == "edge-pruning":
-        pruning = {**training, "learning_rate": 0.3, "polish": False}
+        pruning = {**training, "learning_rate": arguments.learning_rate or 0.3, "polish": False}
         size = round(float(share.removesuffix("%")) / 100 * edges)
         return FindConfig(num_edges=size, price=2e-4, warm_start=True, pruning=pruning)
-    given: dict[str, Any] = {"ranking": {**training, "learning_rate": 0.2}} if name == "ranking" else {}
-    if name in ("eap", "eap-ig", "relp"):
+    given: dict[str, Any] = {}
+    if name == "ranking":
+        objective, sizes = RANKED[share]
+        rate = arguments.learning_rate or 0.2
+        given["ranking"] = {**training, "learning_rate": rate, "objective": objective, "sizes": sizes}
+    if name in ("eap", "eap-ig", "relp") or share in ("faithful", "metric"):
         given["metric"] = metric
     return FindConfig(method=name, num_edges=round(0.05 * edges), **given)
 
@@ -73,7 +81,7 @@ def _rankings(arguments: argparse.Namespace, method: str, metric: str, task: Any
     """Scores of edges with the shares of edges that are kept by them, and circuits that the method itself gave."""
     from lmlab.methods.edge_pruning import FindConfig, ranking, search
 
-    edges = task.masked.graph.num_edges
+    edges, fractions = task.masked.graph.num_edges, arguments.fraction or FRACTIONS
     if method == "acdc":
         circuits, votes_E = [], 0.0
         for threshold in THRESHOLDS:
@@ -82,13 +90,13 @@ def _rankings(arguments: argparse.Namespace, method: str, metric: str, task: Any
             votes_E = votes_E + found.kept_E.double()
         # less than one vote: what the lowest threshold says of edges that as many keep
         last_E = found.scores_E.double() / (2 * found.scores_E.abs().max())
-        return [(votes_E + last_E, FRACTIONS)], circuits
+        return [(votes_E + last_E, fractions)], circuits
     if method == "edge-pruning each":
-        each = [f"edge-pruning {100 * fraction}%" for fraction in FRACTIONS]
+        each = [f"edge-pruning {100 * fraction}%" for fraction in fractions]
         found = [search(task, _config(arguments, name, metric, edges)) for name in each]
-        return [(one.scores_E, (at,)) for one, at in zip(found, FRACTIONS, strict=True)], []
+        return [(one.scores_E, (at,)) for one, at in zip(found, fractions, strict=True)], []
     found = search(task, _config(arguments, method, metric, edges))
-    return [(ranking(method.partition(" ")[0], found.scores_E), FRACTIONS)], []
+    return [(ranking(method.partition(" ")[0], found.scores_E), fractions)], []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -135,6 +143,9 @@ def run(arguments: argparse.Namespace) -> None:
                 "method": method,
                 "metric": metric,
                 "examples": len(tasks["test"].examples),
+                "searched": len(tasks["train"].examples),
+                "steps": arguments.steps,
+                "batch": arguments.batch,
                 "tokens": tasks["test"].examples.clean.shape[1],
                 "seconds": round(seconds, 1),
                 "load": round(load, 1),
@@ -193,8 +204,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a task of one's own: examples of the splits train and test")
     parser.add_argument("--tokenizer", type=Path, help="with --data: where it is not in the model's folder")
     parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--search-examples", type=int, help="pairs to search on, by default as many as to measure on")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, help="by default 0.3 of edge-pruning, 0.2 of ranking")
+    parser.add_argument("--fraction", action="append", type=float, help="of the edges, in place of 0.5 to 20 %%")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     parser.add_argument("--report", action="store_true")

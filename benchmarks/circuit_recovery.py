@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 _TRIED = ("edge-pruning", "gates alone", "ugs", "ranking", "acdc", "exact", "node-pruning")
-_SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "relp", "atp-star", "ifr", "nap-ig", "random")
+_SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "relp", "atp-star", "atp-star whole", "ifr", "nap-ig", "random")
 METHODS = (*_TRIED, *_SCORED)
 _CLOSE, _NEEDED = 1e-3, 1e-5
 
@@ -55,6 +55,8 @@ def _search(task: Any, ablation: str, method: str, seed: int, steps: int, size: 
         settings |= {"pruning": pruning}
     elif method == "acdc":
         settings |= {"threshold": _CLOSE}
+    elif method == "atp-star whole":
+        settings |= {"method": "atp-star", "whole_gradient": True, "num_edges": size}
     else:
         settings |= {"num_edges": size, **({"ranking": pruning} if method == "ranking" else {})}
     return search(task, FindConfig(**settings), seed)

@@ -155,7 +155,8 @@ def step(arguments: argparse.Namespace) -> None:
                 str(arguments.threads),
             ]
             command += ["--batch", str(arguments.batch), "--length", str(arguments.length)]
-            paths = [str(arguments.transformers), str(arguments.reference)] if kind == "reference" else []
+            given = (arguments.transformers, arguments.reference) if kind == "reference" else ()
+            paths = [str(path) for path in given if path is not None]
             done = subprocess.run(
                 command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
             )
@@ -473,6 +474,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    for part, option in (("small", "out"), ("ioi", "model")):  # told before a model is trained or read
+        if arguments.part == part and getattr(arguments, option) is None:
+            parser.error(f"{part} needs --{option} DIR")
     {"step": step, "tracr": tracr, "induction": induction, "small": small, "ioi": ioi}[arguments.part](arguments)
 
 

@@ -294,6 +294,7 @@ Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))
         ("edge-pruning", ("--ig-steps", 7), "without warm_start"),
         ("edge-pruning", ("--set", "ranking.steps=7"), "ranking has no influence"),
         ("exact", ("--warm-start",), "warm_start has no influence"),
+        ("eap", ("--whole-gradient",), "whole_gradient has no influence on the method eap, only on atp-star"),
         ("eap-ig", ("--steps", 7), "--steps has no influence"),
         ("random", ("--preset", "paper"), "preset has no influence"),
         ("eap", ("--seeds", 3), "every seed finds the same circuit"),

@@ -259,20 +259,35 @@ def test_straight_gradients_leave_the_numbers_as_they_are(network, task_of, kind
 
 
 @pytest.mark.parametrize("kind", WRITTEN_ANEW)
-def test_scores_of_atp_star_are_mean_sizes_over_gradients_that_drop_a_layer(network, task_of, kind):
+@pytest.mark.parametrize("whole", [False, True])
+def test_scores_of_atp_star_are_mean_sizes_over_gradients_that_drop_a_layer(network, task_of, kind, whole):
     task = task_of(network(kind, num_layers=3), count=2)
     index, edges = torch.arange(2), task.masked.graph.edges()
     sizes_BE = torch.zeros(2, len(edges), dtype=torch.float64)
-    for layer in range(3):
+    drops = [None, 0, 1, 2] if whole else [0, 1, 2]
+    for layer in drops:
         for row in range(2):
             z_E = torch.ones(len(edges), dtype=torch.float64).requires_grad_()
             logits, _, _ = _patched(task, index, z_E, dropped=layer)
             sizes_BE[row] += torch.autograd.grad(_difference(task, logits)[row], z_E)[0].abs()
-    passes = torch.tensor([3 if reader == "resid_post" else 2 for _, reader in edges])
-    expected_E, found_E = sizes_BE.mean(0) / passes, attribute(task, "atp-star")
+    passes = torch.tensor([len(drops) - (reader != "resid_post") for _, reader in edges])
+    expected_E, found_E = sizes_BE.mean(0) / passes, attribute(task, "atp-star", whole_gradient=whole)
     outside = torch.tensor([reader[-2:] not in (".q", ".k") for _, reader in edges])
     assert torch.allclose(found_E[outside], expected_E[outside], atol=_CLOSE[kind], rtol=1e-5)
     assert not torch.allclose(found_E[~outside], expected_E[~outside], rtol=0.01)
+
+
+def test_what_acts_through_all_other_layers_has_a_score_in_the_whole_gradient_alone(network, task_of):
+    model = network("no_norm", tie_embeddings=False)
+    with torch.no_grad():  # the first feed-forward network writes numbers that the output does not read
+        model.head.weight[:, :16] = 0
+        model.blocks[0].ffn.down.weight[16:] = 0
+        model.blocks[0].ffn.down.bias[16:] = 0
+    task = task_of(model, count=2)
+    edge = task.masked.graph.edges().index(("tok_embeds", "m0"))
+    assert float(attribute(task, "eap")[edge].abs()) > 1e-6
+    assert float(attribute(task, "atp-star")[edge]) == 0
+    assert float(attribute(task, "atp-star", whole_gradient=True)[edge]) > 1e-6
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ _READ_BY: dict[str, tuple[Method, ...]] = {
     "threshold": ("acdc",),
     "ig_steps": ("edge-pruning", "ugs", "eap-ig", "eap-gp", "mask-ig", "nap-ig"),
     "warm_start": ("edge-pruning", "ugs"),
+    "whole_gradient": ("atp-star",),
     "metric": tuple(method for method in METHODS if method not in ("ifr", "random")),
 }
 """The methods that read a setting; one that is not named here is read by all."""
@@ -248,6 +249,7 @@ class FindConfig(Config):
         ranking: settings of `ranking`.
         optimal: how the constants of `optimal` ablation are learned.
         warm_start: begin edge-pruning from the scores of `eap-ig`.
+        whole_gradient: of atp-star: the gradient that drops no layer is part of the mean too, for models of few layers.
     """
 
     method: Method = "edge-pruning"
@@ -260,6 +262,7 @@ class FindConfig(Config):
     threshold: PositiveFloat = 0.01
     ig_steps: PositiveInt = _IG_STEPS
     warm_start: bool = False
+    whole_gradient: bool = False
     preset: Literal["default", "paper"] = "default"
     pruning: dict[str, object] = {}
     ranking: RankingConfig = RankingConfig()

@@ -41,7 +41,7 @@ OnModel = Annotated[
         " --out methods.json",
     )
 )
-@options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start"))
+@options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start", "whole_gradient"))
 @options(TaskOptions, "task", exclude=("recompute", "drop_mismatched", "first_token"))
 @search_options
 def compare(

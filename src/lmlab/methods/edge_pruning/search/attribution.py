@@ -26,7 +26,11 @@ _AT_THE_MODEL = ("eap", "nap", "relp", "atp-star")
 
 
 def attribute(
-    task: Counterfactuals, method: Attribution = "eap", steps: int = 5, metric: Metric | None = None
+    task: Counterfactuals,
+    method: Attribution = "eap",
+    steps: int = 5,
+    metric: Metric | None = None,
+    whole_gradient: bool = False,
 ) -> Tensor:
     """First-order scores of all edges: what the metric loses when the edge is pruned, a mean over examples.
 
@@ -43,6 +47,7 @@ def attribute(
         steps: of the integrated gradients.
         metric: of what gradients are taken, one of `values`, or `distance`. By default the logit difference; without
             answers, how far the output has gone from the empty circuit's to the whole model's.
+        whole_gradient: of `atp-star`: the gradient that drops no layer is part of the mean too.
 
     Returns:
         [E]; positive where an edge helps.
@@ -71,7 +76,7 @@ def attribute(
     with progress(method, len(task.examples) * passes, "passes of an example") as advance:
         for index_B in task.batches():
             done = partial(advance, len(index_B))
-            total_E += _attribute(task, index_B, method, steps, metric, done).double().cpu()
+            total_E += _attribute(task, index_B, method, steps, metric, whole_gradient, done).double().cpu()
     if not bool(total_E.isfinite().all()):
         raise UserError("The scores are not finite.", "Run the model in fp32.")
     return total_E / len(task.examples)
@@ -99,6 +104,7 @@ def _attribute(
     method: Attribution,
     steps: int,
     metric: Metric | None,
+    whole_gradient: bool,
     done: Callable[[], object],
 ) -> Tensor:
     """Scores of some examples, summed; `done` is called after each pass over them."""
@@ -119,7 +125,7 @@ def _attribute(
     if method in ("eap", "relp"):
         return gradient(1.0, straight=method == "relp")
     if method == "atp-star":
-        sizes = sizes_of_dropped_gradients(task, index_B, total).sum(0)
+        sizes = sizes_of_dropped_gradients(task, index_B, total, whole_gradient).sum(0)
         done()
         return sizes
     if method == "mask-ig":

@@ -3,7 +3,8 @@
 Two repairs of the gradient at the whole model. Where an edge ends in a query or a key, the attention pattern without
 the edge is computed, and its change takes the place of the slope of the softmax (section 3.1.1 of the paper). And
 scores are the mean size over gradients of which each drops what passes through one layer, so that a direct effect and
-one through later layers do not cancel (section 3.1.2).
+one through later layers do not cancel (section 3.1.2). In models of few layers an edge may act only through all layers
+but its own, where every such gradient is zero; the gradient that drops nothing can be taken into the mean for them.
 
 Shapes: B examples, c writers at once, T tokens, E edges, R readers of a layer, w writers that they read, M = T D, N
 query heads, K key-value heads.
@@ -31,7 +32,9 @@ _ROWS = 64
 """Examples times writers of one computation of patterns."""
 
 
-def sizes_of_dropped_gradients(task: Counterfactuals, index_B: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+def sizes_of_dropped_gradients(
+    task: Counterfactuals, index_B: Tensor, total: Callable[[Tensor], Tensor], whole: bool = False
+) -> Tensor:
     """The mean size of each edge's score over gradients that drop a layer, [B, E].
 
     An edge into the layer that is dropped has no score there, so that its mean is over the other layers; with a single
@@ -39,14 +42,20 @@ def sizes_of_dropped_gradients(task: Counterfactuals, index_B: Tensor, total: Ca
 
     Arguments:
         total: the sum of the metric over examples, from logits.
+        whole: the gradient that drops nothing is part of the mean too. Equation 11 of the paper leaves it out, so that
+            an edge that acts only through all other layers has a score of 0.
     """
     masked, inputs = task.masked, task.inputs(index_B)
     layers = range(masked.graph.config.num_layers)
     drops = [[group.first_write for group in masked.graph.groups if group.layer == layer] for layer in layers]
+    if len(drops) == 1:
+        drops, whole = [], True
+    if whole:
+        drops = [[], *drops]
     patterns = _Patterns(masked, inputs)
     slopes: list[Tensor] = []
     passes: list[list[Tensor | None]] = []
-    for dropped in drops if len(drops) > 1 else [[]]:
+    for dropped in drops:
         store = masked.new_store(inputs, dropped=dropped)
         z = masked.ones().repeat(len(index_B), 1).requires_grad_()
         (slope_BE,) = torch.autograd.grad(total(masked(inputs, z, store=store)), z)
@@ -60,8 +69,14 @@ def sizes_of_dropped_gradients(task: Counterfactuals, index_B: Tensor, total: Ca
                 slope_BNTT = found[place]
                 if slope_BNTT is not None:
                     patterns.put(slope_BE, group, part, span, first, (change_cBNTT * slope_BNTT).sum((-1, -2)))
+    # its own layer is one of those that are dropped, but for an edge to the output
+    dropping = len(drops) > 1
     among = torch.tensor(
-        [max(1, len(drops) - (group.kind != "output")) for group in masked.graph.groups for _ in range(group.num_edges)]
+        [
+            len(drops) - (dropping and group.kind != "output")
+            for group in masked.graph.groups
+            for _ in range(group.num_edges)
+        ]
     )
     return torch.stack(slopes).abs().sum(0) / among.to(slopes[0])
 

@@ -92,7 +92,7 @@ def search(
     elif config.method == "ifr":
         scores_E = information_flow(task)
     else:
-        scores_E = attribute(task, config.method, config.ig_steps, config.metric)
+        scores_E = attribute(task, config.method, config.ig_steps, config.metric, config.whole_gradient)
     if config.num_edges is None and config.target is None:
         raise UserError(
             f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges."
