@@ -62,6 +62,29 @@ def test_a_change_that_was_cut_off_is_not_read_and_can_be_repeated(tmp_path):
     assert names(tmp_path) == {"c.jsonl"} and tmp_path.is_dir()
 
 
+def test_who_reads_while_the_files_are_changed_waits_for_it(tmp_path, monkeypatch):
+    from lmlab.files import owned
+
+    write(tmp_path, {"a.jsonl": "1", "b.jsonl": "1"})
+    manifest = json.loads((tmp_path / "lmlab-files.json").read_text())
+    looks = []
+
+    def pause(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            (tmp_path / "lmlab-files.json").write_text(json.dumps(manifest | {"data": ["b.jsonl"]}))
+
+    monkeypatch.setattr(owned.time, "sleep", pause)
+    unsettled = {"done": False, "data": ["b.jsonl"], "stale": ["a.jsonl"]}
+    (tmp_path / "lmlab-files.json").write_text(json.dumps(manifest | unsettled))
+    assert find_files(str(tmp_path)) == [str(tmp_path / "b.jsonl")] and len(looks) == 3
+    looks.clear()
+    (tmp_path / "lmlab-files.json").write_text(json.dumps(manifest | {"done": False, "data": [], "stale": []}))
+    with pytest.raises(UserError, match="under way"):  # a first content may take hours
+        find_files(str(tmp_path))
+    assert not looks
+
+
 def test_another_command_and_a_folder_that_is_read_are_refused(tmp_path):
     write(tmp_path / "out", {"a.jsonl": "1"})
     with pytest.raises(UserError, match="`lmlab one` wrote"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from lmlab.files.atomic import draft_of, read_mapping, sha256_json, write_json
 MANIFEST = "lmlab-files.json"
 _STAGING, _LOCK = "writing", ".lmlab-lock"
 _TRIES = 20  # to read a folder that is changed meanwhile, which takes milliseconds
+_PAUSE = 0.01  # seconds between two looks at a change that is under way
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _writing: set[Path] = set()  # folders that this process is writing: no part of what it reads
@@ -218,7 +220,7 @@ def only_owned(files: Sequence[str], root: str | Path) -> list[str]:
         root: no folder above it is looked into for a manifest.
 
     Raises:
-        UserError: a folder's writing was cut off.
+        UserError: a folder's writing was cut off, or is under way; the change of its files alone is waited for.
     """
     root = Path(root)
     known: dict[Path, set[Path] | None] = {}
@@ -227,8 +229,9 @@ def only_owned(files: Sequence[str], root: str | Path) -> list[str]:
         """What may be read of a folder; None for everything."""
         if folder not in known:
             if (folder / MANIFEST).is_file():
-                manifest = _manifest(folder)
-                whole, ours = manifest.get("done"), folder.resolve() in _writing
+                ours = folder.resolve() in _writing
+                manifest = _manifest(folder) if ours else _settled(folder)
+                whole = manifest.get("done")
                 if not whole and not ours:
                     raise UserError(
                         f"The writing of '{folder}' was cut off, or is under way.",
@@ -289,8 +292,23 @@ def _manifest(path: Path) -> dict[str, Any]:
     return read_mapping(path / MANIFEST) if (path / MANIFEST).is_file() else {}
 
 
+def _settled(path: Path) -> dict[str, Any]:
+    """The manifest of a folder once its files are changed, where that is under way; as it is where it does not end, as
+    after a kill.
+    """
+    for _ in range(_TRIES):
+        manifest = _manifest(path)
+        if manifest.get("done") or not _named(manifest):  # whole, or the first content, which may take hours
+            break
+        time.sleep(_PAUSE)
+    return manifest
+
+
 def _listed(path: Path) -> set[str]:
     """Files that an earlier content of a folder has, or had when it was cut off; plain names only."""
-    manifest = _manifest(path)
+    return _named(_manifest(path))
+
+
+def _named(manifest: dict[str, Any]) -> set[str]:
     names = [*manifest.get("data", ()), *manifest.get("other", ()), *manifest.get("stale", ())]
     return {name for name in names if isinstance(name, str) and Path(name).name == name and name not in (".", "..")}

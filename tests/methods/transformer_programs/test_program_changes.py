@@ -202,6 +202,126 @@ def test_inputs_and_tables_that_make_no_difference_go() -> None:
     assert compare_programs(shorter, program, list(every_input("abcd", 3))).equal
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_simplifying_answers_nothing_that_was_refused(seed: int) -> None:
+    program = to_program(sharpened(random_spec(random.Random(seed)), seed))
+    chance = random.Random(seed)
+    weights = {
+        name: {value: row for value, row in rows.items() if chance.random() < 0.7} or rows
+        for name, rows in program.classifier.weights.items()
+    }
+    few = replace(program, classifier=Classifier(program.labels, weights))
+    shorter = simplify(few)
+    for tokens in INPUTS:
+        try:
+            answer = Interpreter(few).predict([tokens])
+        except UserError:
+            with pytest.raises(UserError):
+                Interpreter(shorter).predict([tokens])
+            continue
+        assert Interpreter(shorter).predict([tokens]) == answer
+
+
+def test_a_row_that_is_left_alone_is_no_constant(counting: Program) -> None:
+    rows = {"0": (1.0, 0.0), "7": (0.0, 1.0)}  # "kind" is 0 or 1
+    program = replace(counting, classifier=Classifier(counting.labels, {"kind": rows}))
+    assert Interpreter(simplify(program)).predict([["a", "b"]]) == [["once", "once"]]
+    with pytest.raises(UserError, match="no row for the value 1 of 'kind'"):
+        Interpreter(simplify(program)).predict([["a", "a"]])
+    everything = replace(counting, classifier=Classifier(counting.labels, {"kind": rows | {"1": (1.0, 0.0)}}))
+    assert not simplify(everything).nodes  # all that it can be has one row
+    assert fix(program, "kind", 1) is None and fix(program, "kind", 0) is not None
+
+
+def test_rows_of_equal_nodes_whose_sum_is_constant_still_refuse_what_both_do() -> None:
+    head = Select("select_closest", "head", "tokens", "positions", "tokens", ((0, "a"), (1, "b"), (2, "c")))
+    twin = replace(head, name="twin")
+    rising = {letter: (0.0, float(number)) for number, letter in enumerate("abc")}
+    falling = {letter: (0.0, -each) for letter, (_, each) in rising.items()}
+    program = _of_letters((head, twin), {"head": rising, "twin": falling})  # neither has a row for "d"
+    for tokens in (["d", "c", "b"], ["a", "b", "c"]):
+        if tokens[0] == "a":
+            assert Interpreter(simplify(program)).predict([tokens]) == Interpreter(program).predict([tokens])
+        else:
+            with pytest.raises(UserError, match="no row for the value 'd'"):
+                Interpreter(simplify(program)).predict([tokens])
+    whole = {"head": rising | {"d": (0.0, 3.0)}, "twin": falling | {"d": (0.0, -3.0)}}
+    assert not simplify(replace(program, classifier=Classifier(program.labels, whole))).nodes
+
+
+def test_a_table_may_name_an_input_twice() -> None:
+    kind = Lookup("kind", ("tokens",), {("a",): 1, ("b",): 2}, 0)
+    pair = Lookup("pair", ("kind", "kind"), {(1, 1): 5, (2, 2): 6, (1, 2): 7, (0, 0): 8}, 9)
+    both = Lookup("both", ("kind", "tokens", "kind"), {(1, "a", 1): 5, (2, "a", 2): 6, (2, "b", 1): 7}, 9)
+    rows = {str(each): (0.0, each / 3 - 2) for each in range(5, 10)}
+    program = _of_letters((kind, pair, both), {"pair": rows, "both": rows | {"9": (0.0, 0.5)}})
+    inputs = list(every_input("abcd", 3))
+    shorter = simplify(program)
+    assert not shorter.nodes and compare_programs(shorter, program, inputs).equal
+    head = Select("select_closest", "head", "positions", "positions", "tokens", ((1, 0), (2, 1)))
+    head_pair = replace(pair, inputs=("head", "head"), table={("a", "a"): 5, ("b", "b"): 6, ("a", "b"): 7})
+    program = _of_letters((head, head_pair), {"pair": rows})
+    shorter = simplify(program)
+    assert [node.name for node in shorter.nodes] == ["head"] and compare_programs(shorter, program, inputs).equal
+    fixed = fix(program, "head", "b")
+    assert fixed is not None and not fixed.nodes
+    assert Interpreter(fixed).run([["a"]]).logits[0, 0].tolist() == [0.0, 0.0]  # the row of 6
+
+
+def test_folding_makes_no_predicate_or_table_of_all_with_all() -> None:
+    words = tuple(f"w{number}" for number in range(400))
+    kind = Lookup("kind", ("tokens",), {(word,): number % 2 for number, word in enumerate(words[:300])}, 2)
+    wide = tuple((query, word) for query in range(3) for word in words[query::2])
+    head = Select("select_closest", "head", "tokens", "kind", "tokens", wide)
+    before = Select("select_closest", "before", "positions", "positions", "tokens", ((1, 0), (2, 1)))
+    table = {(query, word): (number + query) % 3 for query in range(3) for number, word in enumerate(words)}
+    both = Lookup("both", ("kind", "before"), table, 3)
+    rows = {word: (0.0, number / 3) for number, word in enumerate(words)}
+    weights = {"head": rows, "both": {str(each): (0.0, float(each)) for each in range(4)}}
+    program = replace(_of_letters((kind, head, before, both), weights), vocabulary=words)
+    shorter = simplify(program)
+    assert {node.name for node in shorter.nodes} == {"kind", "head", "before", "both"}
+    inputs = [[words[5], words[6], words[399]], [words[0], words[1], words[1]]]
+    assert compare_programs(shorter, program, inputs).equal
+    assert fix(program, "kind", 0) is None  # 400 words that each look for 200
+    few = replace(program, nodes=(kind, replace(head, predicate=wide[:20]), before))
+    few = replace(few, classifier=Classifier(program.labels, {"head": rows}))
+    fixed = fix(few, "kind", 0)
+    assert fixed is not None and len(fixed.node("head").predicate) == 400 * 20  # type: ignore[union-attr]
+
+
+def test_fixing_a_variable_where_another_table_has_no_row_then_is_no_end() -> None:
+    """A second variable is fixed in a program that refuses already, because a first one has been fixed beside it."""
+    places = {"first": {4: 3}, "after": {4: 5}, "start": dict.fromkeys(range(6), 1), "twin": dict.fromkeys(range(6), 2)}
+    heads = tuple(
+        Select("select_closest", name, "positions", "positions", "tokens", tuple(pairs.items()))
+        for name, pairs in places.items()
+    )
+    answers = {("a", "a"): "even", ("b", "b"): "odd", ("a", "c"): "odd", ("c", "b"): "even"}
+    rows = {("<s>", "<s>", start): 99 for start in "xy"}
+    by_value: dict[str, tuple[float, float]] = {"99": (0.0, 0.0)}
+    for number, (pair, answer) in enumerate(answers.items()):
+        for start, added in (("x", 0), ("y", 10)):
+            rows[*pair, start] = number + added
+        by_value[str(number)] = (1.0, -1.0) if answer == "even" else (-1.0, 1.0)
+        by_value[str(number + 10)] = (-5.0, 4.0) if answer == "even" else (-5.0, 15.0)
+    table = Lookup("table", ("first", "after", "start"), rows, None)  # type: ignore[arg-type]
+    told = {"x": (0.0, 0.0), "y": (5.0, -5.0)}
+    program = Program(
+        inputs=("tokens", "positions"), numerical=frozenset(), nodes=(*heads, table), max_length=6,
+        classifier=Classifier(("even", "odd"), {"table": by_value, "twin": told}),
+        vocabulary=("<s>", "a", "b", "c", "d", "x", "y"),
+    )  # fmt: skip
+    examples = [
+        (["<s>", start, start, pair[0], "d", pair[1]], ["<pad>"] * 4 + [answer, "<pad>"])
+        for pair, answer in answers.items()
+        for start in "xxxyy"
+    ]
+    assert score(program, examples) == 1
+    found = minimize(program, examples, 0.0)
+    assert found.after["accuracy"] == 1 and found.after["nodes"] < found.before["nodes"]
+
+
 def test_a_number_or_what_a_head_asks_by_is_fixed(counting: Program) -> None:
     fixed = fix(counting, "count", 1.0)  # "kind" says once of 1, whatever stands there
     assert fixed is not None and not fixed.nodes

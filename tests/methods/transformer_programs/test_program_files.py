@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.files import read_json
+from lmlab.files import owned, read_json
 from lmlab.methods.transformer_programs.analysis.export import write_program
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.files import load_program, save_program
@@ -69,6 +71,36 @@ def test_a_program_that_is_replaced_while_it_is_read_comes_with_its_own_tables(
     save_program(other, tmp_path)
     with pytest.raises(UserError, match="anew each time"):
         load_program(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["", "program.json"])
+def test_who_begins_to_read_while_a_program_is_replaced_waits_for_it(
+    counting: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    other, change = _other(counting), threading.Event()
+    moved = os.replace
+
+    def slowly(source: Any, target: Any) -> None:
+        if Path(source).parent != Path(target).parent:  # a new file comes to its place: the manifest says "not done"
+            change.set()
+            time.sleep(0.02)
+        moved(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    monkeypatch.setattr(owned, "_writing", _Nothing())  # the reader is another process
+    for program, before in ((other, counting), (counting, other)):
+        save_program(before, tmp_path / "it")
+        change.clear()
+        writer = threading.Thread(target=save_program, args=(program, tmp_path / "it"))
+        writer.start()
+        assert change.wait(10)
+        assert load_program(tmp_path / "it" / named) == program
+        writer.join()
+
+
+class _Nothing(set[Path]):
+    def add(self, element: Path) -> None:
+        """Forget it."""
 
 
 def test_a_writing_that_is_killed_pairs_no_program_with_the_tables_of_another(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Class
 
 Row = tuple[float, ...]
 _MOST_KEYS = 50_000  # of a table whose default may be another result
-_MOST_PARTNERS = 1000  # values of a key that a head may ask by in place of a variable that is fixed
+_MOST_MADE = 10_000  # pairs of a predicate, or rows of a table, that a change may make of fewer
 _MOST_QUERIES = 2  # heads into whose predicates a table is folded, each of which then repeats it
 
 
@@ -62,7 +62,11 @@ def drop_dead(program: Program) -> Program:
 
 
 def fix(program: Program, name: str, value: Value | float) -> Program | None:
-    """The program in which a variable is always one value; None where heads match its places, or sum it."""
+    """The program in which a variable is always one value.
+
+    None where heads match its places, or sum it; where the classifier has no row for the value, which the program
+    refuses; and where a predicate that says the same without the variable would be too long.
+    """
     return _fixed(program, name, value, domains(program))
 
 
@@ -71,15 +75,23 @@ def _fixed(program: Program, name: str, value: Value | float, known: Domains) ->
     heads = [node for node in readers if isinstance(node, Select)]
     if any(node.key == name or (node.op == SELECT_SUM and node.value == name) for node in heads):
         return None
-    if any(node.query == name and not 0 < len(known.get(node.key) or ()) <= _MOST_PARTNERS for node in heads):
+    wanted = {node.name: _keys_of(node, value, known) for node in heads if node.query == name}
+    if any(
+        not 0 < len(known.get(node.key) or ()) * max(1, len(wanted[node.name])) <= _MOST_MADE
+        for node in heads
+        if node.query == name
+    ):
         return None
     weights = dict(program.classifier.weights)
     rows = weights.pop(name, {})
+    if name in program.numerical:
+        row = tuple(float(value) * each for each in rows[PLACEHOLDER]) if rows else None
+    else:  # rows that are all equal hold for any value
+        row = rows.get(str(value)) if program.classifier.matters(name) else next(iter(rows.values()), None)
+    if rows and row is None:
+        return None
     program = replace(program, classifier=Classifier(program.labels, weights))
-    if name in program.numerical and rows:
-        program = add_constant(program, tuple(float(value) * each for each in rows[PLACEHOLDER]))
-    elif str(value) in rows:
-        program = add_constant(program, rows[str(value)])
+    program = program if row is None else add_constant(program, row)
     nodes: list[Node] = []
     followers: list[str] = []
     for node in program.nodes:
@@ -93,8 +105,7 @@ def _fixed(program: Program, name: str, value: Value | float, known: Domains) ->
                 continue
         elif isinstance(node, Select):
             if node.query == name:  # all places look for the same: whatever a place asks by, such as its key
-                keys = [key for query, key in node.predicate if query == value]
-                pairs = tuple((query, key) for query in ordered(known[node.key] or ()) for key in keys)
+                pairs = tuple((query, key) for query in ordered(known[node.key] or ()) for key in wanted[node.name])
                 node = replace(node, query=node.key, predicate=pairs)
             if node.value == name:
                 followers.append(node.name)
@@ -113,7 +124,26 @@ def _fixed(program: Program, name: str, value: Value | float, known: Domains) ->
     return drop_dead(changed)
 
 
+def _keys_of(node: Select, value: Value | float, known: Domains) -> list[Value]:
+    """The keys that a value of a head's query looks for, of those that can occur."""
+    keys = known.get(node.key)
+    return [key for query, key in node.predicate if query == value and (keys is None or key in keys)]
+
+
+def _distinct(node: Lookup) -> Lookup:
+    """The table with each of its inputs once, whose keys agree where they have named one input twice."""
+    while len(set(node.inputs)) < len(node.inputs):
+        place = next(place for place, name in enumerate(node.inputs) if name in node.inputs[:place])
+        first = node.inputs.index(node.inputs[place])
+        table = {
+            key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == key[first]
+        }
+        node = Lookup(node.name, node.inputs[:place] + node.inputs[place + 1 :], table, node.default)
+    return node
+
+
 def _specialized(node: Lookup, name: str, value: Value | float) -> Lookup:
+    node = _distinct(node)
     place = node.inputs.index(name)
     inputs = node.inputs[:place] + node.inputs[place + 1 :]
     table = {key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == value}
@@ -132,16 +162,35 @@ def _tidy(program: Program) -> Program:
             pairs = tuple((query, key) for query, keys in found.items() for key in sorted(keys, key=str))
             nodes.append(replace(node, predicate=pairs))
         else:
-            nodes.append(_short_default(without_idle_inputs(_tidy_table(node, known), known), known))
+            nodes.append(_short_default(without_idle_inputs(_tidy_table(_distinct(node), known), known), known))
     weights = {feature: _reached(rows, known.get(feature)) for feature, rows in program.classifier.weights.items()}
     return replace(program, nodes=tuple(nodes), classifier=Classifier(program.labels, weights))
 
 
 def _reached(rows: Mapping[str, Row], values: frozenset[Value] | None) -> Mapping[str, Row]:
-    """The rows of values that a feature can have."""
+    """The rows of values that a feature can have, unless these would be a constant for a value that has no row."""
     texts = {str(value) for value in values or ()}
     kept = {value: row for value, row in rows.items() if value in texts}
-    return kept if kept and len(kept) < len(rows) else rows
+    return kept if kept and len(kept) < len(rows) and _refuses_alike(kept, values) else rows
+
+
+def _refuses_alike(rows: Mapping[str, Row], values: frozenset[Value] | None) -> bool:
+    """Whether values without a row are refused: equal rows count as a constant, which answers for any value."""
+    return len(set(rows.values())) > 1 or (values is not None and all(str(value) in rows for value in values))
+
+
+def _sum(
+    rows: Mapping[str, Row], others: Mapping[str, Row] | None, values: frozenset[Value] | None
+) -> Mapping[str, Row] | None:
+    """The rows of two features that are always equal, as those of one; None where they would answer what either has no
+    row for.
+    """
+    if others is None:
+        return rows
+    if rows.keys() != others.keys():
+        return None
+    total = {value: tuple(a + b for a, b in zip(row, others[value], strict=True)) for value, row in rows.items()}
+    return total if set(total) == {PLACEHOLDER} or _refuses_alike(total, values) else None
 
 
 def _short_default(node: Lookup, known: Mapping[str, frozenset[Value] | None]) -> Lookup:
@@ -188,39 +237,60 @@ def _fold(program: Program) -> Program:
 
 
 def _into_readers(program: Program, node: Lookup, values: frozenset[Value]) -> Program | None:
-    """What reads a table of one category reads that category itself; None where heads take or match its results."""
+    """What reads a table of one category reads that category itself; None where heads take or match its results, where
+    what reads it would become too long, or would answer what it refuses.
+    """
     source = node.inputs[0]
     result: dict[Value, Any] = {value: node.table.get((value,), node.default) for value in ordered(values)}
     heads = [each for each in program.nodes if isinstance(each, Select) and node.name in each.reads]
     if len(heads) > _MOST_QUERIES or any(node.name in (each.key, each.value) for each in heads):
         return None
-    weights = {name: dict(rows) for name, rows in program.classifier.weights.items()}
+    weights = dict(program.classifier.weights)
     rows = weights.pop(node.name, None)
     if rows is not None:
-        before = weights.get(source, {})
-        zero = (0.0,) * len(program.labels)
-        weights[source] = {
-            str(value): tuple(
-                a + b for a, b in zip(before.get(str(value), zero), rows[str(result[value])], strict=True)
-            )
-            for value in sorted(values, key=str)
-        }
+        told = {str(value): rows[str(made)] for value, made in result.items() if str(made) in rows}
+        total = _sum(told, weights.get(source), values) if _refuses_alike(told, values) else None
+        if total is None:
+            return None
+        weights[source] = total
+    causes: dict[Value, list[Value]] = {}
+    for value, made in result.items():
+        causes.setdefault(made, []).append(value)
     nodes: list[Node] = []
     for each in program.nodes:
         if each.name == node.name:
             continue
         if isinstance(each, Lookup) and node.name in each.inputs:
-            each = _reads_source(each, node.name, source, result)
+            each = _distinct(each)
+            made = 0 if source in each.inputs else sum(_made(each, node.name, causes))
+            if made > max(_MOST_MADE, len(each.table)):
+                return None
+            each = _reads_source(each, node.name, source, result, causes)
         elif isinstance(each, Select) and each.query == node.name:
-            pairs = [(value, key) for value in result for query, key in each.predicate if query == result[value]]
+            if sum(len(causes.get(query, ())) for query, _ in each.predicate) > max(_MOST_MADE, len(each.predicate)):
+                return None
+            pairs = [(value, key) for query, key in each.predicate for value in causes.get(query, ())]
             each = replace(each, query=source, predicate=tuple(pairs))
         nodes.append(each)
     classifier = Classifier(program.labels, weights)
     return replace(program, nodes=tuple(nodes), classifier=classifier)
 
 
-def _reads_source(node: Lookup, name: str, source: str, result: Mapping[Value, Value]) -> Lookup:
-    """A table that reads what another was made from, in place of what it gives."""
+def _made(node: Lookup, name: str, causes: Mapping[Value, Sequence[Value]]) -> Iterator[int]:
+    """Of each row how many it becomes where an input is replaced by what has caused it."""
+    place = node.inputs.index(name)
+    return (len(causes.get(_category(key[place]), ())) for key in node.table)
+
+
+def _reads_source(
+    node: Lookup, name: str, source: str, result: Mapping[Value, Value], causes: Mapping[Value, Sequence[Value]]
+) -> Lookup:
+    """A table that reads what another was made from, in place of what it gives.
+
+    Arguments:
+        result: of each value of the source.
+        causes: the values of the source that have a result.
+    """
     place = node.inputs.index(name)
     rest = node.inputs[:place] + node.inputs[place + 1 :]
     if source in rest:  # what it gives is known from an input that is there already
@@ -228,35 +298,48 @@ def _reads_source(node: Lookup, name: str, source: str, result: Mapping[Value, V
         told = {
             key[:place] + key[place + 1 :]: found
             for key, found in node.table.items()
-            if not isinstance(key[twin], float) and result.get(key[twin]) == key[place]  # type: ignore[arg-type]
+            if result.get(_category(key[twin])) == key[place]
         }
         return Lookup(node.name, rest, told, node.default)
     table = {
         (*key[:place], value, *key[place + 1 :]): found
         for key, found in node.table.items()
-        for value in result
-        if key[place] == result[value]
+        for value in causes.get(_category(key[place]), ())
     }
     return Lookup(node.name, (*node.inputs[:place], source, *node.inputs[place + 1 :]), table, node.default)
+
+
+def _category(value: Value | float) -> Value:
+    assert not isinstance(value, float), "a category is a text or a whole number"
+    return value
 
 
 def _merge_equal(program: Program) -> Program:
     """Nodes that compute the same become one, whose rows in the classifier are the sum of theirs."""
     seen: dict[Any, str] = {}
+    known = domains(program)
     for node in program.nodes:
         what: Any = (
             (node.op, *node.reads, frozenset(node.predicate), node.causal)
             if isinstance(node, Select)
             else (node.op, node.inputs, frozenset(node.table.items()), node.default)
         )
-        if what in seen:
-            return _renamed(program, node.name, seen[what])
-        seen[what] = node.name
+        if what not in seen:
+            seen[what] = node.name
+        elif (merged := _renamed(program, node.name, seen[what], known)) is not None:
+            return merged
     return program
 
 
-def _renamed(program: Program, old: str, new: str) -> Program:
-    """The program in which another variable stands for one that is equal to it."""
+def _renamed(program: Program, old: str, new: str, known: Domains) -> Program | None:
+    """The program in which another variable stands for one that is equal to it; None where their rows have no sum."""
+    weights = dict(program.classifier.weights)
+    rows = weights.pop(old, None)
+    if rows is not None:
+        total = _sum(rows, weights.get(new), known.get(new))
+        if total is None:
+            return None
+        weights[new] = total
 
     def name(each: str) -> str:
         return new if each == old else each
@@ -268,32 +351,14 @@ def _renamed(program: Program, old: str, new: str) -> Program:
         if isinstance(node, Select):
             node = replace(node, key=name(node.key), query=name(node.query), value=name(node.value))
         elif old in node.inputs:
-            node = _with_input(node, old, new)
+            node = _distinct(replace(node, inputs=tuple(map(name, node.inputs))))
         nodes.append(node)
-    weights = {feature: dict(rows) for feature, rows in program.classifier.weights.items()}
-    rows = weights.pop(old, None)
-    if rows is not None:
-        zero = (0.0,) * len(program.labels)
-        theirs = weights.get(new, {})
-        weights[new] = {
-            value: tuple(a + b for a, b in zip(rows.get(value, zero), theirs.get(value, zero), strict=True))
-            for value in dict.fromkeys([*theirs, *rows])
-        }
     return replace(
         program,
         nodes=tuple(nodes),
         numerical=program.numerical - {old},
         classifier=Classifier(program.labels, weights),
     )
-
-
-def _with_input(node: Lookup, old: str, new: str) -> Lookup:
-    place = node.inputs.index(old)
-    if new not in node.inputs:
-        return replace(node, inputs=(*node.inputs[:place], new, *node.inputs[place + 1 :]))
-    twin = node.inputs.index(new)
-    table = {key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == key[twin]}
-    return Lookup(node.name, node.inputs[:place] + node.inputs[place + 1 :], table, node.default)
 
 
 def is_sum(node: Node) -> bool:

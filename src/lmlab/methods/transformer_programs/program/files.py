@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from lmlab.errors import UserError, did_you_mean
+from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.files import only_owned, owned_folder, read_mapping, read_whole, write_json
 from lmlab.methods.transformer_programs.program.ir import (
     FORMAT,
@@ -47,16 +48,28 @@ class StoredProgram(Artifact):
     called: ClassVar[str] = "a Transformer Program"
 
     @classmethod
-    def _at(cls, path: Path) -> StoredProgram | None:
-        if path.is_file():
-            return cls._whole(path)
-        found = (cls._whole(each / PROGRAM) for each in (path, path / "program"))
-        return next((each for each in found if each.path.is_file()), None)
+    @reads("what is looked for there")
+    def find(cls, place: str | Path) -> Self:
+        """As `Artifact.find`; a file that is being replaced, and so missing for a moment, is waited for."""
+        path, find = Path(place).expanduser(), super().find
+
+        def found() -> Self:
+            if not path.is_dir():
+                only_owned([str(path)], path.parent)
+            return find(place)
+
+        return read_whole(path.parent, found)
 
     @classmethod
-    def _whole(cls, path: Path) -> StoredProgram:
+    def _at(cls, path: Path) -> Self | None:
+        places = [path / PROGRAM, path / "program" / PROGRAM] if path.is_dir() else [path]
+        found = (read_whole(each.parent, partial(cls._whole, each)) for each in places)
+        return next((each for each in found if each is not None), None)
+
+    @classmethod
+    def _whole(cls, path: Path) -> Self | None:
         only_owned([str(path)], path.parent)  # or tables of one program would run with the rules of another
-        return cls(path)
+        return cls(path) if path.is_file() else None
 
     @classmethod
     def _remedy(cls) -> str:
