@@ -10,6 +10,7 @@
     python benchmarks/programs.py minimize DIRECTORY_OF_PROGRAMS --only rasp/sort
     python benchmarks/programs.py decompile runs/decompile --only "Tomita 2"
     python benchmarks/programs.py text runs/text --source snips --embeddings SmolLM2-135M
+    python benchmarks/programs.py text runs/wnut --source wnut17 --embeddings SmolLM2-135M
 
 `train` prints the accuracy of the best seed's program on test beside the paper's, and the CPU seconds of training and
 of choosing the seed. `attention` trains the same seeds with the paper's noise in attention and without. `estimators`
@@ -19,8 +20,9 @@ of training beside the reference's, built as that is built (a full-width matrix 
 for every choice), in turns in one process; both compute the same loss. `table` is the paper's table: it trains each
 task, exports the best seed's program, and prints a row; stopped, the same command goes on, and the CPU seconds of all
 attempts are added up. `languages` trains on twenty tasks and languages up to 20 symbols without positions and tests at
-up to 60. `text` prints slots and intents of SNIPS beside a unigram tagger and a bag of words. `decompile` trains small
-GPT-2s on languages and reads them as programs. `minimize` makes published programs short and prints their sizes.
+up to 60. `text` prints slots and intents of SNIPS, or entities of files with columns such as WNUT-17, beside a unigram
+tagger and a bag of words. `decompile` trains small GPT-2s on languages and reads them as programs. `minimize` makes
+published programs short and prints their sizes.
 """
 
 from __future__ import annotations
@@ -396,7 +398,9 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", default=[], help="of the table, this task; of the estimators, this one"
     )
-    parser.add_argument("--source", default="snips", help="of text, the directory with train, valid and test.jsonl")
+    parser.add_argument(
+        "--source", default="snips", help="of text, the directory with train, valid and test.jsonl (or .conll)"
+    )
     parser.add_argument("--embeddings", help="of text, a model or a file of vectors that categories begin from")
     parser.add_argument("--drop", type=float, default=0.001, help="of minimize, the accuracy that may be lost")
     given = parser.parse_args()

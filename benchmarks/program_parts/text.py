@@ -1,4 +1,6 @@
-"""SNIPS beside the simplest taggers: slots and a unigram tagger, intents and a bag of words, in one process."""
+"""Labeled texts beside the simplest models: slots or entities and a unigram tagger, intents and a bag of words, in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,15 @@ _INTENTS = {
     "embedding_vars": 4, "d_var": 25, "cat_heads": 2, "epochs": 3, "batch_size": 128, "max_words": 5000,
     "max_length": 25,
 }  # fmt: skip
+
+
+_NAMES = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
+
+
+def _file(source: Path, split: str) -> Path:
+    """The file of a split: JSON lines or columns."""
+    found = [source / f"{name}{end}" for name in _NAMES[split] for end in (".jsonl", ".conll")]
+    return next((each for each in found if each.is_file()), found[0])
 
 
 def _read(path: Path, kind: Any) -> list[LabeledSequence]:
@@ -57,18 +68,19 @@ def bag_of_words(train_rows: Sequence[LabeledSequence], test_rows: Sequence[Labe
 
 
 def measure_text(directory: Path, source: Path, embeddings: str | None, only: Sequence[str], changes: Any) -> None:
-    """Both tasks; stopped, the same command goes on.
+    """Both tasks, or of files with columns the tags alone; stopped, the same command goes on.
 
     Arguments:
-        source: a directory with `train`, `valid` and `test.jsonl` of tokens, tags and intent.
+        source: a directory with `train`, `valid` and `test.jsonl` of tokens, tags and intent, or `train`, `dev` and
+            `test.conll` with a token and its tag on each line.
         embeddings: the model, or file of vectors, that the categories of words begin from.
     """
     for task, kind, shape in (("slots", "tokens", _SLOTS), ("intents", "sequence", _INTENTS)):
-        if only and task not in only:
+        if (only and task not in only) or (kind == "sequence" and _file(source, "train").suffix == ".conll"):
             continue
         place = directory / task
         place.mkdir(parents=True, exist_ok=True)
-        rows = {split: _read(source / f"{split}.jsonl", kind) for split in ("train", "valid", "test")}
+        rows = {split: _read(_file(source, split), kind) for split in _NAMES}
         name = "labels" if kind == "tokens" else "label"
         for split, part in rows.items():
             values = ({"tokens": row.tokens, name: row.labels if kind == "tokens" else row.labels[0]} for row in part)

@@ -26,6 +26,7 @@ from lmlab.progress import Advance, progress
 
 _MOST_EXAMPLES = 3000  # each step is measured on all of them, and there are many steps
 _ITERATIONS = 60  # of L-BFGS: the search fits again after each step, and has not far to go
+_FIRST_MEASURED = 200  # examples; each further part doubles what has run
 _FITTED = 1000  # examples that a step of the search fits to; all that it uses measure it
 _STEPS_BACK = 6  # of the search that the check on all examples may undo
 _PENALTY = 1e-5  # what examples leave open then stays near 0, and what they tell is hardly moved
@@ -91,20 +92,38 @@ def described(program: Program) -> dict[str, int]:
     return {"lines": to_python(program).count("\n"), **program.size()}
 
 
-def _score(program: Program, examples: Sequence[Example]) -> float:
-    """The accuracy; below any where a change made a table of reached rows, or the classifier, meet what it has not."""
+def _reaches(program: Program, examples: Sequence[Example], least: float) -> bool:
+    """Whether the accuracy is as high; not where a change made a table of reached rows, or the classifier, meet what it
+    has not. Few examples show of most changes that they cost too much, so that the others need not run.
+    """
+    pooled = program.pool_outputs
+    places = sum(
+        any(each != PAD for each in labels) if pooled else len(labels) - labels.count(PAD) for _, labels in examples
+    )
+    interpreter, right, seen, first = Interpreter(program), 0, 0, 0
     try:
-        return score(program, examples)
+        while first < len(examples):
+            part = examples[first : first + max(_FIRST_MEASURED, first)]
+            more_right, more = _counted(interpreter, part)
+            right, seen, first = right + more_right, seen + more, first + len(part)
+            if places and (right + places - seen) / places < least:  # were all others right
+                return False
     except UserError:
-        return -1.0
+        return False
+    return True
 
 
 def score(program: Program, examples: Sequence[Example]) -> float:
     """The share of labeled places with the right answer."""
-    execution = Interpreter(program).run([tokens for tokens, _ in examples])
-    wanted = _wanted(program, examples, execution)
-    scored = wanted != -1
-    return float((execution.label_ids == wanted)[scored].mean()) if scored.any() else 1.0
+    right, places = _counted(Interpreter(program), examples)
+    return right / places if places else 1.0
+
+
+def _counted(interpreter: Interpreter, examples: Sequence[Example]) -> tuple[int, int]:
+    """The labeled places with the right answer, and all of them."""
+    execution = interpreter.run([tokens for tokens, _ in examples])
+    wanted = _wanted(interpreter.program, examples, execution)
+    return int((execution.label_ids == wanted).sum()), int((wanted != -1).sum())
 
 
 def _wanted(program: Program, examples: Sequence[Example], execution: Execution) -> np.ndarray:
@@ -123,7 +142,7 @@ def _wanted(program: Program, examples: Sequence[Example], execution: Execution)
 def _shortest(programs: Sequence[Program], examples: Sequence[Example], least: float) -> Program | None:
     """The shortest program with an accuracy."""
     for each in sorted(programs, key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"])):
-        if _score(each, examples) >= least:
+        if _reaches(each, examples, least):
             return each
     return None
 
@@ -188,7 +207,7 @@ class _Search:
     def _kept(self, changed: Program | None) -> Program | None:
         """The changed program, simplified, if it is accurate enough."""
         self.advance(1, f"{len(self.accepted)} made it shorter")
-        if changed is None or not changed.classifier.features or _score(changed, self.examples) < self.floor:
+        if changed is None or not changed.classifier.features or not _reaches(changed, self.examples, self.floor):
             return None
         self.accepted.append(simplify(changed))
         return self.accepted[-1]
@@ -226,7 +245,6 @@ def _refitted(program: Program, examples: Sequence[Example]) -> Program | None:
 def refit(program: Program, examples: Sequence[Example]) -> Program:
     """The program with a classifier that is fitted to the examples, over the same features and a constant."""
     from scipy import optimize, sparse
-    from scipy.special import logsumexp
 
     execution = Interpreter(program).run([tokens for tokens, _ in examples])
     wanted = _wanted(program, examples, execution)
@@ -251,15 +269,19 @@ def refit(program: Program, examples: Sequence[Example]) -> Program:
     size = np.ones((first[-1] + len(nums) + 1, 1))
     size[first[-1] : -1, 0] = np.sqrt((np.square(numbers) * share).sum(0)).clip(min=1.0)
     given = _given(ids, numbers, first[-1]) @ sparse.diags_array(1 / size[:, 0])
+    every = np.arange(len(labels))
     start = _rows_now(program, [*cats, *nums]) * size  # what is left of a fit is a good start
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(start.shape)
         logits = given @ parameters
-        losses = logsumexp(logits, axis=1, keepdims=True) - logits
-        error = np.exp(-losses)
-        error[np.arange(len(labels)), labels] -= 1
-        value = (share[:, 0] * losses[np.arange(len(labels)), labels]).sum() + _PENALTY * np.square(parameters).sum()
+        logits -= logits.max(1, keepdims=True)
+        error = np.exp(logits)
+        total = error.sum(1, keepdims=True)
+        losses = np.log(total[:, 0]) - logits[every, labels]
+        error /= total
+        error[every, labels] -= 1
+        value = share[:, 0] @ losses + _PENALTY * np.square(parameters).sum()
         return float(value), (given.T @ (error * share) + 2 * _PENALTY * parameters).ravel()
 
     best = optimize.minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS}).x
