@@ -403,6 +403,7 @@ def main() -> None:
     )
     parser.add_argument("--embeddings", help="of text, a model or a file of vectors that categories begin from")
     parser.add_argument("--drop", type=float, default=0.001, help="of minimize, the accuracy that may be lost")
+    parser.add_argument("--seconds", type=float, help="of minimize, how long to look at each program for what can go")
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     changes = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in given.set)}
@@ -416,7 +417,7 @@ def main() -> None:
         measure_estimators(given.what, given.seeds, given.epochs, given.only, changes)
         return
     if given.part == "minimize":
-        measure_minimizing(Path(given.what), given.only, given.drop)
+        measure_minimizing(Path(given.what), given.only, given.drop, given.seconds)
         return
     if given.part == "decompile":
         measure_decompiling(Path(given.what), given.only)

@@ -16,13 +16,14 @@ from lmlab.methods.transformer_programs.tasks.load import draw
 from lmlab.methods.transformer_programs.tasks.rasp import PAD, TASKS, Example
 
 
-def measure_minimizing(directory: Path, only: Sequence[str], drop: float) -> None:
+def measure_minimizing(directory: Path, only: Sequence[str], drop: float, seconds: float | None) -> None:
     """A row a program.
 
     Arguments:
         directory: folders with `program.json`; the name of each is its task, or `cases.jsonl` beside it has inputs and
             what the program answers, which then counts as right.
         only: parts of their paths.
+        seconds: how long to look at each for what can go.
     """
     print("| program | lines | nodes | pairs | table rows | classifier rows | test accuracy, % | CPU-s |")
     print("|---|---|---|---|---|---|---|---|")
@@ -33,7 +34,7 @@ def measure_minimizing(directory: Path, only: Sequence[str], drop: float) -> Non
         program, task = load_program(path), path.parent.name
         learned, held = _drawn(task) if task in TASKS else _answered(path.parent, program.pool_outputs)
         before = time.process_time()
-        found = minimize(program, learned, drop)
+        found = minimize(program, learned, drop, seconds=seconds)
         spent = time.process_time() - before
         sizes = ("lines", "nodes", "predicate_pairs", "table_rows", "classifier_rows")
         cells = [f"{found.before[size]} to {found.after[size]}" for size in sizes]

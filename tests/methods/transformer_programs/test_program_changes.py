@@ -320,6 +320,8 @@ def test_fixing_a_variable_where_another_table_has_no_row_then_is_no_end() -> No
     assert score(program, examples) == 1
     found = minimize(program, examples, 0.0)
     assert found.after["accuracy"] == 1 and found.after["nodes"] < found.before["nodes"]
+    hasty = minimize(program, examples, 0.0, seconds=0.0)  # what changes no answer alone
+    assert hasty.after["accuracy"] == 1 and found.after["nodes"] < hasty.after["nodes"]
 
 
 def test_a_number_or_what_a_head_asks_by_is_fixed(counting: Program) -> None:

@@ -158,6 +158,10 @@ def minimize(
     given: ExamplesConfig,
     allowed: AccuracyDropConfig,
     out: To = Path("program"),
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop looking after so long; else when nothing makes it shorter.", show_default=False),
+    ] = None,
 ) -> None:
     """Make a program short, as far as its accuracy on some data allows."""
     from lmlab.methods.transformer_programs.analysis.export import write_program
@@ -169,6 +173,7 @@ def minimize(
         read,
         labeled_examples(read, given, splits=("train", "valid")),
         allowed.max_accuracy_drop,
+        seconds=seconds,
     )
     about = {"max_accuracy_drop": allowed.max_accuracy_drop, "before": found.before, "after": found.after}
     show_manifest(write_program(found.program, out, {"minimized": about}), out)

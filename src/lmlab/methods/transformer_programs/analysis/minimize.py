@@ -6,6 +6,7 @@ A variable is removed by fixing it at its most common value; the classifier is f
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,11 @@ class Minimized:
 
 
 def minimize(
-    program: Program, examples: Sequence[Example], max_accuracy_drop: float = MAX_ACCURACY_DROP, refit: bool = True
+    program: Program,
+    examples: Sequence[Example],
+    max_accuracy_drop: float = MAX_ACCURACY_DROP,
+    refit: bool = True,
+    seconds: float | None = None,
 ) -> Minimized:
     """A shorter program whose accuracy on the examples is at most so much lower.
 
@@ -54,13 +59,16 @@ def minimize(
         examples: labeled sequences, such as the training data; the first 3,000 are used while searching, all for the
             check at the end.
         refit: also fit the classifier again; else its rows are only dropped and added.
+        seconds: how long to look for what can go; by default until nothing makes it shorter. What was found by then is
+            still checked on all examples.
     """
+    deadline = None if seconds is None else time.monotonic() + seconds
     before = {"accuracy": score(program, examples), **described(program)}
     exact = simplify(program)
     used = examples[:_MOST_EXAMPLES]
     least = before["accuracy"] - max_accuracy_drop
     with progress("minimize", None, "tries") as advance:
-        search = _Search(used, max(score(exact, used), before["accuracy"]) - max_accuracy_drop, advance)
+        search = _Search(used, max(score(exact, used), before["accuracy"]) - max_accuracy_drop, advance, deadline)
         stages = [exact, search.fix_variables(exact)]
         if refit:
             shortest = search.with_refits(stages[-1])
@@ -154,18 +162,26 @@ class _Search:
         accepted: the programs on the way, each shorter than the one before it.
     """
 
-    def __init__(self, examples: Sequence[Example], floor: float, advance: Advance) -> None:
-        self.examples, self.floor, self.advance = examples, floor, advance
+    def __init__(
+        self, examples: Sequence[Example], floor: float, advance: Advance, deadline: float | None = None
+    ) -> None:
+        self.examples, self.floor, self.advance, self.deadline = examples, floor, advance, deadline
         self.accepted: list[Program] = []
         self._ran: Execution | None = None  # of the last program whose values were counted
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def fix_variables(self, program: Program) -> Program:
         """Fix variables at their most common value, the last nodes first, and drop features."""
         for node in reversed(program.nodes):
-            if node.name in program.variables:
+            if node.name in program.variables and not self.over:
                 program = self._kept(self._fixed(program, node.name)) or program
         for feature in list(program.classifier.features):
-            program = self._kept(_without_feature(program, feature)) or program
+            if not self.over:
+                program = self._kept(_without_feature(program, feature)) or program
         return program
 
     def with_refits(self, program: Program) -> Program:
@@ -175,7 +191,7 @@ class _Search:
             order = sorted(program.classifier.features, key=lambda name: _spread(program.classifier.rows_of(name)))
             program = self._removed(program, [name for name in order if name != "ones"], _without_feature)
             program = self._removed(program, [node.name for node in reversed(program.nodes)], self._fixed)
-            if len(program.nodes) == len(before.nodes):
+            if self.over or len(program.nodes) == len(before.nodes):
                 return program
 
     def _removed(
@@ -183,7 +199,7 @@ class _Search:
     ) -> Program:
         """The program without as many of the variables as can go: many at once while that goes well, else fewer."""
         place, size = 0, max(1, len(names) // 2)
-        while place < len(names):
+        while place < len(names) and not self.over:
             changed, some = program, False
             for name in names[place : place + size]:
                 further = remove(changed, name) if name in changed.variables else None

@@ -51,14 +51,14 @@ class StoredProgram(Artifact):
     @reads("what is looked for there")
     def find(cls, place: str | Path) -> Self:
         """As `Artifact.find`; a file that is being replaced, and so missing for a moment, is waited for."""
-        path, find = Path(place).expanduser(), super().find
+        return read_whole(Path(place).expanduser().parent, lambda: cls._found(place))
 
-        def found() -> Self:
-            if not path.is_dir():
-                only_owned([str(path)], path.parent)
-            return find(place)
-
-        return read_whole(path.parent, found)
+    @classmethod
+    def _found(cls, place: str | Path) -> Self:
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            only_owned([str(path)], path.parent)
+        return super().find(place)
 
     @classmethod
     def _at(cls, path: Path) -> Self | None:
