@@ -18,6 +18,8 @@ from lmlab.hardware.gemm import mm
 from lmlab.hardware.machine import num_cores, processor
 
 _PEAKS = "gemm_peaks.json"
+_SMALL = 256  # side of products by which is told how long large ones take
+_LONGEST_S = 5.0  # of one large product: bf16 without instructions for it takes a minute, and is as slow in small ones
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -57,8 +59,8 @@ def _fast_bf16(device: torch.device) -> bool:
 @lru_cache
 def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """Peak of square matrix products in FLOP/s: the best of repeated products of side 2,048 (CPU) or 8,192 (GPU), now
-    or ever on this hardware with this PyTorch. A machine that is busy at the moment would otherwise lower the yardstick
-    and look better by it.
+    or ever on this hardware with this PyTorch; of small ones where one of those would take many seconds. A machine that
+    is busy at the moment would otherwise lower the yardstick and look better by it.
     """
     measured = _measure_gemm(device, dtype, seconds)
     key = _peak_key(device, dtype)
@@ -88,6 +90,16 @@ def _peak_key(device: str, dtype: torch.dtype) -> str:
 
 def _measure_gemm(device: str, dtype: torch.dtype, seconds: float) -> float:
     side = 2048 if device == "cpu" else 8192  # large enough that its peak is reached
+    if device == "cpu":
+        best = _best_product(_SMALL, device, dtype, 0.0)
+        if best * (side / _SMALL) ** 3 > _LONGEST_S:
+            best = min(best, _best_product(_SMALL, device, dtype, seconds))
+            return 2 * _SMALL**3 / best
+    return 2 * side**3 / _best_product(side, device, dtype, seconds)
+
+
+def _best_product(side: int, device: str, dtype: torch.dtype, seconds: float) -> float:
+    """The least seconds of products of two square matrices, of which at least one is counted."""
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     best, deadline = math.inf, math.inf
     while best == math.inf or time.perf_counter() < deadline:
@@ -99,7 +111,7 @@ def _measure_gemm(device: str, dtype: torch.dtype, seconds: float) -> float:
             deadline = time.perf_counter() + seconds
         else:
             best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    return best
 
 
 def synchronize(device: torch.device | str) -> None:

@@ -18,7 +18,7 @@ from lmlab.evals.tasks import olmes
 from lmlab.files import write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
 from lmlab.methods.autocompressor.measure.icl.icl import IclSettings, Prompting, draw, measure_icl, predict, seed_of
-from lmlab.methods.autocompressor.measure.icl.templates import TASKS, find_task
+from lmlab.methods.autocompressor.measure.icl.templates import TASKS, IclTask, find_task
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 _ITEMS = [{"sentence": f"the film {word} me", "label": n % 2} for n, word in enumerate(["bored", "moved"] * 8)]
@@ -53,6 +53,8 @@ def test_templates_are_those_of_the_paper() -> None:
     assert [name for name, task in TASKS.items() if task.calibrates_each] == ["wic", "wsc", "copa"]
     with pytest.raises(UserError, match="Did you mean 'sst2'"):
         find_task("sst22")
+    with pytest.raises(UserError, match="parity is of multirc"):
+        find_task("sst2", parity=True)
     with pytest.raises(UserError, match="record 2 has no field sentence"):
         TASKS["sst2"].items([{"sentence": "x", "label": 0}, {"label": 0}], "'here'")
     with pytest.raises(UserError, match="label 7 is none of"):
@@ -129,6 +131,9 @@ def test_an_attempt_that_was_cut_off_goes_on(
     assert whole["majority"] == 0.5 and not math.isnan(whole["sd"])
     by_tokens = measure_icl(prompting, _ITEMS[:10], _ITEMS[10:], IclSettings((), (60,), 0, 30, 1), tmp_path / "t")
     assert by_tokens["seeds"][0]["soft"][0] >= 1 and by_tokens["sd"] is None
+    other = Prompting(prompting.compressor, prompting.tokenizer, type("Other", (IclTask,), {})(**vars(prompting.task)))
+    with pytest.raises(UserError, match="another measurement|another model"):  # by a template of the same name
+        measure_icl(other, _ITEMS[:10], _ITEMS[10:], settings, tmp_path / "cut")
     with pytest.raises(UserError, match="segment of demonstrations is empty"):
         measure_icl(prompting, _ITEMS[:10], _ITEMS[10:], IclSettings(soft_tokens=(2,)), tmp_path / "e")
 

@@ -47,6 +47,17 @@ def test_lines_are_what_they_say() -> None:
     assert set(found) == set(expected) | {"shuffled/4", "full/4"}
 
 
+def test_truncation_has_as_many_tokens_as_there_are_vectors() -> None:
+    """Replaced vectors are those of one segment, however many there were."""
+    found = Measurement(small("llama", accumulate=False), PplSettings((0, 3, 12), 8, 4, ("truncate", "full")))
+    losses, ids = found.read(_TEXTS[0][1], _TEXTS[1][1]), torch.tensor([_TEXTS[0][1][:20]])
+    logits = small("llama", accumulate=False)(ids[:, 9:]).logits_BTV
+    assert logits is not None
+    expected = torch.nn.functional.cross_entropy(logits[0, -8:-1], ids[0, 13:])
+    assert losses["truncate/12"] == pytest.approx(float(expected))
+    assert losses["truncate/3"] == losses["full/3"]
+
+
 def test_vectors_of_the_document_before_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = PplSettings((0, 4, 12), 8, 8, ("shuffled", "rmt"))
     others = {"rmt": small("llama", accumulate=False)}
@@ -69,6 +80,11 @@ def test_what_does_not_fit_the_window_is_left_out_and_said(tmp_path: Path) -> No
     assert list(found["refused"]) == ["full/40"] and "32 positions" in found["refused"]["full/40"]
     assert set(found["lines"]) == {"summary/0", "summary/40", "truncate/40"}
     assert "full/28" in measurement.read(*(ids for _, ids in _TEXTS[:2]))
+    # an attempt that finds everything measured says it too, and other texts by the same names are other texts
+    again = Measurement(compressor, PplSettings((0, 40), 8, 20, ("full", "truncate")))
+    assert measure_ppl(again, long, tmp_path) == found
+    with pytest.raises(UserError, match="other documents"):
+        measure_ppl(again, [(id, ids[::-1]) for id, ids in long], tmp_path)
 
 
 def test_an_attempt_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +141,11 @@ def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path
     (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "stages": {"ppl": stage, "report": {"kind": "report"}}}))
     assert lmlab("run", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 0
     assert json.loads((tmp_path / "run" / "ppl" / "ppl.json").read_text())["lines"] == told["lines"]
+    twice = [{"id": "d", "text": text} for text in texts]
+    write_jsonl(tmp_path / "twice.jsonl", twice)  # the last one's figures would stand for all
+    given = ("compress", "ppl", tmp_path / "c", "--data", tmp_path / "twice.jsonl", "--context", "16", "--target", 16)
+    found = lmlab(*given, "--out", tmp_path / "twice")
+    assert found.code == 2 and "have the id 'd'" in found.err
     found = lmlab(*command, "--baseline", "nothing", "--out", tmp_path / "other")
     assert found.code == 2 and "baseline" in found.err
 

@@ -16,7 +16,16 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor
-from lmlab.methods.autocompressor.measure.rag import Reader, Retrieved, by_distance, mixture, smoothed
+from lmlab.methods.autocompressor.measure.rag import (
+    Passages,
+    RagSettings,
+    Reader,
+    Retrieved,
+    by_distance,
+    measure_rag,
+    mixture,
+    smoothed,
+)
 from lmlab.methods.autocompressor.measure.rerank import AFTER, Reranker
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
@@ -72,6 +81,48 @@ def test_lines_are_what_they_say(kind: str) -> None:
     assert losses["fused"] != losses["fused_as_retrieved"] or order == [2, 1, 0]
 
 
+def test_a_text_begins_with_its_marks_also_behind_plain_passages() -> None:
+    compressor = by_formula("llama")
+    reader, found = Reader(compressor, [_CONTEXT[0]]), _found(compressor)[:1]
+    losses = reader.read(_CONTEXT, _CONTINUATION, found, ("replug",))
+    row = torch.tensor([[_CONTEXT[0], *found[0].ids, *_CONTEXT[1:], *_CONTINUATION]])
+    logits = compressor(row).logits_BTV
+    assert logits is not None
+    expected = torch.nn.functional.cross_entropy(logits[0, -4:-1], row[0, -3:])
+    assert losses["replug"] == pytest.approx(float(expected))
+    assert losses["replug"] != pytest.approx(
+        Reader(compressor).read(_CONTEXT, _CONTINUATION, found, ("replug",))["replug"]
+    )
+
+
+def test_random_passages_are_neither_the_text_nor_found_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor = small("llama")
+    names = [f"p{number}" for number in range(6)]
+    ids = {name: [(5 * i + n) % 37 for i in range(8)] for n, name in enumerate(names)}
+    summary = {name: compressor.compress(torch.tensor([each])).vectors_BPD[0] for name, each in ids.items()}
+    passages = Passages(names, summary.__getitem__, ids.__getitem__)
+    texts = [(name, ids[name]) for name in names[:3]]  # each is a passage itself
+    settings = RagSettings((2,), 4, 4, ("fused", "fused_random"))
+
+    def retrieve(id: str, context: Any, k: int) -> list[tuple[str, float]]:
+        return [(name, 1.0) for name in names if name != id][:k]
+
+    asked, read = [], Reader.read
+    monkeypatch.setattr(Reader, "read", lambda *given: asked.append(given) or read(*given))
+    measure_rag(Reader(compressor), texts, passages, retrieve, settings, tmp_path / "a", ["bm25"])
+    for (id, _), (*_, found, _, others) in zip(texts, asked, strict=True):
+        told = [[next(n for n in names if ids[n] == one.ids) for one in each] for each in (found, others)]
+        assert len(set(told[0] + told[1] + [id])) == 5
+    # another retriever, other texts by the same names, too few passages
+    for given, about in ((texts, ["minilm"]), ([(id, each[::-1]) for id, each in texts], ["bm25"])):
+        with pytest.raises(UserError, match="Choose another|another measurement|other texts"):
+            measure_rag(Reader(compressor), given, passages, retrieve, settings, tmp_path / "a", about)
+    with pytest.raises(UserError, match="fused_random reads 3 passages beside the 3"):
+        measure_rag(Reader(compressor), texts, passages, retrieve, RagSettings((3,), 4, 4), tmp_path / "b")
+    with pytest.raises(UserError, match="5 can be found for 'p0'"):
+        measure_rag(Reader(compressor), texts, passages, retrieve, RagSettings((6,), 4, 4, ("fused",)), tmp_path / "c")
+
+
 def test_the_nearest_passage_is_read_last() -> None:
     summaries = torch.tensor([[[0.0, 1.0]], [[5.0, 0.0]], [[0.0, 2.0]]])
     assert by_distance(summaries, torch.zeros(1, 2)) == [1, 2, 0]
@@ -96,6 +147,17 @@ def test_questions_are_scored_behind_vectors_in_the_place_of_a_passage(kind: str
     embeddings = compressor.model.embed(torch.tensor([tokenizer.encode(text)]))[0]
     as_vectors = reranker.score("what falls", [embeddings])[0]
     assert (as_vectors == pytest.approx(as_text)) == (kind == "llama")
+    if kind == "llama":  # vectors at positions that are kept for them, text behind those, as in training
+        config = compressor.config.model_copy(update={"rope_positions": "text_only", "position_budget": 2})
+        kept = Reranker(AutoCompressor(compressor.model, config).eval(), tokenizer)
+        assert kept.score("what falls", ["rain falls"])[0] == pytest.approx(as_text)
+        after, vectors = [*tokenizer.encode(AFTER), *question], torch.stack((embeddings[0],) * 3)
+        parts = [compressor.model.embed(torch.tensor([each])) for each in (before, after)]
+        placed = torch.tensor([[*range(2, 2 + len(before)), 0, 1, 0, *range(2 + len(before), 2 + len(before + after))]])
+        row = torch.cat((parts[0], vectors[None], parts[1]), 1)
+        logits = compressor.model(inputs_embeds_BTD=row, position_ids_BT=placed).logits_BTV
+        ends = logits[0, -len(question) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(question)[:, None]).mean()
+        assert kept.score("what falls", [vectors])[0] == pytest.approx(float(ends))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +202,11 @@ def test_the_commands(lmlab: Callable[..., Any], parts: dict[str, Any], tmp_path
     write_jsonl(tmp_path / "other.jsonl", [{"id": f"p{n}", "text": "another text"} for n in range(12)])
     found = lmlab(*rag, "--passages", tmp_path / "other.jsonl", *sizes, "--out", tmp_path / "rag2")
     assert found.code == 2 and "another text" in found.err
+    short = ("compress", "encode", place / "c", "--in", place / "passages.jsonl", "--segment", 8, "--independent")
+    assert lmlab(*short, "--out", tmp_path / "pieces").code == 0
+    pieces = ("compress", "rag", place / "c", "--data", place / "texts.jsonl", "--store", tmp_path / "pieces", "--k", 1)
+    found = lmlab(*pieces, "--passages", place / "passages.jsonl", *sizes, "--out", tmp_path / "rag3")
+    assert found.code == 2 and "a passage is read as one" in found.err
     compressor = AutoCompressor.load(place / "c")
     with torch.no_grad():
         compressor.model.embedding.weight[0] += 1

@@ -76,6 +76,14 @@ def test_kvpress_146_ratios_of_composed_kinds_multiply(model):
 
 
 @torch.no_grad()
+def test_a_composed_kind_keeps_what_its_ratio_says_and_learns_where_a_part_does(model):
+    memory = create("full+prune:norm", model, ratio=4, sinks=0).compress(ids_of(1, 64))
+    assert memory.ratio == 4  # what keeps everything takes no share of it
+    assert create("anchor_kv+prune:norm", model).learns and create("cartridge+prune:norm", model).trains_each
+    assert not create("prune:snap+prune:norm", model).learns
+
+
+@torch.no_grad()
 def test_kvzip_shares_its_budget_over_the_heads_of_a_layer_or_of_the_model(model):
     for share in ("layer", "model"):
         rows = create("prune:kvzip", model, ratio=4, share=share).compress(ids_of(1, 64)).rows

@@ -13,7 +13,21 @@ from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.probe import WORD_KINDS, probe, word_kinds
 from lmlab.methods.autocompressor.kinds.base import create
 from lmlab.methods.autocompressor.streaming import Stream
-from lmlab.models import GenerationConfig, Memory, generate, read_rows
+from lmlab.models import (
+    GenerationConfig,
+    Memory,
+    StoreMeta,
+    SummaryStore,
+    generate,
+    load_soft_prompt,
+    read_rows,
+    save_soft_prompt,
+)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
 
 TEXT = "The fox met Anna in 1984. Then Zoe saw the zyxwvut there.\nOnly 3.5 foxes live in Oslo now."
 
@@ -78,3 +92,42 @@ def test_a_stream_that_compresses_nothing_yet_is_the_text():
     assert stream.memory.tokens_B == (32,)  # what cannot be compressed is not lost
     with pytest.raises(UserError, match="chunk 0"):
         Stream(create("prune:snap", model), plain=12, chunk=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "no positions"])
+@torch.no_grad()
+def test_plain_tokens_behind_summaries_are_read_as_the_method_reads_them(name, tmp_path):
+    """With learned positions vectors have none, and the newest tokens lost theirs too."""
+    model, generator = random_model(name), torch.Generator().manual_seed(0)
+    kind = create("summary", model, ratio=4, segment=8).eval()
+    compressor = kind._compressor[0]
+    ids, text = (torch.randint(0, 61, (1, length), generator=generator) for length in (28, 5))
+    stream = Stream(kind, plain=8, chunk=8)
+    stream.add(ids[0].tolist())
+    chunks = [compressor.compress(ids[:, start : start + 8]).vectors_BPD for start in (0, 8)]
+
+    def expected(following):
+        row = torch.cat((ids[:, 16:], following), 1)
+        return compressor(row, soft_prompt=torch.cat(chunks, 1)).logits_BTV[:, 12:]
+
+    memory = stream.memory
+    close(model(text, memory=memory).logits_BTV, expected(text))
+    padded = model(text, attention_mask_BT=torch.tensor([[0, 0, 1, 1, 1]]), memory=memory).logits_BTV[:, 2:]
+    close(padded, expected(text[:, 2:]))
+    written = generate(model, [text[0].tolist(), [3]], GenerationConfig(max_new_tokens=3, temperature=0), memory=memory)
+    for prompt, (one,) in zip((text, torch.tensor([[3]])), written, strict=True):
+        for token in one.ids:
+            assert int(expected(prompt)[0, -1].argmax()) == token
+            prompt = torch.cat((prompt, torch.tensor([[token]])), 1)
+    prompt = memory.soft_prompt(model)
+    save_soft_prompt(prompt, tmp_path / "p.safetensors", model)
+    read = load_soft_prompt(tmp_path / "p.safetensors", model)
+    close(model(text, soft_prompt=read).logits_BTV, expected(text))
+    assert int(memory.next_position) == read.positions_taken == (16 if name == "llama" else 12)
+    if name == "gpt2":
+        with pytest.raises(UserError, match="plain tokens beside its vectors"):
+            compressor(text, soft_prompt=read)
+        meta = StoreMeta(model="m", compressor="c", summary_length=2, width=32)
+        store = SummaryStore.create(tmp_path / "store", meta)
+        with pytest.raises(UserError, match="a store does not keep"):
+            store.add("chat", read)

@@ -9,11 +9,12 @@ from small_models import FEATURES, random_model
 
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
-from lmlab.methods.autocompressor.kinds.base import create, kinds
+from lmlab.methods.autocompressor.kinds.base import create, kinds, slots_for
 from lmlab.methods.autocompressor.kinds.cartridge import Excerpts, Studies, train_cartridge
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
 from lmlab.methods.autocompressor.kinds.ot_pool import sinkhorn, transport_cost
 from lmlab.methods.autocompressor.kinds.summary import Summary
+from lmlab.methods.autocompressor.kinds.trained import groups_of
 from lmlab.models import IGNORE, Memory, read_rows
 from lmlab.train import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -49,6 +50,19 @@ def test_means_are_of_runs_of_r_tokens_that_see_each_other():
     places = torch.arange(10)[None]
     hidden = model(ids, visible_BTS=torch.ones(1, 10, 10, dtype=torch.bool), position_ids_BT=places).hidden_BTD[0]
     close(vectors, torch.stack([hidden[:4].mean(0), hidden[4:8].mean(0), hidden[8:].mean(0)]))
+
+
+@pytest.mark.parametrize("name", ["meanpool", "anchor_kv", "ot_pool", "icae"])
+@torch.no_grad()
+def test_ratios_that_are_no_whole_numbers_leave_as_many_slots_to_every_kind(name):
+    """ot_pool failed where its windows had fewer runs than slots, and meanpool and anchor_kv kept too little."""
+    model = random_model()
+    for ratio in (1.1, 1.5, 2.5, 3.3, 100.0, 1e12):
+        for length in (1, 2, 5, 8, 23):
+            memory = create(name, model, ratio=ratio).compress(ids_of(1, length))
+            assert memory.slots_B.tolist() == [slots_for(length, ratio)]
+    runs = [groups_of(10, 2.5, torch.device("cpu")).tolist(), groups_of(33, 1.1, torch.device("cpu")).tolist()[-2:]]
+    assert runs == [[0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [29, 29]]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Text that never ends, in bounded memory: what is older than the last tokens is compressed chunk by chunk.
+"""Text that grows, in a fraction of its memory: what is older than the last tokens is compressed chunk by chunk.
 
 Shapes: T tokens.
 """

@@ -69,7 +69,8 @@ class Memory:
     Attributes:
         rows: keys and values of every layer.
         pieces: vectors and plain chunks, which are read like a prompt.
-        positions: pieces take positions as tokens do; without, they have none (`SoftPrompt`).
+        positions: pieces take positions as tokens do; without, vectors have none, and plain chunks count as if there
+            were no vectors (`SoftPrompt`).
         tokens_B: tokens of each source text.
         source_hash: of each source text's ids (`hash_of_ids`).
         model_hash: fingerprint of the weights that it is for; None while it is trained, when any are taken.
@@ -117,7 +118,7 @@ class Memory:
     def next_position(self) -> Tensor:
         """The position of the first token after it, [B]."""
         before = torch.zeros(1, dtype=torch.long) if self.rows is None else self.rows.next_position_B
-        for piece in self.pieces if self.positions else ():
+        for piece in (each for each in self.pieces if self.positions or each.is_text):
             before = before.to(piece.x.device) + piece.valid().sum(1)
         return before
 
@@ -187,7 +188,11 @@ class Memory:
         valid = None
         if any(piece.valid_BP is not None for piece in self.pieces):
             valid = torch.cat([piece.valid().expand(batch, -1).to(table.device) for piece in self.pieces], 1)
-        return SoftPrompt(joined, self.positions, valid)
+        text = None
+        if not self.positions and any(piece.is_text for piece in self.pieces):
+            sizes = torch.tensor([piece.x.shape[1] for piece in self.pieces])
+            text = torch.tensor([piece.is_text for piece in self.pieces]).repeat_interleave(sizes).to(table.device)
+        return SoftPrompt(joined, self.positions, valid, text_P=text)
 
     def select(self, rows: Sequence[int]) -> Memory:
         """These memories of the batch, in this order."""

@@ -41,6 +41,8 @@ class SoftPrompt:
             of the batch; None if there are none.
         budget: how many positions are kept for the prompt, however long it is: the text begins after them, and vectors
             beyond so many take the first ones again. None for as many as there are vectors.
+        text_P: True for slots that hold embeddings of plain tokens, which take positions, as the text after them does,
+            where the vectors beside them have none. None if there are none; with `positions` it says nothing.
 
     Raises:
         ValueError: a budget for vectors without positions, or of none.
@@ -50,6 +52,7 @@ class SoftPrompt:
     positions: bool = True
     valid_BP: Tensor | None = None
     budget: int | None = None
+    text_P: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None and (not self.positions or self.budget < 1):
@@ -73,7 +76,7 @@ class SoftPrompt:
     def positions_taken(self) -> int:
         """How many positions of the model's window stand before the text."""
         if not self.positions:
-            return 0
+            return 0 if self.text_P is None else int(self.text_P.sum())
         return self.length if self.budget is None else self.budget
 
     def before(self, tokens: Tokens) -> tuple[Tokens, TextPlaces]:
@@ -94,7 +97,10 @@ class SoftPrompt:
         if self.budget is not None and tokens.position_ids_BT is None:
             tokens = replace(tokens, position_ids_BT=tokens.positions().expand(rows, -1) + self.budget)
         elif not self.positions or tokens.position_ids_BT is not None:
-            tokens = replace(tokens, position_ids_BT=tokens.positions().expand(rows, -1))
+            places_BT = tokens.positions()
+            if tokens.position_ids_BT is None and (text_BP := self._text()) is not None:
+                places_BT = places_BT + text_BP.sum(1, keepdim=True)
+            tokens = replace(tokens, position_ids_BT=places_BT.expand(rows, -1))
         if tokens.document_ids_BT is None and tokens.valid_BT is None and self.valid_BP is None:
             return self._at_the_front(tokens), TextPlaces(self.length)
         return self._before_each_text(tokens)
@@ -147,10 +153,20 @@ class SoftPrompt:
         )
         return lengthened, TextPlaces(length, slot_BT)
 
+    def _text(self) -> Tensor | None:
+        """Which slots hold plain tokens that take positions where vectors have none, [B or 1, P]."""
+        if self.positions or self.text_P is None:
+            return None
+        text_BP = self.text_P.to(self.vectors_BPD.device)[None]
+        return text_BP if self.valid_BP is None else text_BP & self.valid_BP
+
     def _position_ids(self, like: Tensor) -> Tensor:
         """Of the prompt's own slots, [B or 1, P]."""
         if not self.positions:
-            return torch.full((1, self.length), -1, device=like.device)
+            text_BP = self._text()
+            if text_BP is None:
+                return torch.full((1, self.length), -1, device=like.device)
+            return torch.where(text_BP, text_BP.long().cumsum(1) - 1, -1)
         if self.valid_BP is None:
             places_BP = torch.arange(self.length, device=like.device)[None]
         else:
@@ -197,6 +213,8 @@ def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> 
     tensors = {"vectors": prompt.vectors_BPD.detach().cpu().contiguous()}
     if prompt.valid_BP is not None:
         tensors["valid"] = prompt.valid_BP.cpu().contiguous()
+    if prompt.text_P is not None:
+        tensors["text"] = prompt.text_P.cpu().contiguous()
     about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": known_fingerprint(model)}
     if prompt.budget is not None:
         about["budget"] = str(prompt.budget)
@@ -240,7 +258,7 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
 
 
 def _prompt_of(tensors: dict[str, Tensor], about: dict[str, str], device: torch.device) -> SoftPrompt:
-    vectors, valid = tensors["vectors"], tensors.get("valid")
+    vectors, valid, text = tensors["vectors"], tensors.get("valid"), tensors.get("text")
     if vectors.dim() != 3 or not len(vectors) or not vectors.is_floating_point():
         raise ValueError("no vectors")
     rows = (1, len(vectors))
@@ -248,9 +266,12 @@ def _prompt_of(tensors: dict[str, Tensor], about: dict[str, str], device: torch.
         raise ValueError("no mask")
     if valid is not None and len(valid) not in rows:
         raise ValueError("a mask of other rows")
+    if text is not None and (text.dtype != torch.bool or text.shape != vectors.shape[1:2]):
+        raise ValueError("no marks of plain tokens")
     return SoftPrompt(
         vectors.to(device),
         {"true": True, "false": False}[about["positions"]],
         None if valid is None else valid.to(device),
         int(about["budget"]) if "budget" in about else None,
+        None if text is None else text.to(device),
     )

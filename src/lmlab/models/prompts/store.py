@@ -220,6 +220,8 @@ class SummaryStore:
         given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
         flat = given[0] if given.dim() == 3 and len(given) == 1 else given
         kappa = self.meta.summary_length
+        if isinstance(vectors, SoftPrompt) and vectors.text_P is not None:
+            raise UserError(f"'{id}' holds plain tokens beside its vectors, which a store does not keep.")
         if isinstance(vectors, SoftPrompt) and vectors.valid_BP is not None and len(vectors.valid_BP) == 1:
             flat = flat[vectors.valid_BP[0]]  # a store has no masks: padding stays out of it
         if tokens < 0:

@@ -69,6 +69,11 @@ def fitting_vectors(given: SummaryVectors | SoftPrompt | Tensor | None, none: Su
         vectors_BPD, valid_BP, found = given.vectors_BPD, given.valid_BP, given
     else:
         if isinstance(given, SoftPrompt):
+            if given.text_P is not None:
+                raise UserError(
+                    "The soft prompt holds plain tokens beside its vectors, which a compressor does not read.",
+                    "Give it vectors alone, and the tokens as text.",
+                )
             vectors_BPD, valid_BP = given.vectors_BPD, given.valid_BP
         else:
             vectors_BPD = given[None] if given.dim() < 3 else given

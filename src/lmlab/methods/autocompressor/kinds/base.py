@@ -44,11 +44,13 @@ class Compressor(nn.Module):
         kind: its name.
         learns: it must be trained before it is worth anything.
         trains_each: it trains for each text, which takes minutes.
+        keeps_all: it keeps the whole text, whatever the ratio.
     """
 
     kind: ClassVar[str] = ""
     learns: ClassVar[bool] = False
     trains_each: ClassVar[bool] = False
+    keeps_all: ClassVar[bool] = False
     Config: ClassVar[type[KindConfig]] = KindConfig
 
     def __init__(self, model: Transformer, config: KindConfig, tokenizer: Tokenizer | None = None) -> None:

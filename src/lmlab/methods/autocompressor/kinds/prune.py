@@ -176,7 +176,8 @@ def attention_of(model: Transformer, rows: KVRows, ids_1T: Tensor, reduce: Calla
 class Composed(Compressor):
     """Several kinds one after the other: what the first has kept, the next narrows.
 
-    The ratio of the whole is the product of the parts', each of which takes the same root of it.
+    The ratio of the whole is the product of the parts', each of which takes the same root of it, but for one that keeps
+    everything. It must be trained where a part must.
 
     Raises:
         UserError: a later part does not narrow rows.
@@ -189,6 +190,9 @@ class Composed(Compressor):
                 raise UserError(f"'{part.kind}' cannot follow another kind: only pruning narrows what is there.")
         self.parts = nn.ModuleList(parts)
         self.kind = "+".join(part.kind for part in parts)  # type: ignore[misc]
+        self.learns = any(part.learns for part in parts)  # type: ignore[misc]
+        self.trains_each = any(part.trains_each for part in parts)  # type: ignore[misc]
+        self._narrowing = sum(not part.keeps_all for part in parts)
 
     def forget(self) -> None:
         super().forget()
@@ -197,7 +201,7 @@ class Composed(Compressor):
             part.forget()
 
     def memory(self, ids_1T: Tensor, query_1Q: Tensor | None, ratio: float) -> Memory:
-        each = ratio ** (1 / len(self.parts))
+        each = ratio ** (1 / self._narrowing)
         first = self.parts[0]
         assert isinstance(first, Compressor)
         memory = first.memory(ids_1T, query_1Q, each)

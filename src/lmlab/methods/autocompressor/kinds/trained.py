@@ -146,6 +146,9 @@ def compression_step(compressor: Trained, batch: Batch) -> StepOutput:
 
 
 def groups_of(length: int, ratio: float, device: torch.device) -> Tensor:
-    """Which slot each token belongs to, [T]: runs of `ratio` consecutive tokens, of which the last may be shorter."""
-    # rounding must not put the first token of a run into the one before
-    return (torch.arange(length, device=device) / ratio + 1e-9).floor().long()
+    """Which slot each token belongs to, [T]: runs of `ratio` consecutive tokens, of which the last may be shorter; as
+    many runs as `slots_for` says, also where the ratio is no whole number.
+    """
+    ends_T = torch.arange(1, length + 1, dtype=torch.float64) / ratio
+    # rounding must not put the last token of a run into the next one
+    return ((ends_T - 1e-9).ceil().long() - 1).clamp(min=0).to(device)

@@ -5,6 +5,8 @@ Shapes: T tokens of a text, Q tokens of a query.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from lmlab.methods.autocompressor.kinds.base import Compressor, read_once, register, slots_for
@@ -22,6 +24,8 @@ class Nothing(Compressor):
 @register("full")
 class Whole(Compressor):
     """The keys and values of all tokens: what a prefix cache holds."""
+
+    keeps_all: ClassVar[bool] = True
 
     def memory(self, ids_1T: Tensor, query_1Q: Tensor | None, ratio: float) -> Memory:
         return Memory(read_once(self.model, ids_1T))

@@ -22,13 +22,14 @@ from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
-from lmlab.models import IGNORE, SegmentError
+from lmlab.models import IGNORE, SegmentError, hash_of_ids
 from lmlab.progress import progress
 from lmlab.stats import bootstrap
 
 Line = Literal["summary", "shuffled", "truncate", "full", "rmt", "base"]
 LINES: tuple[Line, ...] = ("summary", "shuffled", "truncate", "full", "rmt", "base")
 RESULTS, ROWS = "ppl.json", "rows.jsonl"
+_REFUSED = "refused"  # of a row: lines that were left out so far, and why
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,17 @@ class Measurement:
                 case "shuffled":
                     return self._after_vectors(line, foreign, text)
                 case "truncate":
-                    segments = -(-len(before) // self.settings.segment)
-                    return self._after_text(before[-segments * self.compressor.summary_length :], text)
+                    return self._after_text(before[len(before) - self._slots(len(before)) :], text)
                 case _:
                     return self._after_text(before, text)
         except SegmentError as error:
             self.refused.setdefault(f"{line}/{len(before)}", error.message)
             return None
+
+    def _slots(self, context: int) -> int:
+        """How many vectors stand for a context, but never more than it has tokens."""
+        segments = -(-context // self.settings.segment) if self.compressor.config.accumulate else 1
+        return min(context, segments * self.compressor.summary_length)
 
     def _after_vectors(self, line: str, before: list[int], text: list[int]) -> float:
         compressor = self.others.get(line, self.compressor)
@@ -172,7 +177,8 @@ def measure_ppl(measurement: Measurement, texts: Sequence[tuple[str, Sequence[in
         )
     out.mkdir(parents=True, exist_ok=True)
     models = {"compressor": measurement.compressor, **measurement.others}
-    told = [vars(settings), {name: fingerprint(each) for name, each in models.items()}, [id for id, _ in long]]
+    read = [(id, hash_of_ids(ids[: measurement.needed])) for id, ids in long]
+    told = [vars(settings), {name: fingerprint(each) for name, each in models.items()}, read]
     key = sha256_json(told)
     if (out / "key.json").exists() and read_mapping(out / "key.json").get("key") != key:
         raise UserError(f"'{out}' holds the measurement of other documents, models or settings.", "Choose another.")
@@ -182,14 +188,16 @@ def measure_ppl(measurement: Measurement, texts: Sequence[tuple[str, Sequence[in
     with progress("measure", len(long), "documents", start=len(done)) as advance, fast_inference():
         for number, (id, ids) in enumerate(long):
             if id not in done:
-                rows.append({"id": id, **measurement.read(ids, long[number - 1][1])})
+                row: dict[str, Any] = {"id": id, **measurement.read(ids, long[number - 1][1])}
+                rows.append(row | ({_REFUSED: dict(measurement.refused)} if measurement.refused else {}))
                 advance(1)
-    found = summarize(rows.finish([id for id, _ in long]), settings)
+    finished = rows.finish([id for id, _ in long])
+    found = summarize(finished, settings)
     found |= {
         "texts": len(long),
         "too_short": sum(len(ids) < measurement.needed for _, ids in texts),
         "settings": {**vars(settings), "contexts": list(settings.contexts), "lines": list(settings.lines)},
-        "refused": measurement.refused,
+        "refused": {name: why for row in finished for name, why in row.get(_REFUSED, {}).items()},
     }
     write_json(out / RESULTS, found)
     return found
@@ -199,7 +207,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], settings: PplSettings) -> dict[
     """Perplexities by line and context, gains over no context with intervals over documents (paired bootstrap), and
     differences to summaries.
     """
-    names = sorted({name for row in rows for name in row if name != "id"}, key=_order)
+    names = sorted({name for row in rows for name in row if name not in ("id", _REFUSED)}, key=_order)
     losses = {name: np.array([row[name] for row in rows], float) for name in names if all(name in row for row in rows)}
     none = losses.get("summary/0")
     cells = dict[str, Any]()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
+from lmlab.models import hash_of_ids
 from lmlab.progress import progress
 from lmlab.stats import bootstrap
 
@@ -70,10 +71,12 @@ class Reader:
 
     Arguments:
         compressor: that reads.
+        begin: the marks with which its tokenizer begins a text. A context that has them keeps them in front of plain
+            passages.
     """
 
-    def __init__(self, compressor: AutoCompressor) -> None:
-        self.compressor = compressor
+    def __init__(self, compressor: AutoCompressor, begin: Sequence[int] = ()) -> None:
+        self.compressor, self._begin = compressor, list(begin)
 
     @torch.no_grad()
     def log_probs(
@@ -91,8 +94,12 @@ class Reader:
         return -out.segments[0].loss.tokens[:, start : start + len(continuation)]
 
     def summary(self, context: Sequence[int]) -> Tensor:
-        """The context's own summary, [N, D]."""
-        return self.compressor.compress(self._ids(context, ())).vectors_BPD[0]
+        """The context's own summary, [N, D].
+
+        Raises:
+            SegmentError: the context and its summary tokens exceed the window.
+        """
+        return self.compressor.compress(self._ids(context, ()), segment_lengths=len(context)).vectors_BPD[0]
 
     def plain(self, passages: Sequence[Sequence[int]], context: Sequence[int], continuation: Sequence[int]) -> Tensor:
         """Log-probabilities behind plain passages, the last of which fit the window, [T]."""
@@ -100,7 +107,8 @@ class Reader:
         text = [token for passage in passages for token in passage]
         room = window - len(context) - len(continuation)
         before = text[max(0, len(text) - room) :] if room > 0 else []
-        return self.log_probs([*before, *context], continuation, [None])[0]
+        marks = len(self._begin) if list(context[: len(self._begin)]) == self._begin else 0
+        return self.log_probs([*context[:marks], *before, *context[marks:]], continuation, [None])[0]
 
     def read(
         self,
@@ -195,6 +203,24 @@ class Passages:
         return Retrieved(score, self.summary(id), self.tokens(id))
 
 
+def drawn(names: Sequence[str], id: str, found: Collection[str], settings: RagSettings) -> list[str]:
+    """Passages that have nothing to do with a text: neither the text itself nor any that was found for it, in an order
+    of chance; none where no line reads them.
+
+    Raises:
+        UserError: there are not as many as are asked for.
+    """
+    if "fused_random" not in settings.lines:
+        return []
+    left, most = [name for name in names if name != id and name not in found], max(settings.k)
+    if len(left) < most:
+        raise UserError(
+            f"fused_random reads {most} passages beside the {len(found)} that were found, and there are {len(left)}.",
+            "Lower --k, or leave the line out (--lines).",
+        )
+    return random.Random(f"{settings.seed}/{id}").sample(left, most)
+
+
 def measure_rag(
     reader: Reader,
     texts: Sequence[tuple[str, Sequence[int]]],
@@ -202,6 +228,7 @@ def measure_rag(
     retrieve: Any,
     settings: RagSettings,
     out: Path,
+    about: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Losses by line and number of passages, and gains over no passages with paired intervals; texts that an earlier
     attempt read are not read again.
@@ -209,6 +236,7 @@ def measure_rag(
     Arguments:
         texts: ids and tokens, of which the first `context` and the `continuation` behind them are used.
         retrieve: (id of the text, tokens of its context, k) -> ids and scores of passages, best first.
+        about: what else decides the figures, such as the retriever and the store.
 
     Raises:
         UserError: no text is long enough, there are too few passages, or the folder holds another measurement.
@@ -220,7 +248,8 @@ def measure_rag(
     if len(passages.ids) < most:
         raise UserError(f"{most} passages are asked for, and there are {len(passages.ids)}.", "Lower --k.")
     out.mkdir(parents=True, exist_ok=True)
-    key = sha256_json([vars(settings), fingerprint(reader.compressor), [id for id, _ in long], list(passages.ids)])
+    read = [(id, hash_of_ids(ids[:needed])) for id, ids in long]
+    key = sha256_json([vars(settings), fingerprint(reader.compressor), read, list(passages.ids), list(about)])
     if (out / "key.json").exists() and read_mapping(out / "key.json").get("key") != key:
         raise UserError(f"'{out}' holds the measurement of other texts, models or settings.", "Choose another.")
     write_json(out / "key.json", {"key": key})
@@ -231,9 +260,13 @@ def measure_rag(
             if id in done:
                 continue
             context, continuation = list(ids[: settings.context]), list(ids[settings.context : needed])
-            found = [passages.take(name, score) for name, score in retrieve(id, context, most)]
-            chance = random.Random(f"{settings.seed}/{id}")
-            others = [passages.take(name, 0.0) for name in chance.sample(list(passages.ids), most)]
+            hits = retrieve(id, context, most)
+            if len(hits) < most:
+                raise UserError(
+                    f"{most} passages are asked for, and {len(hits)} can be found for '{id}'.", "Lower --k."
+                )
+            found, found_names = [passages.take(*hit) for hit in hits], {name for name, _ in hits}
+            others = [passages.take(name, 0.0) for name in drawn(passages.ids, id, found_names, settings)]
             row: dict[str, Any] = {"id": id}
             for k in settings.k:
                 losses = reader.read(context, continuation, found[:k], settings.lines, others[:k])

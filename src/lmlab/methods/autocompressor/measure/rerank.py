@@ -55,24 +55,29 @@ class Reranker:
     def _one(self, question: Sequence[int], passage: Tensor | str) -> float:
         model = self.compressor.model
         device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
+        budget = self.compressor.config.position_budget or 0
         if isinstance(passage, str):
             passage_ids = self.tokenizer.encode(" " + passage, "as_text")
             middle = model.embed(torch.tensor([passage_ids], device=device))
             placed = [True] * len(passage_ids)
         else:
             middle = passage[None].to(device=device, dtype=dtype)
-            placed = [self.compressor.positions] * len(passage)
+            # with a budget vectors have positions of their own, and the text begins behind those
+            placed = [self.compressor.positions and not budget] * len(passage)
         text = [*self._after, *question]
         parts = [model.embed(torch.tensor([ids], device=device)) for ids in (self._before, text)]
         embeds_1SD = torch.cat((parts[0], middle, parts[1]), 1)
         placed = [True] * len(self._before) + placed + [True] * len(text)
-        if sum(placed) > model.config.max_seq_len:
+        needed = budget + sum(placed)
+        if needed > model.config.max_seq_len:
             raise SegmentError(
-                f"A passage with its question has {sum(placed)} positions; the window has {model.config.max_seq_len}.",
+                f"A passage with its question has {needed} positions; the window has {model.config.max_seq_len}.",
                 "Take shorter passages.",
             )
         placed_1S = torch.tensor([placed], device=device)
-        positions_1S = torch.where(placed_1S, placed_1S.long().cumsum(1) - 1, -1)
+        own_1S = (~placed_1S).long().cumsum(1) - 1
+        own_1S = own_1S % budget if budget else torch.full_like(own_1S, -1)
+        positions_1S = torch.where(placed_1S, budget + placed_1S.long().cumsum(1) - 1, own_1S)
         hidden_1SD = model(inputs_embeds_BTD=embeds_1SD, position_ids_BT=positions_1S, logits="none").hidden_BTD
         count = len(question)
         targets_1T = torch.tensor([list(question)], device=device)
@@ -88,6 +93,7 @@ def measure_rerank(
     ways: Mapping[str, Callable[[str], Tensor | str]],
     out: Path,
     k: int = 20,
+    about: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Recall at k of the first stage and after re-ranking, and questions a second; questions that an earlier attempt
     ranked are not ranked again.
@@ -97,6 +103,7 @@ def measure_rerank(
         candidates: for each question the first stage's passages with their scores.
         relevant: for each question its judged passages.
         ways: name -> what stands for a passage: its vectors, or its text.
+        about: what else decides the figures, such as the store.
 
     Raises:
         UserError: no question is judged and has candidates, or the folder holds another measurement.
@@ -105,8 +112,9 @@ def measure_rerank(
     if not asked:
         raise UserError("No question has candidates and a relevant passage.")
     out.mkdir(parents=True, exist_ok=True)
-    told = [fingerprint(reranker.compressor), list(ways), k, asked, {id: dict(candidates[id]) for id in asked}]
-    key = sha256_json(told)
+    texts = {id: questions[id] for id in asked}
+    told = [fingerprint(reranker.compressor), list(ways), k, texts, {id: dict(candidates[id]) for id in asked}]
+    key = sha256_json([*told, list(about)])
     if (out / "key.json").exists() and read_mapping(out / "key.json").get("key") != key:
         raise UserError(f"'{out}' holds the measurement of other questions, models or settings.", "Choose another.")
     write_json(out / "key.json", {"key": key})

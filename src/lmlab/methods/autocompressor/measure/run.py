@@ -9,7 +9,7 @@ from typing import Any
 
 from lmlab.data import Document, Tokenizer
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl
+from lmlab.files import read_jsonl, sha256_json
 from lmlab.hardware import select_device
 from lmlab.methods.autocompressor.compressor.files import (
     SETTINGS,
@@ -102,13 +102,19 @@ def run_rag(
     tokenizer = CompressorPlace.find(compressor).tokenizer()
     store = checked_store(place, loaded, trust)
     texts = {each.id: each.text for each in documents_of(passages, {}) if each.text.strip()}
-    check_texts(store, texts)
+    about = check_texts(store, texts)
+    if long := next((id for id in texts if len(store.rows(id)) > 1), None):
+        raise UserError(
+            f"'{long}' has {len(store.rows(long))} summaries in the store '{store.path}'; a passage is read as one.",
+            "Encode the passages with a longer --segment, or cut them into shorter ones.",
+        )
     ids = {id: tokenizer.encode(text, "as_text") for id, text in texts.items()}
     known = Passages(list(texts), lambda id: store.vectors(id).to(loaded.model.embedding.weight), ids.__getitem__)
     queries = [(each.id, tokenizer.encode_prompt(each.text, "as_text")) for each in documents_of(data, {})]
     settings = RagSettings(**config.model_dump(exclude={"retriever", "device"}))
     retrieve = retriever(config.retriever, texts, tokenizer)
-    return measure_rag(Reader(loaded), queries, known, retrieve, settings, out)
+    reader = Reader(loaded, tokenizer.begin_ids)
+    return measure_rag(reader, queries, known, retrieve, settings, out, [config.retriever, about])
 
 
 def retriever(name: str, texts: Mapping[str, str], tokenizer: Tokenizer) -> Callable[..., list[tuple[str, float]]]:
@@ -159,7 +165,7 @@ def run_rerank(
     collection = load_dataset(data, config.split)
     texts = dict(zip(collection.corpus.ids, collection.corpus.texts, strict=True))
     store = checked_store(place, loaded, trust)
-    check_texts(store, texts)
+    about = check_texts(store, texts)
     asked = list(zip(collection.queries.ids, collection.queries.texts, strict=True))[: config.questions]
     questions = dict(asked)
     if first is None:
@@ -171,7 +177,7 @@ def run_rerank(
     if config.plain:
         ways["plain"] = texts.__getitem__
     reranker = Reranker(loaded, CompressorPlace.find(compressor).tokenizer())
-    return measure_rerank(reranker, questions, run, collection.qrels, ways, out, config.k)
+    return measure_rerank(reranker, questions, run, collection.qrels, ways, out, config.k, [about])
 
 
 def checked_store(place: Path, compressor: AutoCompressor, trust: bool) -> SummaryStore:
@@ -187,8 +193,11 @@ def checked_store(place: Path, compressor: AutoCompressor, trust: bool) -> Summa
     return store
 
 
-def check_texts(store: SummaryStore, texts: Mapping[str, str]) -> None:
+def check_texts(store: SummaryStore, texts: Mapping[str, str]) -> str:
     """Refuse a store of other texts.
+
+    Returns:
+        a hash of how the store keeps these texts.
 
     Raises:
         UserError: a text is not in it, or was another one when it was compressed.
@@ -200,6 +209,7 @@ def check_texts(store: SummaryStore, texts: Mapping[str, str]) -> None:
             raise UserError(
                 f"'{id}' in the store '{store.path}' was made of another text.", "Encode the passages again."
             )
+    return sha256_json([store.meta.model_dump(mode="json"), {id: store.rows(id)[0].text for id in texts}])
 
 
 def compressor_or_model(place: str, device: Any, tokenizer: Tokenizer) -> AutoCompressor:

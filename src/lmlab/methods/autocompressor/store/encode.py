@@ -225,16 +225,10 @@ def _blocks(job: EncodeJob) -> Iterator[tuple[int, list[Document]]]:
     """The documents in blocks, in the order of the source.
 
     Raises:
-        UserError: two documents share an id, or a record cannot be read.
+        UserError: as `documents_of`.
     """
-    seen, block, number = set[str](), list[Document](), 0
+    block, number = list[Document](), 0
     for item in documents_of(job.documents, dict(job.fields)):
-        if item.id in seen:
-            raise UserError(
-                f"Two documents of '{job.documents}' have the id '{item.id}', by which rows of a store are found.",
-                "Give each its own.",
-            )
-        seen.add(item.id)
         block.append(item)
         if len(block) == job.block:
             yield number, block
@@ -247,11 +241,19 @@ def documents_of(location: str, fields: Mapping[str, str]) -> Iterator[Document]
     """The documents at a location of the data layer.
 
     Raises:
-        UserError: a record cannot be read: it would be missing, and nobody would know.
+        UserError: a record cannot be read: it would be missing, and nobody would know; or two documents share an id, so
+            that figures of the one would be taken for the other's.
     """
+    seen = set[str]()
     for item in _source(location, fields).read():
         if not isinstance(item, Document):
             raise UserError(f"{item.where}: {item.reason}", "Mend or remove the record.")
+        if item.id in seen:
+            raise UserError(
+                f"Two documents of '{location}' have the id '{item.id}', by which vectors and figures are found.",
+                "Give each its own.",
+            )
+        seen.add(item.id)
         yield item
 
 

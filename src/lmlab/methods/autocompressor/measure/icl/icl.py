@@ -209,7 +209,7 @@ def measure_icl(
         raise UserError("There are no tests.")
     calibrate = task.calibrated if settings.calibrate is None else settings.calibrate
     told = [vars(settings), task.name, fingerprint(prompting.compressor), prompting.tokenizer.fingerprint, tests]
-    key = sha256_json([*told, list(demonstrations)])
+    key = sha256_json([*told, list(demonstrations), type(task).__name__])  # whose template may be another one
     path = out / RESULTS
     known = read_mapping(path) if path.exists() else {}
     if known and known.get("key") != key:

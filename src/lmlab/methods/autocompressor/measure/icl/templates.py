@@ -202,11 +202,13 @@ def find_task(name: str, parity: bool = False) -> IclTask:
         parity: MultiRC as the reference has it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its template is the reference's anyway.
     """
     if name not in TASKS:
         raise UserError(f"There is no task '{name}'. {did_you_mean(name, TASKS)}")
-    if parity and name == "multirc":
+    if parity and name != "multirc":
+        raise UserError(f"The reference's template for {name} is the one used; parity is of multirc.", "Leave it out.")
+    if parity:
         return ParityMultiRc(**vars(TASKS["multirc"]))
     return TASKS[name]
 
