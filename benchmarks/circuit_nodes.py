@@ -1,12 +1,16 @@
 """First-order scores of nodes beside activation patching, on a real model.
 
     python benchmarks/circuit_nodes.py --model models/smollm2 --examples 8 --out nodes.jsonl
+    python benchmarks/circuit_nodes.py --model runs/demo/upcycled --experts --method eap --method eap-ig \
+        --data runs/demo-circuit/examples/examples.jsonl --tokenizer runs/demo/tokenizer --out experts.jsonl
 
 Each writer alone (an MLP, a head, the embeddings) is replaced for all its readers by what it gives on the corrupted
 input, in the whole model; by how much the logit difference falls is its exact effect, the mean over the examples. The
 score of a writer by a first-order method is the sum of the scores of its edges, as in `nap`. Printed is Pearson's
 correlation of both over all MLPs and over all heads, with the 95 % interval of Fisher's transformation, and that of
-ranks. The exact effects are kept in --out, a line for each writer, so that a run that was stopped goes on.
+ranks. With --experts each expert of a mixture is a writer, and their exact effects are printed by layer. The effects
+are kept in --out, a line for each writer, so that a run that was stopped goes on. With --data the task is a file of
+one's own, of which the split `test` is taken if there is one.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ def main() -> None:
     from lmlab.data.tokenizer import Tokenizer
     from lmlab.files import write_jsonl
     from lmlab.hardware import reuse_memory
-    from lmlab.methods.edge_pruning import TaskOptions, generate
+    from lmlab.methods.edge_pruning import GraphOptions, TaskOptions, generate
+    from lmlab.methods.edge_pruning.examples.examples import splits_of
     from lmlab.methods.edge_pruning.examples.load import load
     from lmlab.methods.edge_pruning.masking.metrics import values
     from lmlab.methods.edge_pruning.search.attribution import attribute
@@ -42,6 +47,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--task", default="ioi")
+    parser.add_argument("--data", type=Path, help="in place of --task")
+    parser.add_argument("--tokenizer", type=Path, help="with --data: where it is not in the model's folder")
+    parser.add_argument("--experts", action="store_true", help="experts of a mixture are writers")
     parser.add_argument("--method", action="append", help=f"by default {', '.join(METHODS)}; also atp-star")
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
@@ -50,10 +58,16 @@ def main() -> None:
     reuse_memory()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "examples.jsonl"
-        write_jsonl(path, generate(arguments.task, Tokenizer.load(arguments.model), arguments.examples))
-        options = TaskOptions(data=path, device="cpu", batch_size=_BATCH)
-        task, _ = load(arguments.model, options).task("interchange", options=options)
+        path, split = arguments.data, None
+        if path is None:
+            path = Path(directory) / "examples.jsonl"
+            write_jsonl(path, generate(arguments.task, Tokenizer.load(arguments.model), arguments.examples))
+        else:
+            split = "test" if "test" in splits_of(path) else None
+        given = {"split": split, "num_examples": arguments.examples, "tokenizer": arguments.tokenizer}
+        options = TaskOptions(data=path, device="cpu", batch_size=_BATCH, **given)
+        graph_options = GraphOptions(moe="expert") if arguments.experts else None
+        task, _ = load(arguments.model, options).task("interchange", graph_options, options)
     graph = task.masked.graph
     known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     effects = {each["writer"]: each["effect"] for each in known}
@@ -74,11 +88,17 @@ def main() -> None:
             file.write(json.dumps({"writer": writer, "effect": effects[writer]}) + "\n")
             file.flush()
     print(
-        f"{len(effects)} writers patched on {len(task.examples)} examples of {arguments.task}:"
+        f"{len(effects)} writers patched on {len(task.examples)} examples of {arguments.data or arguments.task}:"
         f" {time.process_time() - begin:.0f} s of processor time, load {os.getloadavg()[0]:.1f}"
     )
+    if arguments.experts:
+        for layer in range(graph.config.num_layers):
+            own = {name: effect for name, effect in effects.items() if name.startswith(f"m{layer}.")}
+            print(f"layer {layer}: " + ", ".join(f"{name} {effect:.3f}" for name, effect in own.items()))
+        heads = sorted(((effect, name) for name, effect in effects.items() if name[0] == "a"), reverse=True)
+        print("heads: " + ", ".join(f"{name} {effect:.3f}" for effect, name in heads[:5]))
     kinds = {
-        "MLPs": [name.startswith("m") for name in graph.writers],
+        "experts" if arguments.experts else "MLPs": [name.startswith("m") for name in graph.writers],
         "heads": [name.startswith("a") for name in graph.writers],
     }
     exact_W = np.array([effects[writer] for writer in graph.writers])

@@ -16,16 +16,34 @@ from lmlab.train import OptimizerConfig, ScheduleConfig, StepFunction, Trainer, 
 
 
 class Numbers:
-    """Rows that only say which example they are."""
+    """Rows of a whole training that only say which example they are; each epoch has an order of its own.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    It is drawn here because the loader's shuffle is made for many rows: it walks through 65,536 places until one is
+    among the rows, which takes 0.8 ms for a row of 48, and for a batch longer than a step on a small model.
+
+    Arguments:
+        count: of the examples.
+        total: rows of the training.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, total: int, seed: int) -> None:
+        self.count, self.total, self.seed = count, total, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"example": np.int64(index)}
+        epoch, place = divmod(index, self.count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        return {"example": self._order[place]}
+
+
+def loader_of(count: int, steps: int, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+    """So many steps on batches of so many examples, by their numbers."""
+    return Loader(Numbers(count, steps * batch, seed), batch, seed, rank, world_size, shuffle=False)
 
 
 def fit_on_examples(
@@ -63,5 +81,5 @@ def fit_on_examples(
         **settings,
     )
     with tempfile.TemporaryDirectory() as temporary:
-        loader = Loader(Numbers(count), batch, seed, 0, 1)
+        loader = loader_of(count, config.steps, batch, seed)
         Trainer(numbers, step, loader, trainer, directory or Path(temporary)).fit()

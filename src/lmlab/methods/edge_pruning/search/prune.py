@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lmlab.data import Batch, Loader
+from lmlab.data import Batch
 from lmlab.distributed import world
 from lmlab.errors import LmlabError
 from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.gates import Gates
-from lmlab.methods.edge_pruning.masking.numbers import Numbers
+from lmlab.methods.edge_pruning.masking.numbers import loader_of
 from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, total_cost, trim, widen
 from lmlab.models.internals.gates import probability_open
 from lmlab.progress import progress
@@ -222,7 +222,7 @@ def train_gates(
     trainer = Trainer(
         gates,
         PruningStep(task, config, costs_E),
-        Loader(Numbers(len(task.examples)), batch, seed, here.rank, here.size),
+        loader_of(len(task.examples), config.steps, batch, seed, here.rank, here.size),
         _trainer_config(config, batch, str(task.device)),
         directory,
     )
