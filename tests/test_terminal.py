@@ -26,7 +26,7 @@ def test_any_text_is_printed_as_it_is(text):
 
 
 def test_brackets_names_of_emoji_and_commands_are_text():
-    text = "[/bad] [bold]x[/bold] :smile: \x1b[31mred\x1b[0m \udcff"
+    text = "[/bad] [bold]x[/bold] :smile: \x1b[31mr\u202eed\x1b[0m\u2066 \udcff"  # \u202e shows the rest backwards
     expected = "[/bad] [bold]x[/bold] :smile: [31mred[0m \\udcff"
     table = Table(text, title=text, width=200)
     table.add_row(text)

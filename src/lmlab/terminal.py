@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Span, Text
 
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Embeddings, overrides and isolates, which show what stands behind them in another order."""
 _PLACE = re.compile(r"\{\}")
 
 
@@ -29,8 +31,14 @@ class Terminal(Console):
 
 
 def printable(text: str) -> str:
-    """Text without control characters, and with half characters spelled out; line ends and tabs stay."""
-    kept = "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")
+    """Text without control characters and those that reorder a line, and with half characters spelled out; line ends
+    and tabs stay.
+    """
+    kept = "".join(
+        character
+        for character in text
+        if character in "\n\t" or not (unicodedata.category(character) == "Cc" or character in _REORDERING)
+    )
     return kept.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -259,7 +259,16 @@ def test_kinds_that_cannot_be_trained_so_are_refused(lmlab: Callable[..., Any], 
         ("icae", {"context": 60}, "exceed the model's window of 64"),
         ("icae", {"settings": {"ratios": 3}}, "ratios"),
     ):
-        found = lmlab("run", _fit(parts, tmp_path / "f.yaml", kind, **changes), "--out", tmp_path / "run")
+        recipe = _fit(parts, tmp_path / "f.yaml", kind, **changes)
+        found = lmlab("run", recipe, "--out", tmp_path / "run")
+        assert found.code == 2 and said in found.err, found.err
+        if "context" not in changes:  # before earlier stages train
+            found = lmlab("run", recipe, "--dry-run")
+            assert found.code == 2 and said in found.err, found.err
+    stage = {"kind": "compress_compare", "model": "base"}
+    for kinds, said in ((["prune:snip"], "'prune:snip'"), (["truncate", "icae"], "'icae' must be trained")):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "c", "stages": {"c": stage | {"kinds": kinds}}}))
+        found = lmlab("run", tmp_path / "c.yaml", "--dry-run")
         assert found.code == 2 and said in found.err, found.err
 
 

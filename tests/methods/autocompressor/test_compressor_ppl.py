@@ -16,7 +16,7 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor
-from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, _retained, measure_ppl
+from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, _retained, measure_ppl, summarize
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 _TEXTS = [(f"d{n}", torch.randint(0, 37, (30,), generator=torch.Generator().manual_seed(n)).tolist()) for n in range(5)]
@@ -148,6 +148,14 @@ def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path
     assert found.code == 2 and "have the id 'd'" in found.err
     found = lmlab(*command, "--baseline", "nothing", "--out", tmp_path / "other")
     assert found.code == 2 and "baseline" in found.err
+
+
+def test_a_model_beside_gains_over_its_own_loss_without_context() -> None:
+    row = {"summary/0": 3.0, "summary/8": 2.5, "truncate/8": 2.75, "base/0": 4.0, "base/8": 3.0}
+    lines = summarize([{"id": "a", **row}, {"id": "b", **row}], PplSettings((0, 8), 8, 8))["lines"]
+    gains = {name: cell["gain"]["nats"] for name, cell in lines.items() if "gain" in cell}
+    assert gains == {"summary/8": 0.5, "truncate/8": 0.25, "base/8": 1.0}
+    assert lines["base/8"]["summary_better_by"]["nats"] == 0.5
 
 
 def test_a_share_is_of_a_gain_that_can_be_told_from_zero() -> None:

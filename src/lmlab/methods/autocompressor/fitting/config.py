@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import Config
+from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.runs import ModelInput, TokensInput
 from lmlab.runs.loading import Loading
@@ -35,6 +36,17 @@ class CompressFitConfig(Config):
     continuation: PositiveInt = 128
     trainer: TrainerConfig
 
+    @model_validator(mode="after")
+    def _check(self) -> CompressFitConfig:
+        # here, so that a recipe is refused before its earlier stages have trained for hours
+        from lmlab.methods.autocompressor.kinds.base import settings_of
+
+        try:
+            settings_of(self.compressor, self.settings, learns=True)
+        except UserError as error:
+            raise ValueError(" ".join(filter(None, (error.message, error.remedy)))) from None
+        return self
+
 
 class CompressCompareConfig(CompareConfig, Loading):
     """What is compared, and on what.
@@ -44,3 +56,14 @@ class CompressCompareConfig(CompareConfig, Loading):
     """
 
     model: ModelInput
+
+    @model_validator(mode="after")
+    def _check(self) -> CompressCompareConfig:
+        from lmlab.methods.autocompressor.kinds.base import chosen, settings_of
+
+        try:
+            for part in (part for name in chosen(self.kinds) for part in name.split("+")):
+                settings_of(part, {}, learns=False)
+        except UserError as error:
+            raise ValueError(" ".join(filter(None, (error.message, error.remedy)))) from None
+        return self

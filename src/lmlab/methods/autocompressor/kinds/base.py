@@ -9,7 +9,7 @@ import importlib
 import math
 import pkgutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -208,6 +208,26 @@ def create(kind: str, model: Transformer, *, tokenizer: Tokenizer | None = None,
         raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
     made = known[kind]
     return made(model, validate(made.Config, settings, f"compression {kind}"), tokenizer)
+
+
+def settings_of(kind: str, settings: Mapping[str, Any], *, learns: bool) -> KindConfig:
+    """The settings of a kind, before there is a model.
+
+    Arguments:
+        learns: it must be one that is trained once for all texts; else one that is not.
+
+    Raises:
+        UserError: there is no such kind, it learns where it must not or the reverse, or a setting is impossible.
+    """
+    known = kinds()
+    if kind not in known:
+        raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
+    if known[kind].learns is not learns:
+        raise UserError(
+            f"'{kind}' learns nothing." if learns else f"'{kind}' must be trained before it is compared.",
+            "Compare it as it is: lmlab compress compare" if learns else "Train it, and compare it by --trained.",
+        )
+    return validate(known[kind].Config, dict(settings), f"compression {kind}")
 
 
 def chosen(kinds_asked: Sequence[str]) -> list[str]:

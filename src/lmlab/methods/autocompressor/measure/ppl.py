@@ -204,8 +204,8 @@ def measure_ppl(measurement: Measurement, texts: Sequence[tuple[str, Sequence[in
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], settings: PplSettings) -> dict[str, Any]:
-    """Perplexities by line and context, gains over no context with intervals over documents (paired bootstrap), and
-    differences to summaries.
+    """Perplexities by line and context, gains over no context with intervals over documents (paired bootstrap; of rmt
+    and base over their own loss without context), and differences to summaries.
     """
     names = sorted({name for row in rows for name in row if name not in ("id", _REFUSED)}, key=_order)
     losses = {name: np.array([row[name] for row in rows], float) for name in names if all(name in row for row in rows)}
@@ -214,8 +214,8 @@ def summarize(rows: Sequence[Mapping[str, Any]], settings: PplSettings) -> dict[
     for name, values in losses.items():
         line, before = name.split("/")
         cell: dict[str, Any] = {"loss": float(values.mean()), "perplexity": math.exp(values.mean())}
-        if none is not None and int(before):
-            cell["gain"] = _interval(none - values)
+        if (without := losses.get(f"{line}/0", none)) is not None and int(before):
+            cell["gain"] = _interval(without - values)
         summary = losses.get(f"summary/{before}")
         if summary is not None and line != "summary":
             cell["summary_better_by"] = _interval(values - summary)
