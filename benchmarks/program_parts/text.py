@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.data.labeled import LabeledSequence, read_labeled
+from lmlab.evals.spans import span_scores
 from lmlab.files import write_jsonl
 from lmlab.hardware import machine_load
 from lmlab.methods.transformer_programs import TrainedNetworks, TrainSettings, load_data, load_program, train
@@ -43,15 +44,13 @@ def _read(path: Path, kind: Any) -> list[LabeledSequence]:
 
 def unigram_f1(train_rows: Sequence[LabeledSequence], test_rows: Sequence[LabeledSequence]) -> float:
     """Strict F1 of the tagger that gives each word its most common tag, and O to words that it has never seen."""
-    from seqeval.metrics import f1_score
-
     counts: dict[str, Counter[str]] = {}
     for row in train_rows:
         for token, label in zip(row.tokens, row.labels, strict=True):
-            counts.setdefault(token.lower(), Counter())[str(label)] += 1
+            counts.setdefault(token, Counter())[str(label)] += 1
     best = {word: found.most_common(1)[0][0] for word, found in counts.items()}
-    answers = [[best.get(token.lower(), "O") for token in row.tokens] for row in test_rows]
-    return float(f1_score([list(map(str, row.labels)) for row in test_rows], answers))
+    answers = [[best.get(token, "O") for token in row.tokens] for row in test_rows]
+    return span_scores(answers, [list(map(str, row.labels)) for row in test_rows])["f1"]
 
 
 def bag_of_words(train_rows: Sequence[LabeledSequence], test_rows: Sequence[LabeledSequence]) -> float:
@@ -98,16 +97,17 @@ def measure_text(directory: Path, source: Path, embeddings: str | None, only: Se
         manifest = export_program(networks.load(), networks.place_of(None), load_data(settings), place / "program")
         spent = time.process_time() - before
         program = load_program(place / "program")
-        test = [
-            each
-            for each in read_examples(files["test"], kind, "<s>", "</s>")
-            if program.longest is None or len(each[0]) <= program.longest
-        ]
+        fits = [program.longest is None or len(row.tokens) + 2 <= program.longest for row in rows["test"]]
+        pairs = zip(read_examples(files["test"], kind, "<s>", "</s>"), fits, strict=True)
+        test, beside = (
+            [each for each, fit in pairs if fit],
+            [row for row, fit in zip(rows["test"], fits, strict=True) if fit],
+        )
         figures = measure_program(program, test, kind == "tokens")
         ours, theirs, called = (
-            (figures["span_f1"], unigram_f1(rows["train"], rows["test"]), "strict F1; unigram tagger")
+            (figures["span_f1"], unigram_f1(rows["train"], beside), "strict F1; unigram tagger")
             if kind == "tokens"
-            else (figures["accuracy"], bag_of_words(rows["train"], rows["test"]), "accuracy; bag of words")
+            else (figures["accuracy"], bag_of_words(rows["train"], beside), "accuracy; bag of words")
         )
         print(
             f"{task}: {100 * ours:.2f} % {called} {100 * theirs:.2f} % ({len(test)} test sequences of"
