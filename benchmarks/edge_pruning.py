@@ -4,13 +4,15 @@ circuit of SmolLM2.
     python benchmarks/edge_pruning.py step --reference ~/Edge-Pruning/src/modeling --transformers ~/transformers-4.40
     python benchmarks/edge_pruning.py tracr
     python benchmarks/edge_pruning.py induction
-    python benchmarks/edge_pruning.py small --out DIR
+    python benchmarks/edge_pruning.py small --out DIR [--layers 4] [--experts 4]
     python benchmarks/edge_pruning.py ioi --model models/smollm2
 
 `step` runs lmlab and the reference implementation (princeton-nlp/Edge-Pruning) in turns, each in a process of its own,
 on GPT-2's shape with random weights. Its model file needs a transformers of that time: pip install --no-deps --target
 DIR transformers==4.40.2 tokenizers==0.19.1 huggingface_hub==0.23.4. `small` trains the model of `induction` and
-writes it to DIR/model, and examples to DIR/examples.jsonl, for benchmarks/circuit_curves.py.
+writes it to DIR/model, and examples to DIR/examples.jsonl, for benchmarks/circuit_curves.py; with --experts its feed-
+forward networks are gated, and the trained model becomes a mixture of that many experts, two of which a token takes,
+and is trained on for half as many steps, for benchmarks/circuit_nodes.py.
 """
 
 from __future__ import annotations
@@ -236,13 +238,14 @@ def tracr(arguments: argparse.Namespace) -> None:
                 print(f"  {method:36} exact {'yes' if same else 'no':3}, {figures}")
 
 
-def train_induction(directory: Path, steps: int = 600, layers: int = 2):
+def train_induction(directory: Path, steps: int = 600, layers: int = 2, experts: int = 0):
     """A GPT-2-like model of few layers that learns what follows a token that was there before: 13 random ones, then
-    pairs out of them.
+    pairs out of them. With experts it is upcycled then, and trained on.
     """
     import numpy as np
 
     from lmlab.data import Loader
+    from lmlab.methods.olmoe import UpcycleConfig, upcycle
     from lmlab.models import ModelConfig, Transformer
     from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, language_model_step
 
@@ -272,19 +275,26 @@ def train_induction(directory: Path, steps: int = 600, layers: int = 2):
         "tie_embeddings": False,
         "init_std": 0.1,
     }
+    if experts:
+        shape |= {"gated": True, "activation": "silu", "ffn_bias": False}
     model = Transformer(ModelConfig(**shape)).initialize(0)
-    optimizer = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    config = TrainerConfig(
-        steps=steps,
-        batch_size=64,
-        optimizer=optimizer,
-        schedule=ScheduleConfig(kind="cosine"),
-        precision="fp32",
-        device="cpu",
-        checkpoint_every=10_000,
-    )
-    trained = Trainer(model, language_model_step, Loader(Recalled(), 64, 0), config, directory)
-    trained.fit()
+
+    def fit(trained: Transformer, steps: int, rate: float, seed: int, into: Path) -> None:
+        config = TrainerConfig(
+            steps=steps,
+            batch_size=64,
+            optimizer=OptimizerConfig(learning_rate=rate, weight_decay=0.01, betas=(0.9, 0.98)),
+            schedule=ScheduleConfig(kind="cosine"),
+            precision="fp32",
+            device="cpu",
+            checkpoint_every=10_000,
+        )
+        Trainer(trained, language_model_step, Loader(Recalled(), 64, seed), config, into).fit()
+
+    fit(model, steps, 2e-3, 0, directory)
+    if experts:
+        model = upcycle(model, UpcycleConfig(num_experts=experts, top_k=2, noise=0.5))
+        fit(model, steps // 2, 2e-3, 1, directory / "upcycled")
     return model, vocab
 
 
@@ -386,7 +396,7 @@ def small(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as directory:
         start = time.process_time()
-        model, vocab = train_induction(Path(directory), layers=arguments.layers)
+        model, vocab = train_induction(Path(directory), layers=arguments.layers, experts=arguments.experts)
         print(f"trained in {time.process_time() - start:.0f} s of processor time")
     save_pretrained(model, arguments.out / "model")
     draws, counts = random.Random(0), {"train": 32, "test": 64}
@@ -467,6 +477,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of `small`")
+    parser.add_argument("--experts", type=int, default=0, help="of `small`: upcycle the model to so many")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.05)

@@ -176,6 +176,9 @@ def test_a_page_shows_where_heads_look_within_the_circuit(network, task_of, tmp_
     section = prompts_section(circuit, task, lambda token: f"<b>{token}</b>", 1, heads=3)
     tokens, details = section.blocks
     assert tokens.pieces == [f"<b>{token}</b>" for token in task.examples.clean[0].tolist()]
+    apart, _ = prompts_section(circuit, task, str, 1, between=" ").blocks  # numbers would run into each other
+    assert "".join(apart.pieces).split() == [str(token) for token in task.examples.clean[0].tolist()]
+    assert apart.caption == tokens.caption == "Prompt 1."
     seen = Recorder("blocks.*.attention.pattern")
     model(task.examples.clean[:1], taps=seen)
     figures = [block for block in details.blocks if isinstance(block, Figure)]

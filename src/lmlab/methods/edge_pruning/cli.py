@@ -285,7 +285,8 @@ def report(
     shown = None
     if model is not None:
         loaded, measured = task_of_circuit(found, model, task)
-        shown = prompts_section(found, measured, loaded.written, prompts or 3)
+        between = " " if loaded.tokenizer is None else ""
+        shown = prompts_section(found, measured, loaded.written, prompts or 3, between=between)
     elif prompts is not None or task != TaskOptions():
         raise UserError("--prompts, --data and how they are read are of prompts for a model.", "Give --model too.")
     for path in out or [Path("circuit.html")]:

@@ -23,7 +23,12 @@ _HEADS, _TOKENS = 6, 5  # that are shown of each prompt: more would make the pag
 
 
 def prompts_section(
-    circuit: Circuit, task: Counterfactuals, written: Callable[[int], str], count: int = 3, heads: int = _HEADS
+    circuit: Circuit,
+    task: Counterfactuals,
+    written: Callable[[int], str],
+    count: int = 3,
+    heads: int = _HEADS,
+    between: str = "",
 ) -> Section:
     """The first prompts, with the most probable next tokens of model and circuit, and the attention patterns of the
     heads that have most edges.
@@ -31,6 +36,7 @@ def prompts_section(
     Arguments:
         written: the text of a token.
         count: how many prompts.
+        between: what stands between tokens whose texts are no parts of one text, such as numbers.
     """
     shown = busiest_heads(circuit, heads)
     index_B = torch.arange(min(count, len(task.examples)))
@@ -43,7 +49,7 @@ def prompts_section(
         length = int(task.examples.real[row].sum())
         pieces = [[written(token) for token in each[row, :length].tolist()] for each in _inputs(task)]
         folded: list[Any] = [
-            Tokens(pieces[1], caption="The corrupted prompt."),
+            Tokens([piece + between for piece in pieces[1]], caption="The corrupted prompt."),
             *_next_tokens(task, outputs, row, written),
         ]
         for layer, head in shown:
@@ -51,7 +57,8 @@ def prompts_section(
             names = [f"{number} {piece}" for number, piece in enumerate(pieces[0])]
             drawn = heat_map(pattern_TT.tolist(), names, names, "looked at", "looking", "attention")
             folded.append(Figure(drawn, f"Attention of a{layer}.h{head} within the circuit."))
-        blocks += [Tokens(pieces[0]), Details(f"Prompt {row + 1}: next tokens and attention", folded)]
+        whole = Tokens([piece + between for piece in pieces[0]], caption=f"Prompt {row + 1}.")
+        blocks += [whole, Details(f"Prompt {row + 1}: next tokens and attention", folded)]
     text = "In the circuit, pruned edges carry what their ablation says; attention is that of the circuit."
     return Section("Prompts", blocks, text)
 
