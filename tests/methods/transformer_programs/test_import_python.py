@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def test_the_statements_become_nodes(text_file: Path) -> None:
         ("logits.argmax(-1)", "(-logits).argmax(-1)", "is no statement of a program"),
         ("classes[logits.argmax(-1)]", "__import__('os').environ", "is no statement of a program"),
         ('predictions[0] = "<s>"', 'predictions[0] = "x"', "is no statement of a program"),
+        (".sum(numeric_only=True)", ".mean(numeric_only=True)", "is no statement of a program"),
+        ("weights.columns.to_numpy()", "weights.columns.to_numpy()[::-1]", "is no statement of a program"),
+        ("[df.reset_index() for", "[2 * df.reset_index() for", "does not sum tables of scores"),
+        ("df in [mlp", "df in [mlp_0_0_output_scores, mlp", "line 42: .* sums mlp_0_0_output_scores more than once"),
+        ('    if tokens[-1] == "</s>":\n        predictions[-1] = "</s>"\n', "", "does not keep </s> in its answers"),
+        ("    classes = ", "    ones = [1 for _ in range(len(tokens))]\n    classes = ", "line 44: .* a second time"),
+        (
+            '            return token == "b"\n',
+            '            return token == "b"\n        else:\n            return token == "a"\n',
+            "which a predicate does not",
+        ),
+        ("            return 1\n", "            return 1\n        return 2\n", "is no statement of a program"),
         ("somewhere/else/tiny_weights.csv", "other.csv", "No such file"),
         ("def run(tokens):", "def run(x):", "must take tokens"),
         ("def run(tokens):", "@evil\ndef run(tokens):", "is not how the reference writes a function"),
@@ -131,6 +144,21 @@ def test_what_does_not_fit_is_refused_with_its_line(text_file: Path, old: str, n
     text_file.write_text(_TEXT.replace(old, new))
     with pytest.raises(UserError, match=message):
         import_python(text_file)
+
+
+def test_what_a_table_gives_otherwise_may_stand_behind_else(text_file: Path) -> None:
+    plain = import_python(text_file)
+    text_file.write_text(_TEXT.replace("        return 0\n", "        else:\n            return 0\n"))
+    assert "else" in text_file.read_text() and import_python(text_file) == plain
+
+
+def test_a_helper_that_is_not_the_reference_s_is_told(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    select = "def select(keys, queries, predicate):\n    return [[predicate(q, k) for k in keys] for q in queries]\n"
+    for text, told in ((select, ""), (select.replace("predicate(q", "not predicate(q"), "line 5: select is not as")):
+        text_file.write_text(re.sub(r"def select_closest.*\n.*\n", text, _TEXT))
+        import_python(text_file)
+        said = " ".join(capsys.readouterr().err.split())
+        assert told in said and bool(told) == bool(said)
 
 
 def test_broken_python_is_refused(text_file: Path) -> None:

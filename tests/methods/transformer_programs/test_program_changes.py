@@ -381,6 +381,17 @@ def test_explaining_tells_what_decided_and_what_is_dead(counting: Program, tmp_p
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "\\u003cb\\u003e" in page
 
 
+def test_rows_that_are_equal_and_means_over_places_are_told_as_they_count(counting: Program) -> None:
+    equal = {**counting.classifier.weights, "tokens": {"b": (0.25, 0.5), "NA": (0.25, 0.5)}}
+    program = replace(counting, classifier=Classifier(counting.labels, equal), pool_outputs=True)
+    execution = Interpreter(program).run([["a", "b", "a"]])
+    _, _, rows = contributions(execution, 0, 0)
+    assert {row[0] for row in rows} == {"kind", "tokens"}
+    order = [program.labels.index(label) for label in contributions(execution, 0, 0)[:2]]
+    total = [sum(row[2 + place] for at in range(3) for row in contributions(execution, 0, at)[2]) for place in (0, 1)]
+    assert total == pytest.approx(execution.logits[0][order].tolist())
+
+
 @needs_browser
 def test_the_page_of_a_program_fits_a_narrow_window(ground_truth: Path, tmp_path: Path) -> None:
     program = load_program(ground_truth / "published/rasp/sort")

@@ -104,6 +104,14 @@ def test_sums_of_sums_do_not_carry_over_in_the_network_of_a_program() -> None:
     )  # fmt: skip
     inputs = list(every_input("ab", 5))
     assert verify(from_program(program), program, inputs).equal
+    kind = replace(program.nodes[3], table={(1, -1): 1})  # no count is -1; its code once was that of 0 and the greatest
+    few = replace(
+        program,
+        nodes=(program.nodes[0], replace(program.nodes[2], value="ones"), kind),
+        max_length=3,
+        numerical=frozenset({"ones", "one", "three"}),
+    )
+    assert verify(from_program(few), few, list(every_input("ab", 3))).equal
     bound = replace(program.nodes[0], value="ones", key="positions", predicate=(("a", 0),))
     unsaid = replace(program, nodes=(bound, *program.nodes[1:]), max_length=None)
     with pytest.raises(UserError, match="'one' reads positions, but the program does not say how many"):

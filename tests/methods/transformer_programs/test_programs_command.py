@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import counting_program
 from lmlab.files import read_json, read_mapping
+from lmlab.methods.transformer_programs.program.files import save_program
 from lmlab.methods.transformer_programs.program.tables import Classifier
 
 _ROOT = Path(__file__).parents[3]
@@ -108,6 +111,9 @@ def counts(tokens):
 
 def broken(tokens):
     return {}[tokens[0]]
+
+def nothing(tokens):
+    return [None] * len(tokens)
 """
 
 
@@ -124,6 +130,11 @@ def test_a_rule_of_ones_own_stands_in_the_present_folder(
     assert (ours.code, ours.out, ours.err) == (theirs.code, theirs.out, theirs.err)
     failed = lmlab(*asked, "own_rules:broken")
     assert failed.code == 2 and "The oracle fails on the 2 tokens '<s> 0': KeyError" in " ".join(failed.err.split())
+    nothing = lmlab(*asked, "own_rules:nothing")
+    assert nothing.code == 2 and "Nothing was compared" in nothing.err
+    save_program(replace(counting_program(), vocabulary=None), tmp_path / "wordless")
+    wordless = lmlab("programs", "verify", tmp_path / "wordless", "--exhaustive", "2", "--oracle", "hist")
+    assert wordless.code == 2 and "does not say its vocabulary" in " ".join(wordless.err.split())
     (tmp_path / "half.py").write_text("def (")
     failed = lmlab(*asked, "half:rule")
     assert failed.code == 2 and "SyntaxError" in failed.err

@@ -211,6 +211,11 @@ def verify(
     sequences: Sequence[Sequence[str]]
     if exhaustive is not None:
         symbols = symbols_of(read)
+        if not symbols:
+            raise UserError(
+                "The program does not say its vocabulary, of which all inputs are made.",
+                "Give --data, or add 'vocabulary' to program.json.",
+            )
         total = sum(len(symbols) ** length for length in range(1, exhaustive + 1))
         if total > 20 * EXHAUSTIVE:  # asked for by name, more may be tried than by default
             raise UserError(f"{total:,} inputs are too many to try all.", "Lower --exhaustive.")
@@ -231,6 +236,8 @@ def verify(
         report = checks.verify(networks.load(), read, sequences, networks.place_of(None))
     if not report.equal:
         raise LmlabError(difference(report))
+    if not report.places:
+        raise UserError("Nothing was compared: no place has an answer to compare with.")
     ties = f", {report.near_ties} near ties" if report.near_ties else ""
     console.print(f"Equal on {report.sequences:,} sequences, {report.places:,} places{ties}.")
 

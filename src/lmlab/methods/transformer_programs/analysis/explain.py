@@ -130,8 +130,11 @@ def contributions(
         value = execution.variable(feature, sequence)[place]
         if feature in program.numerical:
             weights, scale = table[PLACEHOLDER], float(value)
-        else:
-            weights, scale = table[str(value)], 1.0
+        else:  # rows that are all equal hold for any value
+            scale, known = 1.0, program.classifier.matters(feature)
+            weights = table[str(value)] if known else next(iter(table.values()))
+        if program.pool_outputs:  # the answer's logits are a mean over places
+            scale /= int(execution.lengths_B[sequence])
         rows.append((feature, str(value), scale * weights[first], scale * weights[second]))
     rows.sort(key=lambda row: -abs(row[2] - row[3]))
     return program.labels[first], program.labels[second], rows

@@ -146,6 +146,8 @@ def difference(report: VerificationReport) -> str:
     variable = first.get("variable")
     told = "" if not variable else f" The first variable that differs is '{variable['name']}'."
     theirs = first.get(report.against)
+    if theirs == first.get("program"):  # as of a program that was made short
+        told += " Their answers are the same there, and their logits are not."
     return (
         f"The program and the {report.against} differ on {report.different} of {report.places} places; first on"
         f" {' '.join(first.get('tokens', []))!r:.200}{where}: program {first.get('program')!r}, {report.against}"

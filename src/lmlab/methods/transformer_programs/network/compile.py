@@ -298,6 +298,8 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
                 "Lower 'max_length'.",
             )
     for row, (key, result) in enumerate(node.table.items()):
+        if any(not isinstance(value, str) and value < 0 for value in key):
+            continue  # no count is negative, and its code would be that of others
         code = sum(float(w_in[slot, 0]) * int(value) for slot, value in enumerate(key))
         for unit, (shift, scale) in enumerate(((1.0, 1.0), (0.0, -2.0), (-1.0, 1.0))):  # a peak of height 1 at the code
             b_in[3 * row + unit] = shift - code

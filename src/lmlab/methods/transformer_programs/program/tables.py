@@ -74,13 +74,17 @@ class Classifier:
         if len(set(labels)) < len(labels):
             raise UserError(f"'{path}', line 1: a label appears twice.")
         weights: dict[str, dict[str, tuple[float, ...]]] = {}
+        twice: list[tuple[int, str, str]] = []
         for number, row in enumerate(rows[1:], 2):
             numbers = tuple(_number(text, path, number) for text in row[2:])
             feature = weights.setdefault(row[0], {})
-            # the reference writes one row `_` for each of the categories that no value has
-            if row[1] in feature and row[1] != PLACEHOLDER:
-                raise UserError(f"'{path}', row {number}: the value {row[1]!r} of '{row[0]}' appears twice.")
+            if row[1] in feature:
+                twice.append((number, row[0], row[1]))
             feature[row[1]] = numbers
+        for number, name, value in twice:
+            # the reference writes one row `_` for each of the categories that no value has
+            if value != PLACEHOLDER or len(weights[name]) == 1 or PLACEHOLDER in vocabulary:
+                raise UserError(f"'{path}', row {number}: the value {value!r} of '{name}' appears twice.")
         for name, values in weights.items():
             if len(values) > 1 and PLACEHOLDER not in vocabulary:
                 weights[name] = {value: row for value, row in values.items() if value != PLACEHOLDER}
