@@ -27,7 +27,7 @@ from lmlab.methods.transformer_programs.config import DataConfig, TrainSettings
 from lmlab.methods.transformer_programs.network.reference import load_reference
 from lmlab.methods.transformer_programs.program.files import save_program
 from lmlab.methods.transformer_programs.report import training_sections
-from lmlab.methods.transformer_programs.tasks.load import load_data
+from lmlab.methods.transformer_programs.tasks.load import load_data, read_examples
 from lmlab.methods.transformer_programs.tasks.rasp import task
 from lmlab.reports import Note
 
@@ -75,6 +75,17 @@ def test_labels_may_mix_texts_and_numbers(lmlab: Callable[..., Any], tmp_path: P
     assert done.code == 0, done.err
     ran = lmlab("programs", "run", tmp_path / "run", "c b é a")
     assert "3 2 1 1" in ran.out + ran.err
+
+
+def test_the_empty_text_is_a_label_and_null_is_none(tmp_path: Path) -> None:
+    tokens = rows(tmp_path / "tokens.jsonl", *[{"tokens": ["a", "b", "c"], "labels": ["", None, "x"]}] * 3)
+    whole = rows(tmp_path / "whole.jsonl", *({"tokens": ["a"], "label": label} for label in ("", "x") * 3))
+    data = load_data(DataConfig(data=str(tokens), valid=str(tokens)))
+    assert data.labels == ("", "x") and data.train.labels[0].tolist() == [-1, 0, -1, 1, -1]
+    assert read_examples(str(tokens), "tokens", "<s>", None)[0][1] == ["<pad>", "", "<pad>", "x"]
+    data = load_data(DataConfig(data=str(whole), valid=str(whole), labels="sequence"))
+    assert data.labels == ("", "x") and data.train.labels.tolist() == [0, 1] * 3
+    assert read_examples(str(whole), "sequence", None, None)[0][1] == [""]
 
 
 def test_what_data_hold_is_told_once_and_unseen_labels_count_for_the_most_common_answer_too(

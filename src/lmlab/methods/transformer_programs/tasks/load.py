@@ -131,10 +131,15 @@ def _read(config: DataConfig, path: str, unfit: Rejects) -> list[Example]:
         assert isinstance(each, LabeledSequence)
         tokens = [BOS, *(spelled(token, config.lower, config.replace_numbers) for token in each.tokens), EOS]
         if config.labels == "sequence":
-            found.append((tokens, [each.labels[0] or PAD, *[PAD] * (len(tokens) - 1)]))
+            found.append((tokens, [_given(each.labels[0]), *[PAD] * (len(tokens) - 1)]))
         else:
-            found.append((tokens, [PAD, *(label or PAD for label in each.labels), PAD]))
+            found.append((tokens, [PAD, *map(_given, each.labels), PAD]))
     return found
+
+
+def _given(label: str | None) -> str:
+    """A label; the mark of padding where there is none. The empty text is a label like any other."""
+    return PAD if label is None else label
 
 
 def read_examples(
@@ -152,9 +157,9 @@ def read_examples(
             raise UserError(f"{each.where}: {each.reason}.")
         tokens = [*([bos] if bos else []), *each.tokens, *([eos] if eos else [])]
         if kind == "sequence":
-            found.append((tokens, [each.labels[0] or PAD, *[PAD] * (len(tokens) - 1)]))
+            found.append((tokens, [_given(each.labels[0]), *[PAD] * (len(tokens) - 1)]))
         else:
-            answers = (label or PAD for label in each.labels)
+            answers = map(_given, each.labels)
             found.append((tokens, [*([PAD] if bos else []), *answers, *([PAD] if eos else [])]))
     if not found:
         raise UserError(f"'{path}' holds no labeled sequences.")
