@@ -34,6 +34,10 @@ FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of acdc, as shares of the empty circuit's distance
 
 
+def _count(arguments: argparse.Namespace, split: str) -> int:
+    return arguments.examples if split == "test" else arguments.search_examples or arguments.examples
+
+
 def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from lmlab.files import write_jsonl
     from lmlab.methods.edge_pruning import TaskOptions, generate
@@ -43,15 +47,14 @@ def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     words, found = Model.find(arguments.model).tokenizer_if_any(), {}
     if arguments.data is not None:
         for split in ("train", "test"):
-            given = {"split": split, "num_examples": arguments.examples, "tokenizer": arguments.tokenizer}
+            given = {"split": split, "num_examples": _count(arguments, split), "tokenizer": arguments.tokenizer}
             options = TaskOptions(data=arguments.data, device="cpu", batch_size=arguments.batch, **given)
             found[split], _ = load(arguments.model, options).task("interchange", options=options)
         return found
     with tempfile.TemporaryDirectory() as directory:
         for split in ("train", "test"):
             path = Path(directory) / f"{split}.jsonl"
-            count = arguments.examples if split == "test" else arguments.search_examples or arguments.examples
-            write_jsonl(path, generate(name, words, count, split=split, shots=2))
+            write_jsonl(path, generate(name, words, _count(arguments, split), split=split, shots=2))
             options = TaskOptions(data=path, device="cpu", batch_size=arguments.batch)
             found[split], lines = load(arguments.model, options).task("interchange", options=options)
     print("\n".join(lines))

@@ -70,6 +70,9 @@ def main() -> None:
         task, _ = load(arguments.model, options).task("interchange", graph_options, options)
     graph = task.masked.graph
     known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    about = [str(arguments.model), str(arguments.data or arguments.task), len(task.examples), arguments.experts]
+    if any(each.get("of", about) != about for each in known):
+        parser.error(f"{arguments.out} holds effects of {known[0]['of']}, not of {about}")
     effects = {each["writer"]: each["effect"] for each in known}
     begin = time.process_time()
     with torch.no_grad(), arguments.out.open("a") as file:
@@ -85,7 +88,7 @@ def main() -> None:
                 )
                 fallen += float((whole - without).sum())
             effects[writer] = fallen / len(task.examples)
-            file.write(json.dumps({"writer": writer, "effect": effects[writer]}) + "\n")
+            file.write(json.dumps({"of": about, "writer": writer, "effect": effects[writer]}) + "\n")
             file.flush()
     print(
         f"{len(effects)} writers patched on {len(task.examples)} examples of {arguments.data or arguments.task}:"

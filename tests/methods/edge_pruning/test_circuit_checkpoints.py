@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning import CircuitGraph
+from lmlab.methods.edge_pruning import CircuitGraph, ranking
 from lmlab.methods.edge_pruning.graph.checkpoints import _decided, _sharpened, read_checkpoint
 
 
@@ -47,7 +47,10 @@ def test_open_gates_are_the_circuit(network, tmp_path, kind, prefix):
     # a writer that is closed takes its edges with it
     tensors[f"{prefix}0.attn_write_log_alphas"][1] = -9.0
     save_file(tensors, path)
-    assert set(graph.edges(read_checkpoint(path, graph)[0])) == set(inside) - {("a0.h1", "m0")}
+    kept_E, scores_E = read_checkpoint(path, graph)
+    assert set(graph.edges(kept_E)) == set(inside) - {("a0.h1", "m0")}
+    # closed gates rank last, whatever their size, and edges of a closed writer with them
+    assert torch.equal(ranking("checkpoint", scores_E) > 0, kept_E)
 
 
 def test_the_rule_sharpens_and_keeps_the_share_that_is_open():

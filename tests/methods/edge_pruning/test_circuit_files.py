@@ -13,7 +13,7 @@ import torch
 
 from browser import drawn, needs_browser
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
+from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions, ranking
 from lmlab.methods.edge_pruning.graph.formats import (
     node_of,
     read_eap_ig,
@@ -105,6 +105,27 @@ def test_edge_lists_and_graphs_of_eap_ig_go_both_ways(circuit, tmp_path):
     assert written["cfg"] == {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 32}
     assert {"input->a0.h3<k>", "m1->logits", "a0.h0->a1.h2<v>"} <= set(written["edges"])
     assert written["edges"]["input->a0.h2<k>"] == written["edges"]["input->a0.h3<k>"]  # one key-value head serves both
+
+
+@pytest.mark.parametrize("method", ["edge-pruning", "ranking", "acdc", "checkpoint"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_that_rank_keep_their_order_in_files_that_take_sizes_for_effects(network, tmp_path, kind, method):
+    """Log-alphas of closed gates are below 0; the size of the lowest put it first, also where embeddings are joined."""
+    graph = CircuitGraph(network(kind).config)
+    scores_E = 4 * torch.randn(graph.num_edges, generator=torch.Generator().manual_seed(0))
+    circuit = Circuit(graph, scores_E > 0, "interchange", scores_E, {"method": method})
+    assert torch.equal(ranking(method, scores_E), scores_E)
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    kept_E, found_E = read_eap_ig(tmp_path / "graph.json", graph)
+    highest: dict[str, float] = {}
+    for (writer, reader), score in zip(graph.edges(), scores_E.tolist(), strict=True):
+        key = f"{'input' if writer in graph.embedding_names else writer} {reader}"
+        highest[key] = max(score, highest.get(key, score))
+    expected_E = torch.tensor(
+        [highest[f"{'input' if w in graph.embedding_names else w} {r}"] for w, r in graph.edges()]
+    )
+    assert bool((found_E >= 0).all()) and torch.equal(kept_E, expected_E > 0)
+    assert torch.allclose(found_E, expected_E - scores_E.min(), atol=1e-5)
 
 
 @pytest.mark.parametrize("end", ["json", "pt"])

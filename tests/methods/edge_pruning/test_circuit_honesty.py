@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -28,12 +29,12 @@ from lmlab.methods.edge_pruning import (
     read_examples,
     search,
 )
-from lmlab.methods.edge_pruning.examples.load import Loaded, prompts_of
+from lmlab.methods.edge_pruning.examples.load import Loaded
 from lmlab.methods.edge_pruning.masking.gates import Gates
 from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.prune import decide
 from lmlab.methods.edge_pruning.search.trials import Trials, refine
-from lmlab.models import ModelConfig
+from lmlab.models import ModelConfig, save_pretrained
 
 
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
@@ -63,6 +64,15 @@ def test_a_collapsed_circuit_is_never_called_converged(tracr_task):
     gates = Gates(torch.full((94,), -9.0), task.masked.graph.edge_writers)
     found = decide(task, EdgePruningConfig(price=0.01, polish=False), gates)
     assert not found.converged and any("no better than the empty one" in text for text in found.warnings)
+
+
+def test_a_circuit_larger_than_its_target_is_never_called_converged(network, task_of):
+    """Single edges were tried, and none improved the price, so that a training of one step had converged."""
+    task = task_of(network("llama"), count=4)
+    config = EdgePruningConfig(target=0.9, steps=1, batch_size=4, restarts=1)
+    found = find_by_pruning(task, config)
+    assert found.figures["single_edges_tried"] > 0 and int(found.kept_E.sum()) > 0.12 * task.masked.graph.num_edges
+    assert found.converged is False and any("the target" in text for text in found.warnings)
 
 
 def test_a_small_graph_that_needs_most_of_its_edges_keeps_them(network):
@@ -215,9 +225,94 @@ def test_a_prompt_of_several_lines_is_not_on_both_sides(network, task_of, tmp_pa
     twice = task.examples.take(torch.arange(40) % 20)
     loaded = Loaded(task.masked.model, twice, None, (), {}).apart(TaskOptions())
     assert len(loaded.examples) + len(loaded.held_out) == 40 and len(loaded.held_out) in (8, 9)
-    assert not set(prompts_of(loaded.examples)) & set(prompts_of(loaded.held_out))
+    assert not set(loaded.examples.prompts) & set(loaded.held_out.prompts)
     same = Loaded(task.masked.model, task.examples.take(torch.zeros(12, dtype=torch.long)), None, (), {})
     assert same.apart(TaskOptions()).held_out is None
+
+
+def test_the_corrupted_input_of_a_line_is_not_the_clean_one_of_a_line_held_out(network, task_of):
+    """Pairs that stand in both directions, as many files have them, were held out in one of them alone."""
+    task = task_of(network("llama"), count=20)
+    examples, order = task.examples, torch.arange(40) % 20
+    both = examples.take(order).corrupted_by(torch.cat([examples.corrupted, examples.clean]))
+    both = replace(both, clean=torch.cat([examples.clean, examples.corrupted]))
+    loaded = Loaded(task.masked.model, both, None, (), {}).apart(TaskOptions())
+    sides = [{*each.prompts, *each.corrupted_prompts} for each in (loaded.examples, loaded.held_out)]
+    assert len(loaded.held_out) == 8 and loaded.seen == 0 and not sides[0] & sides[1]
+    # one corrupted input for all lines joins none of them
+    same = examples.corrupted_by(examples.corrupted[:1].expand(20, -1))
+    loaded = Loaded(task.masked.model, same, None, (), {}).apart(TaskOptions())
+    assert len(loaded.held_out) == 4 and loaded.seen == 0
+    # where each line is corrupted by the next, no line stands apart, which is told
+    ring = examples.corrupted_by(examples.clean.roll(-1, 0))
+    loaded = Loaded(task.masked.model, ring, None, (), {}).apart(TaskOptions())
+    lines = {prompt: number for number, prompt in enumerate(examples.prompts)}
+    held = {lines[prompt] for prompt in loaded.held_out.prompts}
+    assert len(held) == 4 and loaded.seen == len({n for n in held if (n - 1) % 20 not in held}) > 0
+    assert any(f"{loaded.seen} have a prompt of the search" in line for line in loaded.task("zero")[1])
+
+
+def test_examples_that_are_not_corrupted_are_told(network, task_of):
+    task = task_of(network("llama"))
+    mixed = task.examples.corrupted_by(torch.cat([task.examples.clean[:2], task.examples.corrupted[2:]]))
+    loaded = Loaded(task.masked.model, mixed, None, (), {})
+    told = "Warning: in 2 of 6 examples the corrupted prompt is the clean one"
+    assert any(told in line for line in loaded.task("interchange")[1])
+    assert not any(told in line for line in loaded.task("zero")[1])
+
+
+@pytest.mark.parametrize("metric", ["probability", "probability_difference", "accuracy"])
+def test_no_metric_measures_faithfulness_to_a_model_that_does_worse_than_nothing(network, task_of, metric):
+    """By any but the logit difference it was a number above 1 for the worst circuits, without a word."""
+    model, examples = network("llama"), task_of(network("llama"), count=12).examples
+    best = model(examples.corrupted).logits_BTV[:, -1].argmax(1)
+    worst = model(examples.clean).logits_BTV[:, -1].argmax(1)
+    differ = (best != worst).nonzero()[:, 0]
+    examples = replace(examples, answers=best, distractors=worst).take(differ)
+    ends = Ends.of(Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), examples), metric)
+    assert ends.full[metric] < ends.empty[metric]
+    with pytest.raises(UserError, match=f"cannot do the task: its {metric.replace('_', ' ')} is"):
+        ends.require_ability()
+    ends.require_ability(force=True)
+    assert "faithfulness to it means nothing" in ends.doubts()[0]
+
+
+def test_weights_that_are_no_numbers_are_named(network, task_of):
+    model = network("llama")
+    with torch.no_grad():
+        model.blocks[1].ffn.down.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="gives no finite numbers"):
+        find_circuit(task_of(model), FindConfig(method="eap", num_edges=5), force=True)
+
+
+def test_an_evaluation_tells_how_many_of_its_examples_the_search_saw(lmlab, network, tmp_path):
+    model = network("llama").float()
+    save_pretrained(model, tmp_path / "model")
+    rows = [{"clean": [n, 2, 3], "corrupted": [60 - n, 5, 3]} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "others.jsonl").write_text(json.dumps({"clean": [7, 8], "corrupted": [9, 8]}) + "\n")
+    base, out = ("--model", tmp_path / "model"), tmp_path / "c.json"
+    find = ("circuits", "find", *base, "--data", tmp_path / "rows.jsonl", "--method", "eap", "--num-edges", 20)
+    assert lmlab(*find, "--out", out).code == 0
+    for name, told, seen in (
+        ("rows", "On 20 examples, of which the search saw 16:", 16),
+        ("others", "On 1 example:", 0),
+    ):
+        figures = tmp_path / f"{name}-figures.json"
+        done = lmlab("circuits", "evaluate", out, *base, "--data", tmp_path / f"{name}.jsonl", "--out", figures)
+        assert done.code == 0 and told in done.out, done.err
+        assert json.loads(figures.read_text())["seen"] == seen
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_methods_that_are_compared_where_they_searched_are_not_called_held_out(lmlab, network, tmp_path, ablation):
+    save_pretrained(network("llama").float(), tmp_path / "model")
+    rows = [{"clean": [n, 2, 3], "corrupted": [60 - n, 5, 3]} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compare = ("circuits", "compare", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--method")
+    options = ("eap", "--num-edges", 20, "--ablation", ablation)
+    assert "5 examples that the searches saw" in lmlab(*compare, *options, "--examples", 5).out
+    assert "4 examples held out from the searches" in lmlab(*compare, *options).out
 
 
 def test_a_task_refuses_what_its_model_cannot_take(network, task_of):

@@ -298,6 +298,7 @@ Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))
         ("eap-ig", ("--steps", 7), "--steps has no influence"),
         ("random", ("--preset", "paper"), "preset has no influence"),
         ("eap", ("--seeds", 3), "every seed finds the same circuit"),
+        ("eap", ("--seeds", 3, "--ablation", "mean"), "every seed finds the same circuit"),
     ],
 )
 def test_an_option_without_influence_on_the_method_is_refused_before_the_search(

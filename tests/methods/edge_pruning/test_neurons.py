@@ -110,5 +110,8 @@ def test_the_command_writes_the_best_neurons(lmlab, network, tmp_path):
     done = lmlab(*command, "--set", "graph.moe=expert", "--out", tmp_path / "new.json", "--out-mib", tmp_path / "e.pt")
     assert done.code == 2 and "not experts or whole attentions" in done.err and not (tmp_path / "new.json").exists()
     command[3] = tmp_path / "model"
+    for setting in ("method=eap", "target=0.9", "num_edges=5"):
+        done = lmlab(*command, "--set", setting, "--out", out)
+        assert done.code == 2 and "no influence on neurons" in done.err
     done = lmlab(*command, "--metric", "accuracy", "--out", out)
     assert done.code == 2 and "no gradient" in done.err

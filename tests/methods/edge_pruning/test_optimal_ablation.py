@@ -99,6 +99,15 @@ def test_constants_are_kept_with_the_circuit_and_measured_with_it(network, task_
         from_lists(task.masked, {"heads": lists["heads"]})
 
 
+def test_the_seed_of_the_constants_reaches_methods_that_draw_nothing(network, task_of):
+    """Several seeds were refused, as if every one found the same circuit."""
+    settings = FindConfig(method="eap", num_edges=30, ablation="optimal", optimal={"steps": 5, "learning_rate": 0.3})
+    task = task_of(network("llama"), "optimal", count=4)
+    assert settings.draws and not FindConfig(method="eap", num_edges=30).draws
+    found = [find_circuit(task, settings, seed, force=True).scores_E for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2])
+
+
 def test_settings_of_optimal_ablation_are_refused_under_another():
     with pytest.raises(ValueError, match="no influence without the ablation optimal"):
         FindConfig(num_edges=3, optimal={"steps": 3})

@@ -152,6 +152,18 @@ def test_a_training_takes_no_more_examples_at_once_than_asked_for(tracr_task, tm
     assert set(rows) == {9} and len(rows) == 6
 
 
+@pytest.mark.parametrize("node_gates", ["none", "also"])
+def test_one_draw_of_masks_is_for_all_parts_of_a_batch(tracr_task, tmp_path, node_gates):
+    """Each part had a draw of its own, so that settings of the paper drew twice a step by default."""
+    _, task = tracr_task("xproportion", "zero")
+    settings = {"target": 0.8, "steps": 3, "batch_size": 8, "mask_samples": "per_step", "node_gates": node_gates}
+    whole, parts = (
+        train_gates(task, EdgePruningConfig(**settings, micro_batch_size=rows), 0, tmp_path / str(rows))
+        for rows in (8, 2)
+    )
+    assert torch.allclose(whole.edges, parts.edges, atol=1e-5)
+
+
 def test_acdc_at_a_given_size_prefers_the_edges_that_it_keeps(tracr_task):
     _, task = tracr_task("reverse")
     kept_E, rise_E = acdc(task, 0.001 * task.empty_distance)

@@ -26,7 +26,6 @@ from lmlab.methods.edge_pruning.commands.shared import (
 )
 from lmlab.methods.edge_pruning.config import (
     CONVERGED,
-    DRAWN,
     CircuitConfig,
     CircuitExamplesConfig,
     ExampleOptions,
@@ -90,7 +89,7 @@ def find(
         config_of(settings.model_dump(exclude_unset=True), set_, training.get("steps"), task.batch_size),
         repeats.seeds,
     )
-    if seeds > 1 and config.method not in DRAWN:
+    if seeds > 1 and not config.draws:
         raise UserError(
             f"--seeds {seeds}: the method {config.method} draws nothing, so that every seed finds the same circuit.",
             "Leave it out; --bootstrap tells how stable the circuit is.",
@@ -151,7 +150,7 @@ def find(
         " ioi-figures.json"
     )
 )
-@options(TaskOptions, "task", exclude=("recompute",))
+@options(TaskOptions, "task", exclude=("recompute", "held_out"))
 @options(CircuitConfig, "further", only=("curve",), curve=False)
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.")],
@@ -196,6 +195,9 @@ def evaluate(
     ends = Ends.of(measured, metric)
     require_ability(ends, task.force)
     everything: dict[str, Any] = ends.summary(measure_each(measured, found.kept_E))
+    if "prompts" in found.about:
+        searched = set(found.about["prompts"])
+        everything["seen"] = sum(each in searched for each in measured.examples.prompt_hashes)
     if completeness:
         everything |= measure_completeness(measured, found.kept_E, ends)
     if repaired:

@@ -39,8 +39,10 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 _GATED: tuple[Method, ...] = ("edge-pruning", "node-pruning", "ugs")
 TRAINED: tuple[Method, ...] = (*_GATED, "ranking")
-"""Methods that train, whose scores say by themselves which edges come first; those of others are effects, of either
-sign."""
+"""Methods that train."""
+RANKED = (*TRAINED, "acdc", "checkpoint")
+"""Where scores come from that say by themselves which edges come first, also below 0; those of others are effects, of
+either sign. `checkpoint` are gates of the reference implementation."""
 DRAWN: tuple[Method, ...] = (*TRAINED, "random")
 """Methods that depend on a seed."""
 _IG_STEPS = 5  # more follow the path more closely, and take a backward pass each
@@ -286,6 +288,11 @@ class FindConfig(Config):
         if self.ig_steps != _IG_STEPS and self.method in _GATED and not self.warm_start:
             raise ValueError("ig_steps has no influence without warm_start; leave it out.")
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether the circuit depends on the seed: that of the method, or of the constants that are learned for it."""
+        return self.method in DRAWN or self.ablation == "optimal"
 
     def pruning_config(self, edges: int) -> EdgePruningConfig:
         """The settings of the training for a graph of so many edges.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -187,31 +188,43 @@ class Ends:
         """See that the whole model does the task better than the empty circuit.
 
         Raises:
-            UserError: it does not; with `force`, only if both are the same, so that faithfulness is no number.
+            UserError: it does not; with `force`, only if both are the same or not finite, so that faithfulness is no
+                number.
         """
         low, high = self.empty[self.metric], self.full[self.metric]
         if low == high:
             require_change(self.empty["distance"])  # the reason, where it is that
             raise UserError(
-                f"Faithfulness cannot be measured: the {self.metric.replace('_', ' ')} is {high:.3g} with all edges and"
-                " without any.",
+                f"Faithfulness cannot be measured: the {self._name} is {high:.3g} with all edges and without any.",
                 "Check answers and prompts; without answers circuits are measured by their distance.",
             )
-        if self.metric == "logit_difference" and high <= low and not force:
+        if not isfinite(low) or not isfinite(high):
             raise UserError(
-                f"The model cannot do the task: its logit difference is {self.full[self.metric]:.3g}, without edges"
-                f" {self.empty[self.metric]:.3g}.",
+                f"The model gives no finite numbers: its {self._name} is {high:.3g}, without edges {low:.3g}.",
+                "Check the weights, or run the model in fp32.",
+            )
+        if self._unable and not force:
+            raise UserError(
+                f"The model cannot do the task: its {self._name} is {high:.3g}, without edges {low:.3g}.",
                 "Faithfulness would mean nothing; check answers and prompts, or go on with --force.",
             )
 
+    @property
+    def _name(self) -> str:
+        return self.metric.replace("_", " ")
+
+    @property
+    def _unable(self) -> bool:
+        """By every figure but the distance more is better."""
+        return self.metric != "distance" and not self.full[self.metric] > self.empty[self.metric]
+
     def inability(self) -> str | None:
         """That the model does the task no better than without edges, in a sentence, if it is so."""
-        name = "logit_difference"
-        if self.metric != name or name not in self.full or self.full[name] > self.empty[name]:
+        if not self._unable:
             return None
         return (
-            f"The model's logit difference is {self.full[name]:.3g}, without edges {self.empty[name]:.3g}: faithfulness"
-            " to it means nothing."
+            f"The model's {self._name} is {self.full[self.metric]:.3g}, without edges {self.empty[self.metric]:.3g}:"
+            " faithfulness to it means nothing."
         )
 
     def doubts(self) -> list[str]:

@@ -169,15 +169,16 @@ def _compare_methods(
     from lmlab.files import write_json
     from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, learn_constants, measure_each, ranking, search
 
+    own = task is held_out
     if task.ablation == "optimal":  # constants for circuits of all sizes, the same for all methods
-        own = task is held_out
         task = learn_constants(task, next(iter(configs.values())).optimal, None, seed)
-        held_out = task if own else held_out.with_constants(task.constants)
-    elif task.ablation == "mean":
+    if own:
+        held_out = task
+    elif task.ablation in ("mean", "optimal"):  # means too are those of the search
         held_out = held_out.with_constants(task.constants)
     ends = Ends.of(held_out)
     require_ability(ends, force)
-    which = "held out from the searches" if held_out is not task else "that the searches saw"
+    which = "that the searches saw" if own else "held out from the searches"
     print(f"Figures are those of {counted(len(held_out.examples), 'examples')} {which}.")
     results: dict[str, Any] = {}
     for name, config in configs.items():

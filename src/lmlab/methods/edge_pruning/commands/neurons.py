@@ -53,6 +53,12 @@ def neurons(
 
     given = {name: getattr(settings, name) for name in ("metric", "ablation", "ig_steps")}
     config = config_of({**given, "method": "nap-ig"}, set_, None, task.batch_size)
+    if config.method != "nap-ig" or config.target is not None or config.num_edges is not None:
+        raise UserError(
+            "method, target and num_edges have no influence on neurons, which are ranked in one way and kept in ten"
+            " numbers.",
+            "Leave them out of --set.",
+        )
     require_writable(out)
     if mib is not None:
         require_writable(mib)

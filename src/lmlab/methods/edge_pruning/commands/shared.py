@@ -167,7 +167,9 @@ def show_circuit(circuit: Circuit) -> None:
         _show_figures(held)
     count = circuit.metrics.get("n")
     if count is not None:
-        seen = "" if "method" not in circuit.about else " that the search saw" if held is not None else ""
+        seen = " that the search saw" if held is not None and "method" in circuit.about else ""
+        if circuit.metrics.get("seen"):
+            seen = f", of which the search saw {circuit.metrics['seen']:,}"
         print(f"On {counted(count, 'examples')}{seen}:")
     _show_figures(circuit.metrics)
 

@@ -13,7 +13,7 @@ from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
 from lmlab.methods.edge_pruning.commands.shared import Model, Set, config_of, search_options
-from lmlab.methods.edge_pruning.config import DRAWN, FindConfig, RepeatOptions, SweepOptions, TaskOptions
+from lmlab.methods.edge_pruning.config import FindConfig, RepeatOptions, SweepOptions, TaskOptions
 from lmlab.runs.loading import Drawn
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sweep(
         for name, value in points
     ]
     seeds, first = repeats.seeds, configs[0]
-    if seeds > 1 and first.method not in DRAWN:
+    if seeds > 1 and not first.draws:
         raise UserError(f"--seeds {seeds}: the method {first.method} draws nothing.", "Leave it out.")
     runs = [
         _run(_stage(model, config, task), name, value, seed)

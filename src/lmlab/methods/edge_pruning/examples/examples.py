@@ -85,6 +85,25 @@ class Examples:
         return torch.arange(self.clean.shape[1]) < lengths[:, None]
 
     @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The clean prompts, without padding."""
+        return self._without_padding(self.clean)
+
+    @property
+    def corrupted_prompts(self) -> list[tuple[int, ...]]:
+        """The corrupted prompts, without padding."""
+        return self._without_padding(self.corrupted)
+
+    def _without_padding(self, tokens_NT: Tensor) -> list[tuple[int, ...]]:
+        lengths = self.real.sum(1).tolist()
+        return [tuple(row[:length]) for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
+
+    @property
+    def prompt_hashes(self) -> list[str]:
+        """A short hash of each clean prompt, by which it is known again."""
+        return [sha256_json(prompt)[:8] for prompt in self.prompts]
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything."""
         parts = (self.clean, self.corrupted, self.positions, self.weights, self.answers, self.distractors)

@@ -39,7 +39,8 @@ class Loaded:
         model_hash: of the weights.
         places: where model and examples come from, as they were named.
         held_out: examples that a search does not see, if there are any.
-        seen: prompts of those that are among the prompts of the search all the same, as the file's splits have it.
+        seen: those whose prompt is among the prompts of the search all the same, clean or corrupted, where the file's
+            splits have it so or no line stands apart from the others.
     """
 
     model: Transformer
@@ -91,6 +92,12 @@ class Loaded:
             *planned.lines(free),
         ]
         notes = [f"Note: {each}" for each in drawn.warnings()]
+        same = int((examples.clean == examples.corrupted).all(1).sum())
+        if same and ablation == "interchange":
+            notes.append(
+                f"Warning: in {same:,} of {counted(len(examples), 'examples')} the corrupted prompt is the clean one,"
+                " so that every circuit does them; distances are too small."
+            )
         if self.seen and self.held_out is not None:
             notes.append(
                 f"Warning: of {counted(len(self.held_out), 'examples')} that are held out {self.seen:,} have a prompt"
@@ -121,27 +128,55 @@ class Loaded:
                 f"Of {counted(count, 'examples')} a share of {options.held_out:g} leaves none to search on.",
                 "Hold out fewer, such as --held-out 0.2.",
             )
-        # a prompt that stands in several lines is held out in all of them, or in none
-        lines: dict[tuple[int, ...], list[int]] = {}
-        for number, prompt in enumerate(prompts_of(self._taken(self.examples, options))):
-            lines.setdefault(prompt, []).append(number)
-        groups = list(lines.values())
-        if len(groups) < 2:
+        examples = self._taken(self.examples, options)
+        # a prompt that stands in several lines is held out in all of them, or in none; so is one that is the corrupted
+        # input of another line, unless that joins nearly all lines, as where each takes the prompt of the next
+        taken = _drawn(_alike(examples, corrupted=True), held, count)
+        if 2 * len(taken) < held:
+            taken = _drawn(_alike(examples), held, count)
+        if not taken:
             return self
-        taken: list[int] = []
-        for place in torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist():
-            if len(taken) < held and len(taken) + len(groups[place]) < count:
-                taken += groups[place]
         inside = torch.zeros(count, dtype=torch.bool)
         inside[taken] = True
-        searched, kept = (~inside).nonzero()[:, 0], inside.nonzero()[:, 0]
-        return replace(self, examples=self.examples.take(searched), held_out=self.examples.take(kept))
+        searched, kept = (examples.take(each.nonzero()[:, 0]) for each in (~inside, inside))
+        return replace(self, examples=searched, held_out=kept, seen=seen_in(kept, searched))
 
 
-def prompts_of(examples: Examples) -> list[tuple[int, ...]]:
-    """The clean prompts, without padding."""
-    lengths = examples.real.sum(1).tolist()
-    return [tuple(row[:length]) for row, length in zip(examples.clean.tolist(), lengths, strict=True)]
+def _alike(examples: Examples, corrupted: bool = False) -> list[list[int]]:
+    """Examples by their clean prompts, in groups that have none in common.
+
+    Arguments:
+        corrupted: nor is a clean prompt of one group a corrupted one of another; corrupted ones may be the same.
+    """
+    clean, other = examples.prompts, examples.corrupted_prompts
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(clean):
+        groups.setdefault(prompt, []).append(number)
+    if corrupted:
+        for number, prompt in enumerate(other):
+            one, two = groups[clean[number]], groups.get(prompt)
+            if two is not None and two is not one:
+                one, two = (one, two) if len(one) >= len(two) else (two, one)
+                one += two
+                for each in two:
+                    groups[clean[each]] = one
+    return list({id(each): each for each in groups.values()}.values())
+
+
+def _drawn(groups: list[list[int]], held: int, count: int) -> list[int]:
+    """Whole groups, until so many examples are held out; none where there is one group."""
+    taken: list[int] = []
+    if len(groups) > 1:
+        for place in torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist():
+            if len(taken) < held and len(taken) + len(groups[place]) <= max(held, count // 2):
+                taken += groups[place]
+    return taken
+
+
+def seen_in(held: Examples, searched: Examples) -> int:
+    """How many examples have a clean prompt that a search on others read, clean or corrupted."""
+    read = {*searched.prompts, *searched.corrupted_prompts}
+    return sum(prompt in read for prompt in held.prompts)
 
 
 def load_to_search(model: Path, options: TaskOptions, shard: bool = False) -> Loaded:
@@ -156,9 +191,7 @@ def load_to_search(model: Path, options: TaskOptions, shard: bool = False) -> Lo
     other = "test" if "test" in splits else "validation"
     found = load(model, options.model_copy(update={"split": "train"}), shard)
     held, dropped = _read(options.data, found, options.model_copy(update={"split": other}))
-    searched = set(prompts_of(found.examples))
-    seen = sum(prompt in searched for prompt in prompts_of(held))
-    return replace(found, held_out=held, dropped=found.dropped + dropped, seen=seen)
+    return replace(found, held_out=held, dropped=found.dropped + dropped, seen=seen_in(held, found.examples))
 
 
 def _read(data: Path, like: Loaded, options: TaskOptions) -> tuple[Examples, int]:

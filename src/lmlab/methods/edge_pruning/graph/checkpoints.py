@@ -22,7 +22,7 @@ _SHARPNESS = 0.8  # the factor by which the reference decides its gates
 
 
 def read_checkpoint(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
-    """The edges that the reference would keep, and the log-alphas of all, [E] each.
+    """The edges that the reference would keep, and the log-alphas of all, at most their writer's, [E] each.
 
     An edge is kept where its own gate and its writer's are. Each tensor of gates is sharpened, as many of its entries
     set to 0 as are closed in the mean, and a threshold found at which the share kept is the mean of what is left.
@@ -73,28 +73,30 @@ def read_checkpoint(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
         # a tensor has rows for later writers too, which are no edges, but count when it is sharpened
         log_alpha_E[place] = torch.cat([part[: group.reads].T for part in parts]).flatten()
         soft_E[place] = torch.cat([_sharpened(part)[: group.reads].T for part in parts]).flatten()
-    kept_E, written = _decided(soft_E), torch.ones(writers, dtype=torch.bool)
+    kept_E = _decided(soft_E)
     nodes = _writers(graph, gates, outer, prefix, tensors)
     if nodes is not None:
-        written = _decided(nodes)
-    return kept_E & written[graph.edge_writers], log_alpha_E
+        log_alpha_W, soft_W = nodes
+        kept_E &= _decided(soft_W)[graph.edge_writers]
+        log_alpha_E = torch.minimum(log_alpha_E, log_alpha_W[graph.edge_writers])
+    return kept_E, log_alpha_E
 
 
 def _writers(
     graph: CircuitGraph, gates: Callable[..., Tensor], outer: str, prefix: str, tensors: Mapping[str, Tensor]
-) -> Tensor | None:
-    """The sharpened gates of writers, [W]; None for a checkpoint without them."""
+) -> tuple[Tensor, Tensor] | None:
+    """The log-alphas of writers and their gates, sharpened, [W] each; None for a checkpoint without them."""
     if f"{prefix}0.attn_write_log_alphas" not in tensors:
         return None
     found = []
     for name in graph.writers[: graph.first_writer]:
         kind = {"tok_embeds": "token_write_log_alpha", "pos_embeds": "pos_write_log_alpha"}.get(name)
         single = f"{outer}.{kind or 'embed_write_log_alpha'}"
-        found.append(_sharpened(gates(single, 1)) if single in tensors else torch.ones(1))
+        found.append(gates(single, 1) if single in tensors else torch.full((1,), torch.inf))  # always open
     for layer in range(graph.config.num_layers):
-        found.append(_sharpened(gates(f"{prefix}{layer}.attn_write_log_alphas", graph.config.num_heads)))
-        found.append(_sharpened(gates(f"{prefix}{layer}.mlp_write_log_alphas", 1)))
-    return torch.cat(found)
+        found.append(gates(f"{prefix}{layer}.attn_write_log_alphas", graph.config.num_heads))
+        found.append(gates(f"{prefix}{layer}.mlp_write_log_alphas", 1))
+    return torch.cat(found), torch.cat([_sharpened(each) for each in found])
 
 
 def _sharpened(log_alpha: Tensor) -> Tensor:

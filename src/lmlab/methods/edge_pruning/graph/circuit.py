@@ -72,6 +72,7 @@ class _File(_Part):
     warnings: list[str] = []
     method: str = ""
     settings: dict[str, Any] = {}
+    prompts: list[str] = []
     model_hash: str | None = None
     tokenizer_hash: str | None = None
 
@@ -84,7 +85,8 @@ class Circuit:
         kept_E: True for those of the circuit.
         scores_E: by what all edges are ranked, if they are.
         ablation: what pruned edges carry.
-        about: what else is known: model and its hash, task and its hash, method, settings, seed, warnings.
+        about: what else is known: model and its hash, task and its hash, method, settings, seed, warnings, short hashes
+            of the prompts of the search.
         metrics: what was measured.
         constants: of mean and optimal ablation, what pruned edges carry, for a file (`masking.optimal`).
     """

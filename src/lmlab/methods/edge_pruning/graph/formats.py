@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, read_json, read_mapping, write_json, write_text
+from lmlab.methods.edge_pruning.config import RANKED
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.graph import OUTPUT, CircuitGraph
 
@@ -141,20 +142,23 @@ def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
 def write_eap_ig(circuit: Circuit, path: Path) -> None:
     """Write the graph of EAP-IG and MIB: JSON, or where the name ends in .pt plain tensors. Edges to a shared key or
     value head are written for every query head of its group, embeddings are joined. Where the method scores writers,
-    nodes have their scores too, for the node level of MIB.
+    nodes have their scores too, for the node level of MIB. Scores that rank, such as those of gates, are written from 0
+    up, so that their order is that of their sizes too.
 
     Raises:
         UserError: experts or whole attention layers are writers, or parts have two names, which the format does not
             know.
     """
-    graph = circuit.graph
+    graph, scores_E, method = circuit.graph, circuit.scores_E, circuit.about.get("method")
+    if scores_E is not None and method in RANKED:  # the format takes sizes for effects: no rank may be below 0
+        scores_E = scores_E - scores_E.min().clamp(max=0)
     nodes: dict[str, dict[str, Any]] = {}
-    if circuit.scores_E is not None and circuit.about.get("method") in _OF_WRITERS:
+    if scores_E is not None and method in _OF_WRITERS:
         for number, writer in enumerate(graph.writers):
-            score = float(circuit.scores_E[graph.edge_writers == number][0])
+            score = float(scores_E[graph.edge_writers == number][0])
             own = nodes.setdefault(_their_writer(writer, graph), {"score": score})
             own["score"] = max(score, own["score"], key=abs)
-    scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
+    scores = torch.where(circuit.kept_E, 1.0, 0.0) if scores_E is None else scores_E
     _write_graph(path, graph, circuit.kept_E, scores, nodes)
 
 

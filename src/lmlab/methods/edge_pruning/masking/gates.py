@@ -42,14 +42,25 @@ class Gates(nn.Module):
         with torch.no_grad():
             self.register_buffer("begun", 1 - self.open().mean())
 
-    def forward(self, batch: int) -> Tensor:
-        """Draw the masks of so many examples, [B, E]."""
+    def draw(self, batch: int) -> tuple[Tensor, ...]:
+        """The uniform numbers of so many examples from which masks follow, for edges and for writers, [B, E] and
+        [B, W].
+        """
+        parts = [each for each in (self.edges, self.nodes) if each is not None]
+        return tuple(torch.rand(batch, len(each), device=each.device) for each in parts)
+
+    def forward(self, batch: int, drawn: tuple[Tensor, ...] | None = None) -> Tensor:
+        """The masks of so many examples, [B, E].
+
+        Arguments:
+            drawn: of `draw`; by default they are drawn here.
+        """
+        numbers = list(self.draw(batch) if drawn is None else drawn)
         z_BE: Tensor | None = None
         if self.edges is not None:
-            draw = sample_window if self.uniform else sample
-            z_BE = draw(self.edges, torch.rand(batch, len(self.edges), device=self.edges.device))
+            z_BE = (sample_window if self.uniform else sample)(self.edges, numbers.pop(0))
         if self.nodes is not None:
-            z_BW = sample(self.nodes, torch.rand(batch, len(self.nodes), device=self.nodes.device))
+            z_BW = sample(self.nodes, numbers.pop(0))
             spread_BE = z_BW[:, self.edge_writers]
             z_BE = spread_BE if z_BE is None else z_BE * spread_BE
         assert z_BE is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 import lmlab
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
-from lmlab.methods.edge_pruning.config import TRAINED, FindConfig
+from lmlab.methods.edge_pruning.config import RANKED, FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
@@ -35,7 +35,7 @@ def ranking(method: str, scores_E: Tensor) -> Tensor:
     """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order
     effects by their size.
     """
-    return scores_E if method in TRAINED or method == "acdc" else scores_E.abs()
+    return scores_E if method in RANKED else scores_E.abs()
 
 
 UNLIKE_COST = 5.0
@@ -193,7 +193,14 @@ def find_circuit(
         found.kept_E,
         task.ablation,
         found.scores_E,
-        {**given, **searched, "lmlab": source_version(), "warnings": warnings, "converged": found.converged},
+        {
+            **given,
+            **searched,
+            "prompts": task.examples.prompt_hashes,
+            "lmlab": source_version(),
+            "warnings": warnings,
+            "converged": found.converged,
+        },
         metrics,
         to_lists(task.constants) if fixed and task.constants is not None else None,
     )

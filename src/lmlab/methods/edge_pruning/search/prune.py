@@ -83,12 +83,16 @@ class PruningStep:
         self.task, self.config = task, config
         self.costs_E = None if costs_E is None else costs_E.to(task.device)
         self.scale = task.empty_distance if config.normalize else 1.0
+        self._drawn: tuple[Tensor, ...] | None = None
 
     def __call__(self, gates: Gates, batch: Batch) -> StepOutput:
         """The loss of some examples."""
         index_B, config = batch["example"].cpu(), self.config
-        rows = len(index_B) if config.mask_samples == "per_example" else 1
-        z_BE = gates(rows)
+        if config.mask_samples == "per_example":
+            z_BE = gates(len(index_B))
+        else:  # the same for all parts of the batch
+            self._drawn = self._drawn or gates.draw(1)
+            z_BE = gates(1, self._drawn)
         distance_B = self.task.gap(self.task.masked(self.task.inputs(index_B), z_BE), index_B) / self.scale
         open_BE = gates.open() if config.estimator == "expected" else z_BE
         open_ = (open_BE if self.costs_E is None else open_BE * self.costs_E).mean()
@@ -129,6 +133,7 @@ class PruningStep:
     def after_step(self, gates: Gates) -> Mapping[str, float]:
         """Count the step."""
         gates.num_steps += 1
+        self._drawn = None
         return {}
 
 
@@ -341,8 +346,13 @@ def decide(
     figures |= {"decided_distance": decided, "single_edges_tried": tried}
     if tried:
         figures["tried_on_examples"] = _trial_examples(task)
-    # gates that are off their target do not matter where every edge was tried after them
+    # gates that are off their target do not matter where every edge was tried after them, but the circuit's size does
     fine = settled if settled is not None and tried else healthy and settled is not False
+    share, wanted = float(kept_E.float().mean()), 1 - float(config.target or 0)
+    if _has_target(config) and share > wanted + _OFF_TARGET:
+        fine = False
+        if healthy:
+            warnings.append(f"The circuit keeps {share:.4f} of the edges, where the target leaves {wanted:.4f}.")
     converged = False if collapsed or not fine else True if tried else None
     return Found(kept_E, scores_E, raw, tuple(warnings), converged, figures)
 
@@ -393,14 +403,14 @@ def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[li
             "The multipliers ran away (above 1,000). Lower lambda_learning_rate, or lengthen sparsity_warmup."
         )
     sparsity = 1 - float(open_E.mean())
-    if (
-        config.target is not None
-        and config.target <= 1
-        and config.node_gates != "only"
-        and abs(sparsity - config.target) > _OFF_TARGET
-    ):
+    if _has_target(config) and abs(sparsity - float(config.target or 0)) > _OFF_TARGET:
         warnings.append(
             f"The sparsity reached is {sparsity:.4f}, the target {config.target:.4f}. Train longer, or raise"
             " lambda_learning_rate."
         )
     return warnings, not warnings
+
+
+def _has_target(config: EdgePruningConfig) -> bool:
+    """Whether edges have a target that can be reached."""
+    return config.target is not None and config.target <= 1 and config.node_gates != "only"
