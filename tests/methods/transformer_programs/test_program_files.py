@@ -202,6 +202,7 @@ def test_damaged_programs_are_refused(counting: Program, tmp_path: Path, change:
         ("feature,value,a,b\nother,0,1,2\n", "the classifier's feature 'other' is no variable"),
         ("feature,value,a,b\ncount,0,1,2\n", "must have the one row '_'"),
         ("feature,value,a,b\ncount,_,1,2\ncount,_,3,4\n", "row 3: the value '_' of 'count' appears twice"),
+        ("feature,value,a,b\nkind,0,1,0\n", "the classifier has no row for the value 1 of 'kind'"),
     ],
 )
 def test_damaged_weights_are_refused(counting: Program, tmp_path: Path, text: str, message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.files import only_owned, owned_folder, read_mapping, read_whole, write_json
+from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.ir import (
     FORMAT,
     LOOKUP,
@@ -23,6 +24,7 @@ from lmlab.methods.transformer_programs.program.ir import (
     check,
     is_number,
     is_value,
+    ordered,
 )
 from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
 from lmlab.runs import Artifact
@@ -121,7 +123,21 @@ def _read(path: Path) -> Program:
         replace_numbers=_flag(data, "replace_numbers", where),
         about={key: value for key, value in data.items() if key not in _KNOWN},
     )
-    return check(complete(program), where)
+    program = check(complete(program), where)
+    _check_constants(program, where)
+    return program
+
+
+def _check_constants(program: Program, where: str) -> None:
+    """Rows that are all equal hold for any value, so that a value whose row is lost would be answered, not refused."""
+    known = domains(program)
+    for name in program.classifier.features:
+        if name in program.numerical or program.classifier.matters(name):
+            continue  # a value without a row is refused at its place
+        rows = program.classifier.rows_of(name)
+        lost = next((each for each in ordered(known.get(name) or ()) if str(each) not in rows), None)
+        if lost is not None:
+            raise UserError(f"{where}: the classifier has no row for the value {lost!r:.60} of '{name}'.")
 
 
 def save_program(program: Program, directory: str | Path) -> Path:
