@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from lmlab.config import Config, validate
 from lmlab.data import Tokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json
 from lmlab.runs import Recipe
 
@@ -427,3 +427,8 @@ def test_a_prompt_that_is_not_unicode_is_the_users():
     for call in (tokenizer.encode, tokenizer.encode_prompt, lambda text: tokenizer.encode_batch([text])):
         with pytest.raises(UserError, match="is no character"):
             call("a\udcff")
+
+
+def test_a_list_of_known_names_shows_the_beginnings_of_long_ones():
+    told = did_you_mean("absent", ["a" * 100_000, "short"])
+    assert told == f"Known: {'a' * 80}..., short."

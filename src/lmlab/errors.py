@@ -196,6 +196,7 @@ def says_no_memory(error: BaseException) -> bool:
 
 
 _SHOWN = 40  # names in a sentence: more are no help
+_LONGEST_NAME = 80  # characters of a name in a list: ids of documents may be whole pages
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
@@ -208,7 +209,8 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     if not candidates:
         return ""
     more = f" and {len(candidates) - _SHOWN:,} more" if len(candidates) > _SHOWN else ""
-    return f"Known: {', '.join(candidates[:_SHOWN])}{more}."
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in candidates[:_SHOWN]]
+    return f"Known: {', '.join(shown)}{more}."
 
 
 def missing_extra(module: str, purpose: str, extra: str | None = None) -> UserError:
