@@ -99,6 +99,7 @@ def test_marked_spans_become_positions(write, tokenizer):
         ({"clean": [1, -2], "corrupted": [1, 2]}, "must hold token ids"),
         ({"clean": "a", "corrupted": "a"}, "no tokenizer"),
         ({"clean": [1, 2], "corrupted": [1, 2], "positions": [5]}, "lie outside the 2 tokens"),
+        ({"clean": [1, 2], "corrupted": [1, 3], "anwser": 1, "distracter": 2}, "Did you mean '(answer|distractor)'"),
         ({"clean": 7, "corrupted": [1]}, "expected a text or a list"),
         ([1], "must hold a mapping of keys to values"),
     ],

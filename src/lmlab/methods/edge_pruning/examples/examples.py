@@ -5,6 +5,7 @@ Shapes: N examples, T tokens (padded on the right), P positions.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -341,10 +342,21 @@ def splits_of(path: str | Path) -> list[str]:
     return sorted({str(line["split"]) for _, line in _lines(Path(path), None) if line.get("split") is not None})
 
 
+_FIELDS = (
+    "clean", "corrupted", "answer", "distractor", "answers", "distractors", "answer_set", "positions", "spans", "split",
+)  # fmt: skip
+_SLIP = 0.8  # how much alike a name and a known one are that differ by a slip
+
+
 def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_token: bool) -> _Row:
     for key in ("clean", "corrupted"):
         if not line.get(key):
             raise UserError(f"{where}: the field '{key}' is missing or empty.")
+    for key in line.keys() - set(_FIELDS):
+        # lines may say more, but a slip of the pen would have circuits measured in another way without a word
+        near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=_SLIP)
+        if near:
+            raise UserError(f"{where}: the field '{key}' is not known. Did you mean '{near[0]}'?")
     clean, positions, offsets = _tokens(line["clean"], tokenizer, f"{where}, clean")
     corrupted, _, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
     given = line.get("positions")
