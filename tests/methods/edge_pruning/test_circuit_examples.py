@@ -109,6 +109,11 @@ def test_a_wrong_line_is_named(write, row, message):
         read_examples(write(row))
 
 
+def test_fields_of_ones_own_may_resemble_those_that_are_there(write):
+    row = {"clean": [1], "corrupted": [2], "answer": 1, "distractor": 2, "answer_id": "a"}
+    assert read_examples(write(row))[0].has_answers
+
+
 def test_splits_are_taken_where_they_are_named(write):
     rows = [{"clean": [1], "corrupted": [2], "split": "train"}, {"clean": [3], "corrupted": [4], "split": "test"}]
     assert read_examples(write(*rows), split="test")[0].clean.tolist() == [[3]]

@@ -355,7 +355,7 @@ def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_to
     for key in line.keys() - set(_FIELDS):
         # lines may say more, but a slip of the pen would have circuits measured in another way without a word
         near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=_SLIP)
-        if near:
+        if near and near[0] not in line:
             raise UserError(f"{where}: the field '{key}' is not known. Did you mean '{near[0]}'?")
     clean, positions, offsets = _tokens(line["clean"], tokenizer, f"{where}, clean")
     corrupted, _, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
