@@ -106,7 +106,8 @@ def test_log_likelihoods_and_predictions_are_those_of_the_harness(smollm2):
         for question in questions:
             found = [next(theirs) for _ in question.options]
             row = rows[question.id]
-            assert row["log_probs"] == pytest.approx([value for value, _ in found], abs=1e-3, rel=5e-6), (
+            # in fp32 two ways of computing part by some units in the last place of a sum, by processor up to 7e-6
+            assert row["log_probs"] == pytest.approx([value for value, _ in found], abs=1e-3, rel=1e-5), (
                 task.name,
                 question.id,
             )

@@ -277,11 +277,14 @@ def test_what_is_no_number_is_told_and_not_hidden(dtype, name, lean, monkeypatch
 
 @pytest.mark.parametrize("kind", ["llama", "olmo2", "gpt2"])
 def test_in_half_precision_they_are_as_near_to_the_exact_ones(kind):
-    model = model_of(kind)
-    exact = steps(model, False, True)
-    model = model.to(torch.bfloat16)
-    errors = [float((steps(model, lean, True, torch.bfloat16) - exact).abs().mean()) for lean in (True, False)]
-    assert errors[0] < 1.2 * errors[1]
+    lean, plain = 0.0, 0.0
+    for seed in range(1, 9):  # of one model the ratio is 0.8 to 1.25, by how a processor rounds
+        model = random_model(kind, seed)
+        exact = steps(model, False, True)
+        model = model.to(torch.bfloat16)
+        lean += float((steps(model, True, True, torch.bfloat16) - exact).abs().mean())
+        plain += float((steps(model, False, True, torch.bfloat16) - exact).abs().mean())
+    assert lean < 1.15 * plain
 
 
 def test_adapters_and_soft_prompts_go_the_same_way(monkeypatch):

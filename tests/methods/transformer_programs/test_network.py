@@ -65,6 +65,10 @@ def test_logits_loss_and_gradients_of_the_reference(checkpoint: tuple[Path, Prog
         loss = (losses.sum(1) / (y != 0).sum(1)).mean()
         assert abs(float(loss.detach()) - float(expected[f"loss_softmax_tau{tau}"])) < 1e-5
         loss.backward()
+        # the published figures are of fp32, which sums to within its rounding of the whole gradient, on this processor
+        # in one order and there in another: in fp64 the smallest are 1 % larger
+        norms = [value for key, value in expected.items() if key.startswith(f"gradnorm_tau{tau}/")]
+        rounding = 1e-6 * float(np.linalg.norm(norms))
         for ours, theirs in names(model).items():
             gradient = model.get_parameter(ours).grad
             assert gradient is not None
@@ -73,7 +77,7 @@ def test_logits_loss_and_gradients_of_the_reference(checkpoint: tuple[Path, Prog
             parts = list(gradient[0]) if mlp else gradient[0].split(sizes) if len(theirs) > 1 else [gradient[0]]
             for part, name in zip(parts, theirs, strict=True):
                 norm = float(expected[f"gradnorm_tau{tau}/{name}"])
-                assert float(part.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-12), name
+                assert float(part.norm()) == pytest.approx(norm, rel=1e-3, abs=rounding), name
     discrete = model(x, DISCRETE)[0]
     torch.testing.assert_close(
         discrete[..., kept], torch.from_numpy(expected["logits_argmax"])[..., kept], atol=1e-3, rtol=0
