@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -12,6 +14,15 @@ from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.runs import ModelInput, TokensInput
 from lmlab.runs.loading import Loading
 from lmlab.train import TrainerConfig
+
+
+@contextmanager
+def _of_the_recipe() -> Iterator[None]:
+    """What a user did wrong is told as a problem of the recipe's field."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(" ".join(filter(None, (error.message, error.remedy)))) from None
 
 
 class CompressFitConfig(Config):
@@ -41,10 +52,8 @@ class CompressFitConfig(Config):
         # here, so that a recipe is refused before its earlier stages have trained for hours
         from lmlab.methods.autocompressor.kinds.base import settings_of
 
-        try:
+        with _of_the_recipe():
             settings_of(self.compressor, self.settings, learns=True)
-        except UserError as error:
-            raise ValueError(" ".join(filter(None, (error.message, error.remedy)))) from None
         return self
 
 
@@ -61,9 +70,7 @@ class CompressCompareConfig(CompareConfig, Loading):
     def _check(self) -> CompressCompareConfig:
         from lmlab.methods.autocompressor.kinds.base import chosen, settings_of
 
-        try:
+        with _of_the_recipe():
             for part in (part for name in chosen(self.kinds) for part in name.split("+")):
                 settings_of(part, {}, learns=False)
-        except UserError as error:
-            raise ValueError(" ".join(filter(None, (error.message, error.remedy)))) from None
         return self

@@ -198,15 +198,12 @@ def create(kind: str, model: Transformer, *, tokenizer: Tokenizer | None = None,
     Raises:
         UserError: there is no such kind, or a setting is impossible.
     """
-    known = kinds()
     if "+" in kind:
         from lmlab.methods.autocompressor.kinds.prune import Composed
 
         parts = [create(each, model, tokenizer=tokenizer, **settings) for each in kind.split("+")]
         return Composed(model, parts, KindConfig(ratio=parts[0].config.ratio))
-    if kind not in known:
-        raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
-    made = known[kind]
+    made = _named(kind)
     return made(model, validate(made.Config, settings, f"compression {kind}"), tokenizer)
 
 
@@ -219,15 +216,20 @@ def settings_of(kind: str, settings: Mapping[str, Any], *, learns: bool) -> Kind
     Raises:
         UserError: there is no such kind, it learns where it must not or the reverse, or a setting is impossible.
     """
-    known = kinds()
-    if kind not in known:
-        raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
-    if known[kind].learns is not learns:
+    made = _named(kind)
+    if made.learns is not learns:
         raise UserError(
             f"'{kind}' learns nothing." if learns else f"'{kind}' must be trained before it is compared.",
             "Compare it as it is: lmlab compress compare" if learns else "Train it, and compare it by --trained.",
         )
-    return validate(known[kind].Config, dict(settings), f"compression {kind}")
+    return validate(made.Config, dict(settings), f"compression {kind}")
+
+
+def _named(kind: str) -> type[Compressor]:
+    known = kinds()
+    if kind not in known:
+        raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
+    return known[kind]
 
 
 def chosen(kinds_asked: Sequence[str]) -> list[str]:

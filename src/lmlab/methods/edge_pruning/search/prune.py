@@ -348,11 +348,11 @@ def decide(
         figures["tried_on_examples"] = _trial_examples(task)
     # gates that are off their target do not matter where every edge was tried after them, but the circuit's size does
     fine = settled if settled is not None and tried else healthy and settled is not False
-    share, wanted = float(kept_E.float().mean()), 1 - float(config.target or 0)
-    if _has_target(config) and share > wanted + _OFF_TARGET:
+    share, target = float(kept_E.float().mean()), _target(config)
+    if target is not None and share > 1 - target + _OFF_TARGET:
         fine = False
         if healthy:
-            warnings.append(f"The circuit keeps {share:.4f} of the edges, where the target leaves {wanted:.4f}.")
+            warnings.append(f"The circuit keeps {share:.4f} of the edges, where the target leaves {1 - target:.4f}.")
     converged = False if collapsed or not fine else True if tried else None
     return Found(kept_E, scores_E, raw, tuple(warnings), converged, figures)
 
@@ -403,14 +403,16 @@ def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[li
             "The multipliers ran away (above 1,000). Lower lambda_learning_rate, or lengthen sparsity_warmup."
         )
     sparsity = 1 - float(open_E.mean())
-    if _has_target(config) and abs(sparsity - float(config.target or 0)) > _OFF_TARGET:
+    target = _target(config)
+    if target is not None and abs(sparsity - target) > _OFF_TARGET:
         warnings.append(
-            f"The sparsity reached is {sparsity:.4f}, the target {config.target:.4f}. Train longer, or raise"
+            f"The sparsity reached is {sparsity:.4f}, the target {target:.4f}. Train longer, or raise"
             " lambda_learning_rate."
         )
     return warnings, not warnings
 
 
-def _has_target(config: EdgePruningConfig) -> bool:
-    """Whether edges have a target that can be reached."""
-    return config.target is not None and config.target <= 1 and config.node_gates != "only"
+def _target(config: EdgePruningConfig) -> float | None:
+    """The sparsity of edges that is asked for; None for none, one beyond reach, and targets of writers."""
+    reachable = config.target is not None and config.target <= 1 and config.node_gates != "only"
+    return config.target if reachable else None
