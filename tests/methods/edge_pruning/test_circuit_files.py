@@ -170,8 +170,75 @@ def test_files_of_models_whose_sub_layers_stand_side_by_side_say_so(network, cir
         read_eap_ig(tmp_path / "side.json", circuit.graph)
     written["edges"]["m0->logits"]["score"] = "nan"
     (tmp_path / "side.json").write_text(json.dumps(written))
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="edge m0->logits: score is 'nan', not a finite number"):
         read_eap_ig(tmp_path / "side.json", graph)
+
+
+@pytest.mark.parametrize("value", ["false", "true", "", "0", None, 2, 0.5, [], [False]])
+@pytest.mark.parametrize(
+    ("part", "name", "field"),
+    [
+        ("edges", "a0.h0->a1.h2<v>", "in_graph"),
+        ("edges", "input->a0.h3<k>", "in_graph"),  # the last of two that share a head
+        ("nodes", "a0.h0", "in_graph"),
+        ("cfg", None, "parallel_attn_mlp"),
+    ],
+)
+def test_what_is_neither_true_nor_false_in_graphs_of_eap_ig_is_refused(circuit, tmp_path, part, name, field, value):
+    """The text "false" was true, and null and empty texts false."""
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    written = json.loads((tmp_path / "graph.json").read_text())
+    (written[part] if name is None else written[part][name])[field] = value
+    (tmp_path / "graph.json").write_text(json.dumps(written))
+    where = "cfg" if name is None else f"{part[:-1]} {name}"
+    with pytest.raises(UserError, match=re.escape(f"graph.json', {where}: {field} is {value!r}, not true or false")):
+        read_eap_ig(tmp_path / "graph.json", circuit.graph)
+
+
+@pytest.mark.parametrize("value", ["0.5", "nan", None, True, [0.5]])
+@pytest.mark.parametrize(
+    ("part", "name", "field"),
+    [
+        ("edges", "a0.h0->a1.h2<v>", "score"),
+        ("edges", "input->a0.h3<k>", "score"),
+        ("nodes", "a0.h0", "score"),
+        ("cfg", None, "n_layers"),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(circuit, tmp_path, part, name, field, value):
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    written = json.loads((tmp_path / "graph.json").read_text())
+    (written[part] if name is None else written[part][name])[field] = value
+    (tmp_path / "graph.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match=re.escape(f"{field} is {value!r}, not a finite number")):
+        read_eap_ig(tmp_path / "graph.json", circuit.graph)
+
+
+@pytest.mark.parametrize("end", ["json", "pt"])
+def test_flags_of_graphs_of_eap_ig_may_be_1_and_0(circuit, tmp_path, end):
+    """Its own reader puts them into tensors of booleans, which take 1 and 0 and no text."""
+    path = tmp_path / f"graph.{end}"
+    write_eap_ig(circuit, path)
+    if end == "json":
+        written = json.loads(path.read_text())
+        for each in (*written["edges"].values(), *written["nodes"].values()):
+            each["in_graph"] = int(each["in_graph"])
+        path.write_text(json.dumps(written))
+    else:
+        written = torch.load(path, weights_only=True)
+        torch.save({**written, "edges_in_graph": written["edges_in_graph"].float()}, path)
+    assert torch.equal(read_eap_ig(path, circuit.graph)[0], circuit.kept_E)
+
+
+def test_a_score_that_is_no_number_in_a_tensor_does_not_hide_behind_another(circuit, tmp_path):
+    """Edges to one shared key head are one here; the largest of 1 and nan by size is 1."""
+    write_eap_ig(circuit, tmp_path / "graph.pt")
+    written = torch.load(tmp_path / "graph.pt", weights_only=True)
+    row, column = (written[of].index(name) for of, name in (("src_nodes", "input"), ("dst_nodes", "a0.h3<k>")))
+    written["edges_scores"][row, column] = float("nan")
+    torch.save(written, tmp_path / "graph.pt")
+    with pytest.raises(UserError, match="edge input->a0.h3<k>: score is nan, not a finite number"):
+        read_eap_ig(tmp_path / "graph.pt", circuit.graph)
 
 
 def test_the_page_escapes_texts_and_lists_what_it_shows(circuit):

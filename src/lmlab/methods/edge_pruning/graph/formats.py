@@ -4,6 +4,7 @@ and of the benchmark MIB.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -324,6 +325,21 @@ def _their_readers(reader: str, share: int) -> Iterable[str]:
     return [f"{layer}.h{int(head) * share + n}<{part}>" for n in range(share)]
 
 
+def _flag(values: Mapping[str, Any], field: str, where: str) -> bool:
+    """What a field says that is true or false; as in the tensors of EAP-IG, 1 and 0 say so too."""
+    value = values[field]
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise UserError(f"{where}: {field} is {value!r:.40}, not true or false.")
+    return bool(value)
+
+
+def _number(values: Mapping[str, Any], field: str, where: str) -> float:
+    value = values[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where}: {field} is {value!r:.40}, not a finite number.")
+    return float(value)
+
+
 @reads("a graph of EAP-IG")
 def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
     """Read such a file, JSON or .pt: which edges are kept, and scores, [E] each. Of edges that are one here, the one
@@ -336,12 +352,11 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
     if not isinstance(found, Mapping) or not {"cfg", "edges"} <= set(found):
         raise UserError(f"'{path}' is not a graph of EAP-IG (cfg or edges are missing).")
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
-    if (found["cfg"].get("n_layers"), found["cfg"].get("n_heads")) != (config.num_layers, config.num_heads):
-        raise UserError(
-            f"'{path}' is for {found['cfg'].get('n_layers')} layers of {found['cfg'].get('n_heads')} heads, not for"
-            " this model."
-        )
-    if bool(found["cfg"].get("parallel_attn_mlp", False)) != config.parallel_residual:
+    layers, heads = (_number(found["cfg"], name, f"'{path}', cfg") for name in ("n_layers", "n_heads"))
+    if (layers, heads) != (config.num_layers, config.num_heads):
+        raise UserError(f"'{path}' is for {layers:g} layers of {heads:g} heads, not for this model.")
+    parallel = "parallel_attn_mlp" in found["cfg"] and _flag(found["cfg"], "parallel_attn_mlp", f"'{path}', cfg")
+    if parallel != config.parallel_residual:
         raise UserError(
             f"'{path}' is for a model whose attention and feed-forward network stand"
             f" {'one after the other' if config.parallel_residual else 'side by side'}, which this one's do not."
@@ -349,17 +364,23 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
     kept_E, scores_E = torch.zeros(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
     for number, (writer, reader) in enumerate(graph.edges()):
         source = _their_writer(writer, graph)
-        each = [found["edges"].get(f"{source}->{name}") for name in _their_readers(reader, share)]
-        if None in each:
+        each = {name: found["edges"].get(name) for name in (f"{source}->{n}" for n in _their_readers(reader, share))}
+        if None in each.values():
             raise UserError(f"'{path}' lacks the edge {source} -> {reader}.")
-        kept_E[number] = any(one["in_graph"] for one in each)
-        scores_E[number] = max((float(one["score"]) for one in each), key=abs)
-    if not bool(scores_E.any()):  # a file of nodes has zeros at its edges
-        own = [
-            (found.get("nodes") or {}).get(_their_writer(writer, graph), {}).get("score") for writer in graph.writers
-        ]
-        if None not in own:
-            scores_E = torch.tensor(own, dtype=torch.float32)[graph.edge_writers]
+        # all are read, also behind one that settles the answer
+        kept_E[number] = any([_flag(one, "in_graph", f"'{path}', edge {name}") for name, one in each.items()])
+        scores_E[number] = max([_number(one, "score", f"'{path}', edge {name}") for name, one in each.items()], key=abs)
+    own: dict[str, float] = {}
+    for name, node in (found.get("nodes") or {}).items():
+        if (
+            "in_graph" in node
+        ):  # a node is in it here where an edge is; what EAP-IG would not take is refused all the same
+            _flag(node, "in_graph", f"'{path}', node {name}")
+        if "score" in node:
+            own[name] = _number(node, "score", f"'{path}', node {name}")
+    writers = [_their_writer(writer, graph) for writer in graph.writers]
+    if not bool(scores_E.any()) and set(writers) <= set(own):  # a file of nodes has zeros at its edges
+        scores_E = torch.tensor([own[name] for name in writers])[graph.edge_writers]
     if not bool(scores_E.isfinite().all()):
         raise UserError(f"'{path}' has scores that are no finite numbers.")
     return kept_E, scores_E
