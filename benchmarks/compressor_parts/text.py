@@ -97,7 +97,7 @@ def measure_text(out: Path, settings: TextSettings) -> None:
     from lmlab.methods.autocompressor.measure.ppl import PplSettings, summarize, table
     from lmlab.runs import Recipe, run_recipe
 
-    _write_documents(out, settings.sources)
+    write_documents(out, settings.sources)
     run_recipe(Recipe.parse(_base_recipe(out, settings), "the benchmark"), out / "base")
     start = settings.start or out / "base" / "base"
     for seed in range(settings.seeds):
@@ -164,7 +164,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "id"}
 
 
-def _write_documents(out: Path, sources: Path | None) -> None:
+def write_documents(out: Path, sources: Path | None) -> None:
     """Papers, stories and Python's library; held out are 40 papers and every eighth package or module with all of its
     files. Further sources are learned from where they are no copies of what is held out.
     """

@@ -9,6 +9,7 @@ from small_models import FEATURES, random_model
 
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
+from lmlab.methods.autocompressor.fitting.files import load_kind, save_kind
 from lmlab.methods.autocompressor.kinds.base import create, kinds, slots_for
 from lmlab.methods.autocompressor.kinds.cartridge import Excerpts, Studies, train_cartridge
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
@@ -63,6 +64,26 @@ def test_ratios_that_are_no_whole_numbers_leave_as_many_slots_to_every_kind(name
             assert memory.slots_B.tolist() == [slots_for(length, ratio)]
     runs = [groups_of(10, 2.5, torch.device("cpu")).tolist(), groups_of(33, 1.1, torch.device("cpu")).tolist()[-2:]]
     assert runs == [[0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [29, 29]]
+
+
+@pytest.mark.parametrize("name", ["meanpool", "icae", "bi_tokens", "summary", "rmt"])
+@torch.no_grad()
+def test_vectors_of_final_states_can_be_as_long_as_embeddings_and_stay_so_in_the_file(name, tmp_path):
+    """The final states of trained models are many times longer than what they read."""
+    model, ids = random_model(), ids_of(2, 12)
+    model.embedding.weight.mul_(0.1)
+    own = {"segment": 12} if name in ("summary", "rmt") else {}
+    plain, scaled = (create(name, model, ratio=4, vector_scale=scale, **own) for scale in (1.0, "embedding"))
+    factor = scaled.config.vector_scale
+    assert 0 < factor < 0.2
+    vectors = scaled.compress(ids).pieces[0].x
+    close(vectors, plain.compress(ids).pieces[0].x * factor)
+    embeds = model.embedding.weight.norm(dim=-1).mean()
+    assert 0.5 < vectors.norm(dim=-1).mean() / embeds < 2
+    save_kind(scaled, tmp_path)
+    again = load_kind(tmp_path)
+    assert again.config.vector_scale == factor
+    close(again.compress(ids).pieces[0].x, vectors)
 
 
 @torch.no_grad()

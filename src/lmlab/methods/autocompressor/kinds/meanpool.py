@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.autocompressor.kinds.base import register
-from lmlab.methods.autocompressor.kinds.trained import Trained, groups_of
-from lmlab.models import Memory, Piece
+from lmlab.methods.autocompressor.kinds.trained import TrainedVectors, groups_of
+from lmlab.models import Memory
 
 
 @register("meanpool")
-class MeanPool(Trained):
+class MeanPool(TrainedVectors):
     """An encoder pass in which all tokens see each other; vector j is the mean of hidden states j r to (j + 1) r."""
 
     def encode(self, ids_BT: Tensor, ratio: float) -> Memory:
         hidden_BTD = self.model(logits="none", **self.read_both_ways(input_ids_BT=ids_BT)).hidden_BTD
-        return Memory(pieces=(Piece(means_of(hidden_BTD, ratio)),))
+        return self.vectors(means_of(hidden_BTD, ratio))
 
 
 def means_of(hidden_BTD: Tensor, ratio: float) -> Tensor:

@@ -16,11 +16,11 @@ from lmlab.errors import UserError
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.kinds.base import register, slots_for
 from lmlab.methods.autocompressor.kinds.config import KindConfig
-from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig
+from lmlab.methods.autocompressor.kinds.trained import Trained, VectorsConfig
 from lmlab.models import Memory, Piece, Transformer
 
 
-class SummaryConfig(TrainedConfig):
+class SummaryConfig(VectorsConfig):
     """How much is kept, what learns, and what is learned.
 
     Attributes:
@@ -50,10 +50,18 @@ class Summary(Trained):
         if trained is None:
             kappa = slots_for(config.segment, config.ratio)
             trained = AutoCompressor.from_base(
-                model, kappa, self.accumulates, "mean", noise=config.init_std, seed=config.seed
+                model,
+                kappa,
+                self.accumulates,
+                "mean",
+                noise=config.init_std,
+                seed=config.seed,
+                vector_scale=config.vector_scale,
             )
         if trained.config.position_budget is not None:
             raise UserError("A compressor with rope_positions text_only gives no memory: its vectors have a budget.")
+        # the settings, which are saved, hold the number that `embedding` stood for
+        self.settings = self.config = config.model_copy(update={"vector_scale": trained.config.vector_scale})
         self._compressor = [trained]  # in a list: its model is this one, and stands in the state once
         self.table_ND = trained.summary_embedding_ND
 

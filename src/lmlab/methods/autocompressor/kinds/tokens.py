@@ -16,8 +16,8 @@ from torch import Tensor
 from lmlab.data import Tokenizer
 from lmlab.methods.autocompressor.kinds.base import register, slots_for
 from lmlab.methods.autocompressor.kinds.config import KindConfig
-from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig
-from lmlab.models import KVRows, Memory, Piece, Transformer, read_rows
+from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig, TrainedVectors, VectorsConfig
+from lmlab.models import KVRows, Memory, Transformer, read_rows
 
 
 class TokensConfig(TrainedConfig):
@@ -29,6 +29,10 @@ class TokensConfig(TrainedConfig):
     """
 
     tokens: PositiveInt = 64
+
+
+class TokenVectorsConfig(TokensConfig, VectorsConfig):
+    """How much is kept, what learns, and what is learned."""
 
 
 class _Tokens(Trained):
@@ -50,12 +54,14 @@ class _Tokens(Trained):
 
 
 @register("icae")
-class ICAE(_Tokens):
+class ICAE(_Tokens, TrainedVectors):
     """Last hidden states of the tokens, in causal order."""
+
+    Config = TokenVectorsConfig
 
     def encode(self, ids_BT: Tensor, ratio: float) -> Memory:
         x_BTD, slots = self.behind(ids_BT, ratio)
-        return Memory(pieces=(Piece(self.model(inputs_embeds_BTD=x_BTD, logits="none").hidden_BTD[:, -slots:]),))
+        return self.vectors(self.model(inputs_embeds_BTD=x_BTD, logits="none").hidden_BTD[:, -slots:])
 
 
 @register("kv_tokens")
@@ -68,13 +74,15 @@ class KVTokens(_Tokens):
 
 
 @register("bi_tokens")
-class BidirectionalTokens(_Tokens):
+class BidirectionalTokens(_Tokens, TrainedVectors):
     """Last hidden states of the tokens, where text and tokens see each other."""
+
+    Config = TokenVectorsConfig
 
     def encode(self, ids_BT: Tensor, ratio: float) -> Memory:
         x_BTD, slots = self.behind(ids_BT, ratio)
         named = self.read_both_ways(inputs_embeds_BTD=x_BTD)
-        return Memory(pieces=(Piece(self.model(logits="none", **named).hidden_BTD[:, -slots:]),))
+        return self.vectors(self.model(logits="none", **named).hidden_BTD[:, -slots:])
 
 
 def _last(rows: KVRows, slots: int) -> KVRows:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from lmlab.data import Batch, Loader, Tokenizer
+from lmlab.methods.autocompressor.compressor.starting import scale_to_embeddings
 from lmlab.methods.autocompressor.kinds.base import Compressor
 from lmlab.methods.autocompressor.kinds.config import KindConfig
-from lmlab.models import IGNORE, LoRAConfig, Memory, Transformer, add_lora
+from lmlab.models import IGNORE, LoRAConfig, Memory, Piece, Transformer, add_lora
 from lmlab.train import StepOutput, Trainer, TrainerConfig
 
 
@@ -39,6 +40,18 @@ class TrainedConfig(KindConfig):
     autoencode: NonNegativeFloat = 0.0
     distill: NonNegativeFloat = 0.0
     init_std: float = Field(default=0.02, gt=0)
+
+
+class VectorsConfig(TrainedConfig):
+    """How much is kept, what learns, and what is learned.
+
+    Attributes:
+        vector_scale: by what final hidden states are multiplied to become vectors. Where a model's final states are
+            much longer than its embeddings (SmolLM2: 15 times), vectors begin as inputs unlike any that it knows.
+            `embedding` stands for the factor that makes them as long as its embeddings; what is saved is the number.
+    """
+
+    vector_scale: PositiveFloat | Literal["embedding"] = 1.0
 
 
 class Trained(Compressor):
@@ -137,6 +150,28 @@ class Trained(Compressor):
         loader = Loader(rows, config.batch_size, self.config.seed)
         Trainer(self, compression_step, loader, config, directory, evaluate).fit()
         return self
+
+
+class TrainedVectors(Trained):
+    """A kind whose memory is made of final hidden states."""
+
+    Config = VectorsConfig
+
+    def __init__(self, model: Transformer, config: KindConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(model, config, tokenizer)
+        assert isinstance(config, VectorsConfig)
+        if config.vector_scale == "embedding":
+            self.use_scale(scale_to_embeddings(model))
+
+    def use_scale(self, scale: float) -> None:
+        """Let the settings, which are saved, hold the number."""
+        self.settings = self.config = self.settings.model_copy(update={"vector_scale": scale})
+
+    def vectors(self, hidden_BMD: Tensor) -> Memory:
+        """The memory of these states."""
+        scale = cast(VectorsConfig, self.settings).vector_scale
+        assert scale != "embedding"
+        return Memory(pieces=(Piece(hidden_BMD * scale),))
 
 
 def compression_step(compressor: Trained, batch: Batch) -> StepOutput:
