@@ -5,16 +5,16 @@
     python benchmarks/circuit_curves.py --model runs/demo/model --data runs/demo-circuit/examples/examples.jsonl \
         --method eap --method eap-ig --method acdc --method "edge-pruning each" --method exact --out small.jsonl
 
-It goes on where it was stopped, a line for each method and task, methods in turns over all tasks. Every method ranks
-all edges on `train`; the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns),
-years (greater-than) and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-
-order scores go by too: the logit difference, or for greater-than the probability difference of all later less all
-earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank. `edge-pruning
-each` trains them for each size anew. `ranking` is trained to be close to the model, `ranking faithful` for |1 -
-faithfulness| (CMD), `ranking metric` for a high metric (CPR), with sizes drawn uniformly. `acdc`, which is for small
-models, is searched with falling thresholds: an edge ranks by how many of them keep it, then by its rise under the
-lowest; the circuits of the thresholds are measured too. With --data the task is a file of one's own whose lines name
-the splits `train` and `test`.
+It goes on where it was stopped, a line for each method, task and settings, methods in turns over all tasks; what was
+measured by other settings is measured again, and stands in a table of its own. Every method ranks all edges on `train`;
+the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns), years (greater-than)
+and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-order scores go by too:
+the logit difference, or for greater-than the probability difference of all later less all earlier values. `edge-pruning
+5%` trains its gates for that share of edges; its other sizes are by rank. `edge-pruning each` trains them for each size
+anew. `ranking` is trained to be close to the model, `ranking faithful` for |1 - faithfulness| (CMD), `ranking metric`
+for a high metric (CPR), with sizes drawn uniformly. `acdc`, which is for small models, is searched with falling
+thresholds: an edge ranks by how many of them keep it, then by its rise under the lowest; the circuits of the thresholds
+are measured too. With --data the task is a file of one's own whose lines name the splits `train` and `test`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,26 @@ METHODS = ("eap", "eap-ig", "edge-pruning 5%", "relp", "edge-pruning 1%", "rando
 RANKED = {"": ("distance", "log"), "faithful": ("faithful", "log"), "metric": ("metric", "uniform")}
 FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 THRESHOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of acdc, as shares of the empty circuit's distance
+RATES = {"edge-pruning": 0.3, "ranking": 0.2}  # of the methods that train
+_TRAINING = ("steps", "learning_rate")
 
 
 def _count(arguments: argparse.Namespace, split: str) -> int:
     return arguments.examples if split == "test" else arguments.search_examples or arguments.examples
+
+
+def _settings(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """What the figures of a method and task depend on besides these; a line with the same is not measured again."""
+    found: dict[str, Any] = {
+        name: None if (value := getattr(arguments, name)) is None else str(value)
+        for name in ("model", "data", "tokenizer")
+    }
+    found |= {f"examples of {split}": _count(arguments, split) for split in ("train", "test")}
+    found |= {"fractions": list(arguments.fraction or FRACTIONS), "batch": arguments.batch}
+    name = method.partition(" ")[0]
+    if name in RATES:
+        found |= {"steps": arguments.steps, "learning_rate": arguments.learning_rate or RATES[name]}
+    return found
 
 
 def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -67,13 +83,13 @@ def _config(arguments: argparse.Namespace, method: str, metric: str, edges: int)
     training = {"steps": arguments.steps, "batch_size": arguments.batch}
     name, _, share = method.partition(" ")
     if name == "edge-pruning":
-        pruning = {**training, "learning_rate": arguments.learning_rate or 0.3, "polish": False}
+        pruning = {**training, "learning_rate": arguments.learning_rate or RATES[name], "polish": False}
         size = round(float(share.removesuffix("%")) / 100 * edges)
         return FindConfig(num_edges=size, price=2e-4, warm_start=True, pruning=pruning)
     given: dict[str, Any] = {}
     if name == "ranking":
         objective, sizes = RANKED[share]
-        rate = arguments.learning_rate or 0.2
+        rate = arguments.learning_rate or RATES[name]
         given["ranking"] = {**training, "learning_rate": rate, "objective": objective, "sizes": sizes}
     if name in ("eap", "eap-ig", "relp") or share in ("faithful", "metric"):
         given["metric"] = metric
@@ -118,11 +134,13 @@ def run(arguments: argparse.Namespace) -> None:
     reuse_memory()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
-    done = {(each["task"], each["method"]) for each in _lines(arguments.out)}
+    # lines without settings are of no known ones
+    done = [(each["task"], each["method"], each.get("settings")) for each in _lines(arguments.out)]
     ready: dict[str, Any] = {}
     for method in arguments.method or METHODS:
         for name in arguments.task or (TASKS if arguments.data is None else (arguments.data.stem,)):
-            if (name, method) in done:
+            settings = _settings(arguments, method)
+            if (name, method, settings) in done:
                 continue
             if time.monotonic() - started > arguments.seconds:
                 print("stopped; the same command goes on")
@@ -147,8 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "metric": metric,
                 "examples": len(tasks["test"].examples),
                 "searched": len(tasks["train"].examples),
-                "steps": arguments.steps,
-                "batch": arguments.batch,
+                "settings": settings,
                 "tokens": tasks["test"].examples.clean.shape[1],
                 "seconds": round(seconds, 1),
                 "load": round(load, 1),
@@ -167,16 +184,36 @@ def run(arguments: argparse.Namespace) -> None:
             )
 
 
+def _measured(line: dict[str, Any]) -> str:
+    """What the lines of one table share: all but the method and how it trains."""
+    shared = {name: value for name, value in line.get("settings", {}).items() if name not in _TRAINING}
+    return json.dumps(
+        [line["task"], line["examples"], line["searched"], shared, [row["fraction"] for row in line["curve"]]]
+    )
+
+
+def _column(line: dict[str, Any], table: list[dict[str, Any]]) -> str:
+    """The method, with how it trained where the table has it several times."""
+    trained = [
+        f"{name.replace('_', ' ')} {line['settings'][name]}" for name in _TRAINING if name in line.get("settings", {})
+    ]
+    several = sum(each["method"] == line["method"] for each in table) > 1
+    return ", ".join([line["method"], *trained]) if several else line["method"]
+
+
 def report(arguments: argparse.Namespace) -> None:
-    """A table for each task."""
-    lines = _lines(arguments.out)
-    for name in dict.fromkeys(each["task"] for each in lines):
-        own = [each for each in lines if each["task"] == name]
+    """A table for each task, and for each way of measuring it."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for each in _lines(arguments.out):
+        tables.setdefault(_measured(each), []).append(each)
+    for own in tables.values():
         first = own[0]
         full, empty = (first[which][first["metric"]] for which in ("full", "empty"))
-        print(f"\n{name}, {first['examples']} held-out examples; {first['metric']} {full:.3f} of the model,")
+        of = first["settings"]["model"] if "settings" in first else "a model that the lines do not name"
+        print(f"\n{first['task']} in {of}, {first['searched']} examples searched and {first['examples']} held out;")
+        print(f"{first['metric']} {full:.3f} of the model,")
         print(f"{empty:.3f} without edges; KL without edges {first['empty']['distance']:.3f}")
-        print("| edges kept | " + " | ".join(f"{each['method']}: KL, faithfulness" for each in own) + " |")
+        print("| edges kept | " + " | ".join(f"{_column(each, own)}: KL, faithfulness" for each in own) + " |")
         print("|---|" + "---|" * len(own))
         for n, row in enumerate(first["curve"][:-1]):
             cells = [
@@ -192,9 +229,9 @@ def report(arguments: argparse.Namespace) -> None:
             for row in each.get("circuits", ()):
                 figures, low_high = row["circuit"], row["intervals"].get("faithfulness", (float("nan"),) * 2)
                 print(
-                    f"{each['method']} at {row['threshold']:g}: {row['edges']} edges, KL {figures['distance']:.3f} ±"
-                    f" {1.96 * row['errors']['distance']:.3f}, faithfulness {figures['faithfulness']:.2f}"
-                    f" ({low_high[0]:.2f} to {low_high[1]:.2f})"
+                    f"{_column(each, own)} at {row['threshold']:g}: {row['edges']} edges,"
+                    f" KL {figures['distance']:.3f} ± {1.96 * row['errors']['distance']:.3f},"
+                    f" faithfulness {figures['faithfulness']:.2f} ({low_high[0]:.2f} to {low_high[1]:.2f})"
                 )
 
 

@@ -9,8 +9,9 @@ input, in the whole model; by how much the logit difference falls is its exact e
 score of a writer by a first-order method is the sum of the scores of its edges, as in `nap`. Printed is Pearson's
 correlation of both over all MLPs and over all heads, with the 95 % interval of Fisher's transformation, and that of
 ranks. With --experts each expert of a mixture is a writer, and their exact effects are printed by layer. The effects
-are kept in --out, a line for each writer, so that a run that was stopped goes on. With --data the task is a file of
-one's own, of which the split `test` is taken if there is one.
+are kept in --out, a line for each writer, so that a run that was stopped goes on; a file of another model, task or
+number of examples is refused. With --data the task is a file of one's own, of which the split `test` is taken if there
+is one.
 """
 
 from __future__ import annotations
@@ -70,9 +71,16 @@ def main() -> None:
         task, _ = load(arguments.model, options).task("interchange", graph_options, options)
     graph = task.masked.graph
     known = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    about = [str(arguments.model), str(arguments.data or arguments.task), len(task.examples), arguments.experts]
-    if any(each.get("of", about) != about for each in known):
-        parser.error(f"{arguments.out} holds effects of {known[0]['of']}, not of {about}")
+    about = [
+        str(arguments.model),
+        str(arguments.data or arguments.task),
+        None if arguments.tokenizer is None else str(arguments.tokenizer),
+        len(task.examples),
+        arguments.experts,
+    ]
+    for each in known:
+        if each.get("of") != about:
+            parser.error(f"{arguments.out} holds effects of {each.get('of', 'what it does not name')}, not of {about}")
     effects = {each["writer"]: each["effect"] for each in known}
     begin = time.process_time()
     with torch.no_grad(), arguments.out.open("a") as file:

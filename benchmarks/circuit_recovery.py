@@ -5,12 +5,12 @@
     python benchmarks/circuit_recovery.py --programs programs --out recovery.jsonl --report
 
 It goes on where it was stopped (--seconds N stops by itself after so much CPU time), a line of the file for each
-program, ablation, method and seed. What an edge is worth is measured on the plain masked model first: the *needed*
-edges are those whose absence alone raises the distance by more than 1e-5 of the empty circuit's. They are the known
-circuit where they are enough by themselves (their distance is below 1e-3 of the empty circuit's); elsewhere edges
-replace each other, and the best circuit that any method found stands for it. A circuit is *recovered* if it is that
-set, or is as close to the model (1e-3 of the empty circuit's distance) with no more edges. Programs whose corruption
-changes nothing are left out and counted.
+program, ablation, method, seed and settings; what was searched by other settings is searched again. What an edge is
+worth is measured on the plain masked model first: the *needed* edges are those whose absence alone raises the distance
+by more than 1e-5 of the empty circuit's. They are the known circuit where they are enough by themselves (their distance
+is below 1e-3 of the empty circuit's); elsewhere edges replace each other, and the best circuit that any method found
+stands for it. A circuit is *recovered* if it is that set, or is as close to the model (1e-3 of the empty circuit's
+distance) with no more edges. Programs whose corruption changes nothing are left out and counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 _TRIED = ("edge-pruning", "gates alone", "ugs", "ranking", "acdc", "exact", "node-pruning")
 _SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "relp", "atp-star", "atp-star whole", "ifr", "nap-ig", "random")
 METHODS = (*_TRIED, *_SCORED)
+_TRAINED = ("edge-pruning", "gates alone", "ugs", "ranking", "node-pruning")
 _CLOSE, _NEEDED = 1e-3, 1e-5
 
 
@@ -62,6 +63,26 @@ def _search(task: Any, ablation: str, method: str, seed: int, steps: int, size: 
     return search(task, FindConfig(**settings), seed)
 
 
+def _settings(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """What a line depends on besides its program, ablation, method and seed."""
+    found = {"programs": str(arguments.programs), "examples": arguments.examples}
+    return found | ({"steps": arguments.steps} if method in _TRAINED else {})
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What a line is of; those of no known settings are of none that can be asked for."""
+    return line["program"], line["ablation"], line["method"], line["seed"], _told(line.get("settings"))
+
+
+def _told(settings: dict[str, Any] | None) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _measured(line: dict[str, Any]) -> str:
+    """What decides the known circuit and the distances: all settings but those of a training."""
+    return _told({name: value for name, value in line.get("settings", {}).items() if name != "steps"})
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -75,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.quiet = True
     torch.set_num_threads(1)
     started = time.process_time()
-    done = {(each["program"], each["ablation"], each["method"], each["seed"]) for each in _lines(arguments.out)}
+    done = {_key(each) for each in _lines(arguments.out)}
     print(f"load {os.getloadavg()[0]:.1f}; {len(done)} lines before")
     sizes = {
         path: json.loads((path / "config.json").read_text())["n_edges"]
@@ -92,16 +113,25 @@ def run(arguments: argparse.Namespace) -> None:
                 (method, seed)
                 for method in methods
                 for seed in range(arguments.seeds if method == "edge-pruning" else 1)
-                if (folder.name, ablation, method, seed) not in done
+                if (folder.name, ablation, method, seed, _told(_settings(arguments, method))) not in done
             ]
-            if not wanted or (folder.name, ablation, "none", 0) in done:
+            if not wanted or (folder.name, ablation, "none", 0, _told(_settings(arguments, "none"))) in done:
                 continue
             row: dict[str, Any] = {"program": folder.name, "ablation": ablation}
             try:
                 task = _task(folder, ablation, arguments.examples)
                 empty = task.empty_distance
             except (UserError, RuntimeError) as error:
-                _append(arguments.out, {**row, "method": "none", "seed": 0, "why": str(error)[:200]})
+                _append(
+                    arguments.out,
+                    {
+                        **row,
+                        "method": "none",
+                        "seed": 0,
+                        "settings": _settings(arguments, "none"),
+                        "why": str(error)[:200],
+                    },
+                )
                 continue
             needed_E = exact_effects(task, 1024) > _NEEDED * empty
             size = max(1, int(needed_E.sum()))
@@ -121,6 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
                         **row,
                         "method": method,
                         "seed": seed,
+                        "settings": _settings(arguments, method),
                         "found": int(found.kept_E.sum()),
                         "distance": task.mean_distance(found.kept_E) / empty,
                         "same": bool(torch.equal(found.kept_E, needed_E)),
@@ -137,22 +168,34 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """The table."""
+    """A table for each set of programs and number of examples; a row for each method and number of steps."""
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in _lines(arguments.out):
+        tables[_measured(each)].append(each)
+    for told, lines in tables.items():
+        if len(tables) > 1:
+            print(f"\n{told if told != '{}' else 'no settings are known'}")
+        _table(lines, arguments.failures)
+
+
+def _table(lines: list[dict[str, Any]], failures: bool) -> None:
     from lmlab.stats import wilson
 
-    lines = _lines(arguments.out)
     best: dict[tuple[str, str], int] = {}
     for each in lines:
         if each["method"] != "none" and each["distance"] <= _CLOSE:
             key = (each["program"], each["ablation"])
             best[key] = min(best.get(key, each["found"]), each["found"])
     left_out = [each for each in lines if each["method"] == "none"]
-    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows: dict[tuple[str, int | None], list[dict[str, Any]]] = defaultdict(list)
     for each in lines:
         if each["method"] != "none":
-            rows[each["method"]].append(each)
+            rows[each["method"], each.get("settings", {}).get("steps")].append(each)
     programs = {each["program"] for each in lines if each["method"] != "none"}
     tasks = {(each["program"], each["ablation"]): each for each in lines if each["method"] != "none"}
+    if not tasks:
+        print(f"{len(left_out)} tasks left out: the corruption changes nothing.")
+        return
     print(
         f"{len(programs)} programs, {len(tasks)} tasks with both ablations ({len(left_out)} left out: the corruption"
         f" changes nothing); the needed edges are enough in {sum(each['enough'] for each in tasks.values())}; "
@@ -162,10 +205,10 @@ def report(arguments: argparse.Namespace) -> None:
         "| method | runs | recovered | 95 % interval | exact set | silent failures | AUROC, median | s a run, median |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for method in METHODS:
-        found = rows.get(method, [])
-        if not found:
-            continue
+    for method, steps in sorted(rows, key=lambda row: (METHODS.index(row[0]), row[1] or 0)):
+        found = rows[method, steps]
+        several = sum(other == method for other, _ in rows) > 1
+        label = f"{method}, {steps} steps" if several else method
         good = [
             each["same"] or (each["distance"] <= _CLOSE and each["found"] <= best[each["program"], each["ablation"]])
             for each in found
@@ -174,13 +217,14 @@ def report(arguments: argparse.Namespace) -> None:
         # converged is null where single edges were not tried
         silent = sum(not ok and each["converged"] is True for ok, each in zip(good, found, strict=True))
         areas = [each["auroc"] for each in found if each["auroc"] is not None]
+        area = f"{median(areas):.3f}" if areas else "-"
         print(
-            f"| {method} | {len(found)} | {100 * sum(good) / len(good):.1f} % | {100 * share.low:.1f} to"
+            f"| {label} | {len(found)} | {100 * sum(good) / len(good):.1f} % | {100 * share.low:.1f} to"
             f" {100 * share.high:.1f} % | {100 * sum(each['same'] for each in found) / len(found):.1f} % | {silent} |"
-            f" {median(areas):.3f} | {median(each['seconds'] for each in found):.1f} |"
+            f" {area} | {median(each['seconds'] for each in found):.1f} |"
         )
         for ok, each in zip(good, found, strict=True):
-            if not ok and arguments.failures and method == "edge-pruning":
+            if not ok and failures and method == "edge-pruning":
                 print("   ", each, "best", best.get((each["program"], each["ablation"])))
 
 

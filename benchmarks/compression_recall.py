@@ -61,14 +61,14 @@ def main() -> None:
     options = parser.parse_args()
     print(f"values known, but not whose they are: {unbound_score():.3f}", flush=True)
     found = json.loads(options.out.read_text()) if options.out.exists() else []
-    keys = ("kind", "seed", "steps", "slots")
+    keys = ("kind", "seed", "steps", "slots", "every")  # how often is looked decides when 0.9 is first seen
     for seed in range(options.seeds):
         for kind in options.kinds:
-            asked = (kind, seed, options.steps, options.slots)
-            if any(tuple(each[name] for name in keys) == asked for each in found):
+            asked = (kind, seed, options.steps, options.slots, options.every)
+            if any(tuple(each.get(name) for name in keys) == asked for each in found):
                 continue
             began = time.time()
-            place = options.out.with_suffix("") / f"{kind}-{seed}-{options.slots}-{options.steps}"
+            place = options.out.with_suffix("") / "-".join(map(str, asked))
             curve = run(kind, seed, options.steps, options.slots, options.every, place)
             reached = next((step for step, score in curve.items() if score >= 0.9), None)
             line = dict(zip(keys, asked, strict=True)) | {"accuracy": curve[options.steps], "first at 0.9": reached}
