@@ -68,6 +68,13 @@ def _recipe(parts: Path, path: Path, **changes: Any) -> Path:
     return path
 
 
+def _base(parts: Path) -> dict[str, Any]:
+    """A stage that trains a model."""
+    trainer = {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu"}
+    shape = {"vocab_size": 300, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 64}
+    return {"kind": "train", "tokens": str(parts / "tokens"), "seq_len": 32, "model": shape, "trainer": trainer}
+
+
 def _losses(run: Path) -> list[float]:
     rows = [json.loads(line) for line in (run / "compressor" / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows]
@@ -78,10 +85,7 @@ def test_of_a_run_that_trained_a_base_too_the_compressor_is_meant(
 ) -> None:
     """As the recipe for laptops does, whose run every command then takes."""
     told = yaml.safe_load(_recipe(parts, tmp_path / "c.yaml", trainer={"steps": 1}).read_text())
-    trainer = {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu"}
-    shape = {"vocab_size": 300, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 64}
-    base = {"kind": "train", "tokens": str(parts / "tokens"), "seq_len": 32, "model": shape, "trainer": trainer}
-    told["stages"] = {"base": base, "compressor": told["stages"]["compressor"] | {"start": "base"}}
+    told["stages"] = {"base": _base(parts), "compressor": told["stages"]["compressor"] | {"start": "base"}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(told))
     run, text = tmp_path / "run", tmp_path / "one.txt"
     done = lmlab("compress", "train", tmp_path / "c.yaml", "--out", run)
@@ -221,6 +225,63 @@ def _fit(parts: Path, path: Path, kind: str, settings: dict[str, Any] | None = N
     return path
 
 
+_EQUAL = {"random": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # a window of 64: kappa alone, and beside the vectors of three segments
+        ({"compressor": {"summary_length": 70}}, "The window of 64 has no room for text"),
+        ({"compressor": {"summary_length": 16}}, "The window of 64 has no room for text"),
+        # 3 x 12 vectors are read by the last of four segments, which has 32 tokens and needs 68 positions
+        ({"compressor": {"summary_length": 12}, "seq_len": 128, "segments": _EQUAL}, "the model's window has 64"),
+        ({"seq_len": 600, "segments": {"random": True}}, "too short for 2 segments"),
+        ({"seq_len": 3}, "too short for 2 segments"),
+        (
+            {"compressor": {"summary_length": 2, "rope_positions": "text_only", "position_budget": 63}},
+            "The window of 64 has no room for text",
+        ),
+    ],
+)
+@pytest.mark.parametrize("promised", [False, True])
+def test_a_window_that_does_not_hold_the_segments_is_told_before_anything_is_trained(
+    changes: dict[str, Any], said: str, promised: bool, lmlab: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    told = yaml.safe_load(_recipe(parts, tmp_path / "c.yaml", **changes).read_text())
+    if promised:
+        told["stages"] = {"base": _base(parts), "compressor": told["stages"]["compressor"] | {"start": "base"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(told))
+    for how in ([], ["--dry-run"]):
+        found = lmlab("run", tmp_path / "c.yaml", "--out", tmp_path / "run", *how)
+        assert found.code == 2 and said in found.err, found.err
+    assert not (tmp_path / "run" / "base" / "metrics.jsonl").exists()
+
+
+def test_segments_that_fill_the_window_are_trained(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    """The last of four segments reads 3 x 10 vectors, has 34 tokens and writes no summary: 64 positions."""
+    changes = {"seq_len": 136, "segments": _EQUAL, "heldout_tokens": None, "trainer": {"steps": 1}}
+    recipe = _recipe(parts, tmp_path / "c.yaml", compressor={"summary_length": 10}, **changes)
+    done = lmlab("run", recipe, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    changes["seq_len"] = 140
+    recipe = _recipe(parts, tmp_path / "c.yaml", compressor={"summary_length": 10}, **changes)
+    found = lmlab("run", recipe, "--out", tmp_path / "other", "--dry-run")
+    said = "30 vectors before the text, 35 tokens and 0 summary tokens are 65 positions"
+    assert found.code == 2 and said in " ".join(found.err.split()), found.err
+
+
+def test_a_stage_behind_a_kind_knows_its_window(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    told = yaml.safe_load(_fit(parts, tmp_path / "f.yaml", "icae").read_text())
+    told["stages"]["second"] = {**told["stages"]["fit"], "start": "fit", "context": 60}
+    told["stages"] = {"base": _base(parts), **told["stages"]}
+    told["stages"]["fit"]["start"] = "base"
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(told))
+    found = lmlab("run", tmp_path / "f.yaml", "--dry-run")
+    said = "context 60 and continuation 16 exceed the model's window of 64"
+    assert found.code == 2 and said in " ".join(found.err.split()), found.err
+
+
 @pytest.mark.parametrize("kind", ["anchor_kv", "ot_pool"])
 def test_a_kind_is_trained_by_a_recipe_and_compared(
     kind: str, lmlab: Callable[..., Any], parts: Path, tmp_path: Path
@@ -262,9 +323,8 @@ def test_kinds_that_cannot_be_trained_so_are_refused(lmlab: Callable[..., Any], 
         recipe = _fit(parts, tmp_path / "f.yaml", kind, **changes)
         found = lmlab("run", recipe, "--out", tmp_path / "run")
         assert found.code == 2 and said in found.err, found.err
-        if "context" not in changes:  # before earlier stages train
-            found = lmlab("run", recipe, "--dry-run")
-            assert found.code == 2 and said in found.err, found.err
+        found = lmlab("run", recipe, "--dry-run")  # before earlier stages train
+        assert found.code == 2 and said in found.err, found.err
     stage = {"kind": "compress_compare", "model": "base"}
     for kinds, said in ((["prune:snip"], "'prune:snip'"), (["truncate", "icae"], "'icae' must be trained")):
         (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "c", "stages": {"c": stage | {"kinds": kinds}}}))

@@ -53,6 +53,13 @@ class CompressorConfig(Config):
             raise ValueError("position_budget belongs to rope_positions text_only.")
         return self
 
+    def positions_behind(self, segments: int) -> int:
+        """Positions that vectors take before the text of a segment that stands behind so many others, of a model whose
+        vectors have positions.
+        """
+        read = segments if self.accumulate else min(segments, 1)
+        return self.position_budget if self.position_budget and read else read * self.summary_length
+
 
 class SegmentsConfig(Config):
     """How a row of a training is cut, and how far gradients go back.

@@ -15,7 +15,7 @@ from lmlab.methods.autocompressor.training.train import train_compressor
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Tokens, Vocabulary
 from lmlab.runs.loading import Loading
-from lmlab.stages.parts.training import TrainingResults
+from lmlab.stages.parts.training import TrainingResults, planned_model, promised_model
 from lmlab.words import counted
 
 
@@ -39,10 +39,20 @@ class CompressTrain(Stage[CompressTrainConfig, CompressTrainResults]):
         }
 
     def promises(self, config: CompressTrainConfig, promised: Mapping[str, Any]) -> Any:
-        """The shape of the model."""
-        if "start" in promised:
-            return promised["start"]
-        return Model.find(config.start).config if Path(config.start).exists() else None
+        """The shape of the model.
+
+        Raises:
+            UserError: a model of this shape cannot compress, or its window does not hold the segments, which is told
+                here so that no earlier stage trains for nothing.
+        """
+        from lmlab.methods.autocompressor.compressor.checks import require_compressible
+        from lmlab.methods.autocompressor.training.step import CompressorStep
+
+        shape = planned_model(None, config.start, promised)
+        if shape is not None:
+            require_compressible(shape, config.compressor)
+            CompressorStep(config.segments).check(shape, config.compressor, config.seq_len)
+        return promised_model(None, config.start, config.lora, promised)
 
     def run(self, config: CompressTrainConfig, context: StageContext) -> CompressTrainResults:
         """Train from the newest checkpoint, or from the start."""
@@ -89,6 +99,18 @@ class CompressFit(Stage[CompressFitConfig, TrainingResults]):
     def plan(self, config: CompressFitConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """What is compressed."""
         return {"rows": f"{config.context} tokens by {config.compressor}, then {config.continuation} that are learned"}
+
+    def promises(self, config: CompressFitConfig, promised: Mapping[str, Any]) -> Any:
+        """The shape of the model.
+
+        Raises:
+            UserError: its window does not hold context and continuation, which is told here so that no earlier stage
+                trains for nothing.
+        """
+        shape = planned_model(None, config.start, promised)
+        if shape is not None:
+            config.require_window(shape.max_seq_len)
+        return shape
 
     def run(self, config: CompressFitConfig, context: StageContext) -> TrainingResults:
         """Train from the newest checkpoint, or from the start."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.models.attention.cache import KVCache
+from lmlab.models.config import ModelConfig
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -64,7 +65,8 @@ def segment_forward(
     """
     rows, slots = embeds_BTD.shape[:2]
     text = slots - n_summary
-    check_window(model, 0 if soft_prompt is None else soft_prompt.positions_taken, text, n_summary, cache)
+    held = 0 if cache is None or not cache.length else int(cache.next_positions().max())
+    check_window(model.config, 0 if soft_prompt is None else soft_prompt.positions_taken, text, n_summary, held)
     if mask_BT is not None and mask_BT.shape[1] == text and n_summary:
         mask_BT = torch.cat((mask_BT.bool(), mask_BT.new_ones(rows, n_summary, dtype=torch.bool)), 1)
     order_BT = _padding_first(model, mask_BT, text)
@@ -108,23 +110,23 @@ def _in_order(x_BTD: Tensor, order_BT: Tensor) -> Tensor:
     return x_BTD.gather(1, order_BT[:, :, None].expand(-1, -1, x_BTD.shape[2]))
 
 
-def check_window(model: Transformer, before: int, text: int, n_summary: int, cache: KVCache | None = None) -> None:
+def check_window(shape: ModelConfig, before: int, text: int, n_summary: int, held: int = 0) -> None:
     """Refuse a segment that the model's positions do not reach.
 
     Arguments:
         before: positions that vectors before the text take.
+        held: positions that were read before.
 
     Raises:
         SegmentError: they, its tokens and summary tokens exceed the window.
     """
-    window, learned = model.config.max_seq_len, model.config.positions == "learned"
-    held = 0 if cache is None or not cache.length else int(cache.next_positions().max())
-    if learned and held + text > window:
+    window = shape.max_seq_len
+    if shape.positions == "learned" and held + text > window:
         raise SegmentError(
             f"A segment of {held + text} tokens exceeds the model's table of {window} positions.",
             "Cut the text into shorter segments.",
         )
-    if model.config.positions == "rotary" and held + before + text + n_summary > window:
+    if shape.positions == "rotary" and held + before + text + n_summary > window:
         raise SegmentError(
             f"{held + before} vectors before the text, {text} tokens and {n_summary} summary tokens are"
             f" {held + before + text + n_summary} positions; the model's window has {window}.",

@@ -56,6 +56,22 @@ class CompressFitConfig(Config):
             settings_of(self.compressor, self.settings, learns=True)
         return self
 
+    def require_window(self, window: int) -> None:
+        """Refuse rows that a model's window does not hold.
+
+        Arguments:
+            window: tokens of it.
+
+        Raises:
+            UserError: context and continuation are longer together.
+        """
+        if self.context + self.continuation > window:
+            raise UserError(
+                f"context {self.context} and continuation {self.continuation} exceed the model's window of {window}"
+                " tokens.",
+                "Lower one of them.",
+            )
+
 
 class CompressCompareConfig(CompareConfig, Loading):
     """What is compared, and on what.

@@ -36,13 +36,8 @@ def fit_kind(
             f"The tokens were made with another tokenizer than that of '{start.path}'.", "Tokenize the text again."
         )
     model = start.load()
+    config.require_window(model.config.max_seq_len)
     length = config.context + config.continuation
-    if length > model.config.max_seq_len:
-        raise UserError(
-            f"context {config.context} and continuation {config.continuation} exceed the model's window of"
-            f" {model.config.max_seq_len} tokens.",
-            "Lower one of them.",
-        )
     compressor = create(config.compressor, model, tokenizer=tokenizer, **({"seed": seed} | config.settings))
     if not isinstance(compressor, Trained):
         raise UserError(f"'{config.compressor}' learns nothing.", "Compare it as it is: lmlab compress compare")

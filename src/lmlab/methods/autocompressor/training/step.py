@@ -25,8 +25,9 @@ from lmlab.methods.autocompressor.compressor.segmenting import (
     random_lengths,
 )
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
-from lmlab.methods.autocompressor.config import SegmentsConfig
+from lmlab.methods.autocompressor.config import CompressorConfig, SegmentsConfig
 from lmlab.models import IGNORE, ModelConfig, SegmentError
+from lmlab.models.prompts.segments import check_window
 from lmlab.progress import console
 from lmlab.train import StepOutput
 
@@ -62,7 +63,8 @@ class CompressorStep:
         mask_BT = None if documents_BT is None or bool((documents_BT >= 0).all()) else documents_BT >= 0
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         prefix = self._prefix(model, generator)
-        blocks = self._blocks(model.model.config, ids_BT.shape[1], prefix, model, generator)
+        drawn = generator if model.training else None
+        blocks = self._blocks(model.model.config, model.config, ids_BT.shape[1], prefix, drawn)
         parts = _Parts(ids_BT, self._labels(labels_BT, blocks), mask_BT)
         run = self._sliding if self.config.bptt == "sliding" else self._block_by_block
         losses, last = run(model, parts, blocks, prefix)
@@ -75,15 +77,23 @@ class CompressorStep:
             self._counts_LE = None
         return {}
 
-    def check(self, model: AutoCompressor, length: int) -> None:
-        """Refuse rows that cannot be cut so, before anything is learned.
+    def check(self, shape: ModelConfig, compressor: CompressorConfig, length: int) -> None:
+        """Refuse rows that cannot be cut so, before there is a model to learn from them. Of segments of random lengths
+        none is longer than the window allows, nor then are equal ones of held-out rows.
+
+        Arguments:
+            shape: of the model that reads them.
+            length: tokens of a row.
 
         Raises:
             SegmentError: they are too short for their segments, or the window is.
         """
-        was_training = model.training
-        self._blocks(model.model.config, length, model.summary_length, model.train(), torch.Generator())
-        model.train(was_training)
+        kappa = compressor.summary_length
+        blocks = self._blocks(shape, compressor, length, kappa, torch.Generator())
+        lengths = [each for block in blocks for each in block]
+        for number, text in enumerate(lengths):
+            before = compressor.positions_behind(number)
+            check_window(shape, before, text, kappa if number + 1 < len(lengths) else 0)
 
     def _prefix(self, model: AutoCompressor, generator: torch.Generator) -> int:
         most = model.summary_length
@@ -92,16 +102,21 @@ class CompressorStep:
         return int(torch.randint(1, most + 1, (), generator=generator))
 
     def _blocks(
-        self, shape: ModelConfig, length: int, prefix: int, model: AutoCompressor, generator: torch.Generator
+        self,
+        shape: ModelConfig,
+        compressor: CompressorConfig,
+        length: int,
+        prefix: int,
+        generator: torch.Generator | None,
     ) -> list[list[int]]:
-        """The lengths of the segments of each block."""
+        """The lengths of the segments of each block; without a generator random ones are equal."""
         config, found = self.config, list[list[int]]()
         borders = block_borders(length, config.blocks)
         for number, (start, stop) in enumerate(pairwise(borders)):
             window = shape.max_seq_len
             if shape.positions == "rotary":
-                read = (number + 1) * config.segments - 1 if model.config.accumulate else 1
-                window -= (model.config.position_budget or read * prefix) + prefix
+                read = (number + 1) * config.segments - 1 if compressor.accumulate else 1
+                window -= (compressor.position_budget or read * prefix) + prefix
             if window < 1:
                 raise SegmentError(
                     f"The window of {shape.max_seq_len} has no room for text beside the summaries of"
@@ -110,7 +125,7 @@ class CompressorStep:
                 )
             if config.lengths is not None:
                 found.append(lengths_of(stop - start, config.lengths, window))
-            elif config.random and model.training:
+            elif config.random and generator is not None:
                 found.append(random_lengths(stop - start, window, config.segments, generator))
             else:
                 found.append(equal_lengths(stop - start, config.segments))

@@ -56,7 +56,7 @@ def train_compressor(
     compressor.summary_embedding_ND.requires_grad_(compressor.summary_length > 0)
     rows = JoinedRows(PackedRows(corpus, config.seq_len, config.packing))
     step = CompressorStep(config.segments, nested=compressor.config.nested)
-    step.check(compressor, config.seq_len)
+    step.check(compressor.model.config, compressor.config, config.seq_len)
     loop = config.trainer.in_steps(config.seq_len, len(rows))
     place = world()
     trainer = Trainer(
