@@ -19,7 +19,7 @@ from lmlab.files import write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
 from lmlab.methods.autocompressor.measure.icl.icl import IclSettings, Prompting, draw, measure_icl, predict, seed_of
 from lmlab.methods.autocompressor.measure.icl.templates import TASKS, IclTask, find_task
-from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.models import ModelConfig, SegmentError, Transformer, save_pretrained
 
 _ITEMS = [{"sentence": f"the film {word} me", "label": n % 2} for n, word in enumerate(["bored", "moved"] * 8)]
 
@@ -136,6 +136,50 @@ def test_an_attempt_that_was_cut_off_goes_on(
         measure_icl(other, _ITEMS[:10], _ITEMS[10:], settings, tmp_path / "cut")
     with pytest.raises(UserError, match="segment of demonstrations is empty"):
         measure_icl(prompting, _ITEMS[:10], _ITEMS[10:], IclSettings(soft_tokens=(2,)), tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        # the window of 512 tokens holds between 32 and 64 of them
+        (IclSettings(soft=(9999,)), 64),
+        (IclSettings(soft=(2, 9999)), 64),
+        (IclSettings(plain=9999), 64),
+        (IclSettings(soft=(2,) * 130), 0),  # vectors alone
+        (IclSettings(soft_tokens=(9999,)), 0),
+        (IclSettings(soft_tokens=(100, 505)), 0),
+        (IclSettings(plain_tokens=9999), 0),
+        (IclSettings(soft_tokens=(60,), plain_tokens=509), 0),
+    ],
+)
+def test_what_the_window_cannot_hold_is_refused_before_it_is_tokenized(
+    settings: IclSettings, most: int, prompting: Prompting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, read = Tokenizer.encode, list[int]()
+
+    def counted(self: Tokenizer, text: str, *given: Any, **named: Any) -> Any:
+        read.append(len(text))
+        return encode(self, text, *given, **named)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    with pytest.raises(SegmentError, match="window has 512"):
+        measure_icl(prompting, _ITEMS[:10], _ITEMS[10:], settings, tmp_path / "out")
+    assert max(read, default=0) <= most * len(prompting.demonstration(_ITEMS[0]))
+
+
+def test_demonstrations_that_fill_the_window_are_read(prompting: Prompting) -> None:
+    """Looked at in parts, they have the tokens that they have as one text."""
+    model = prompting.compressor.model.config
+    told = prompting.demonstration(_ITEMS[0])
+    for count in range(1, 60):
+        items = [_ITEMS[0]] * count
+        ids = prompting.tokenizer.encode_prompt(told * count, "as_text")
+        if len(ids) + 4 > model.max_seq_len:
+            break
+        assert prompting.fitting(items, 0, True) == ids
+    assert count > 16
+    with pytest.raises(SegmentError, match="4 summary tokens"):
+        prompting.fitting(items, 0, True)
 
 
 def test_the_command(lmlab: Callable[..., Any], prompting: Prompting, tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.methods.autocompressor.measure.icl.templates import IclTask, labels_of
 from lmlab.models import IGNORE
+from lmlab.models.prompts.segments import check_window
 from lmlab.progress import progress
 
 RESULTS = "icl.json"
 _SEPARATOR = "\n\n"
+_FIRST = 16  # demonstrations after which is looked whether the window holds them, then after twice as many
 _ROWS_AT_ONCE = 32  # of like length: more take memory for logits, fewer start more passes
 
 
@@ -113,13 +115,50 @@ class Prompting:
                 return count
         return len(items)
 
+    def require_room(self, settings: IclSettings) -> None:
+        """Refuse more segments or tokens than the window can hold, whatever the demonstrations are.
+
+        Raises:
+            SegmentError: their vectors leave no room, or a segment is longer than the window.
+        """
+        shape, config = self.compressor.model.config, self.compressor.config
+        # of demonstrations that are counted not even one token has room
+        soft = settings.soft_tokens or (1,) * len(settings.soft)
+        for number, tokens in enumerate(soft):
+            check_window(shape, config.positions_behind(number), tokens, config.summary_length)
+        check_window(shape, config.positions_behind(len(soft)), settings.plain_tokens or 1, 0)
+
+    def fitting(self, items: Sequence[Mapping[str, Any]], behind: int, summary: bool) -> list[int]:
+        """The tokens of demonstrations that stand behind the vectors of so many segments; the begin mark stands before
+        the first text alone. Some of many are looked at before all, so that a text far beyond the window is refused at
+        once.
+
+        Arguments:
+            summary: they are compressed.
+
+        Raises:
+            SegmentError: the window does not hold them.
+        """
+        config = self.compressor.config
+        encode, told = (
+            self.tokenizer.encode if behind else self.tokenizer.encode_prompt,
+            list(map(self.demonstration, items)),
+        )
+        count, ids = min(_FIRST, len(told)), list[int]()
+        while told:
+            ids = encode("".join(told[:count]), "as_text")
+            before, n_summary = config.positions_behind(behind), config.summary_length if summary else 0
+            check_window(self.compressor.model.config, before, len(ids), n_summary)
+            if count == len(told):
+                break
+            count = min(2 * count, len(told))
+        return ids
+
     def compressed(self, segments: Sequence[Sequence[Mapping[str, Any]]]) -> SummaryVectors | None:
         """The vectors of demonstrations, a segment each; the begin mark stands before the first alone."""
         cut, ids = list[int](), list[int]()
         for number, items in enumerate(segments):
-            text = "".join(self.demonstration(item) for item in items)
-            encode = self.tokenizer.encode if number else self.tokenizer.encode_prompt
-            own = encode(text, "as_text")
+            own = self.fitting(items, number, True)
             cut.append(len(own))
             ids += own
         if not ids:
@@ -201,12 +240,14 @@ def measure_icl(
     """Accuracies over draws of demonstrations, written to `icl.json`; draws that an earlier attempt finished are kept.
 
     Raises:
-        UserError: there are too few demonstrations, segments that the window does not hold, or another measurement.
+        UserError: there are too few demonstrations, or another measurement.
+        SegmentError: the window does not hold them.
     """
     task = prompting.task
     tests = list(tests[: settings.limit])
     if not tests:
         raise UserError("There are no tests.")
+    prompting.require_room(settings)
     calibrate = task.calibrated if settings.calibrate is None else settings.calibrate
     told = [vars(settings), task.name, fingerprint(prompting.compressor), prompting.tokenizer.fingerprint, tests]
     key = sha256_json([*told, list(demonstrations), type(task).__name__])  # whose template may be another one
@@ -219,6 +260,7 @@ def measure_icl(
     with progress("measure", settings.seeds, "draws", start=len(by_seed)) as advance, fast_inference():
         for seed in range(len(by_seed), settings.seeds):
             segments, plain = _drawn(prompting, demonstrations, settings, seed)
+            prompting.fitting(plain, len(segments), False)  # before it is read with each test
             vectors = prompting.compressed(segments)
             predicted = predict(prompting, tests, vectors, plain, calibrate)
             right = sum(a == b for a, b in zip(predicted, labels_of(tests), strict=True))
