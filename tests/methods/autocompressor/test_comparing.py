@@ -143,7 +143,8 @@ def test_the_command_gives_a_row_for_each_kind_at_each_ratio_and_goes_on(small, 
 def test_what_cannot_be_compared_is_refused(small, tmp_path, lmlab):
     for said, *how in (
         ("no kind of compression 'prune:snip'", "--kind", "prune:snip"),
-        ("must be trained", "--kind", "icae"),
+        ("'icae' must be trained before it is compared", "--kind", "icae"),
+        ("'icae' must be trained before it is compared", "--kind", "icae+prune:snap"),
         ("at least 2 contexts", "--contexts", "1"),
         ("exceeds the model's window of 256", "--length", "300"),
         ("ratios.0", "--ratio", "0.5"),

@@ -259,7 +259,9 @@ def test_a_window_that_does_not_hold_the_segments_is_told_before_anything_is_tra
 
 
 def test_segments_that_fill_the_window_are_trained(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
-    """The last of four segments reads 3 x 10 vectors, has 34 tokens and writes no summary: 64 positions."""
+    """Of four segments of 34 tokens the last reads 3 x 10 vectors and writes none, and the third reads 2 x 10 and
+    writes 10: 64 positions.
+    """
     changes = {"seq_len": 136, "segments": _EQUAL, "heldout_tokens": None, "trainer": {"steps": 1}}
     recipe = _recipe(parts, tmp_path / "c.yaml", compressor={"summary_length": 10}, **changes)
     done = lmlab("run", recipe, "--out", tmp_path / "run")
@@ -267,7 +269,7 @@ def test_segments_that_fill_the_window_are_trained(lmlab: Callable[..., Any], pa
     changes["seq_len"] = 140
     recipe = _recipe(parts, tmp_path / "c.yaml", compressor={"summary_length": 10}, **changes)
     found = lmlab("run", recipe, "--out", tmp_path / "other", "--dry-run")
-    said = "30 vectors before the text, 35 tokens and 0 summary tokens are 65 positions"
+    said = "20 vectors before the text, 35 tokens and 10 summary tokens are 65 positions"
     assert found.code == 2 and said in " ".join(found.err.split()), found.err
 
 

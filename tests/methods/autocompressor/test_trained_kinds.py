@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,14 @@ def test_vectors_of_final_states_can_be_as_long_as_embeddings_and_stay_so_in_the
     again = load_kind(tmp_path)
     assert again.config.vector_scale == factor
     close(again.compress(ids).pieces[0].x, vectors)
+
+
+def test_a_file_of_a_kind_that_learns_nothing_is_refused(tmp_path):
+    save_kind(create("meanpool", random_model(), ratio=4), tmp_path)
+    about = json.loads((tmp_path / "kind.json").read_text())
+    (tmp_path / "kind.json").write_text(json.dumps(about | {"kind": "truncate"}))
+    with pytest.raises(UserError, match="'truncate' learns nothing"):
+        load_kind(tmp_path)
 
 
 @torch.no_grad()

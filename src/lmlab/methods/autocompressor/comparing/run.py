@@ -14,7 +14,7 @@ from lmlab.methods.autocompressor.comparing.cases import build_cases
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.methods.autocompressor.comparing.measure import Row, measure
 from lmlab.methods.autocompressor.comparing.table import Line, lines_of
-from lmlab.methods.autocompressor.kinds.base import Compressor, chosen, create
+from lmlab.methods.autocompressor.kinds.base import Compressor, chosen, create, require_untrained
 from lmlab.methods.autocompressor.kinds.kvzip import KVzipConfig
 from lmlab.models import Transformer, kernel_of, known_fingerprint
 from lmlab.progress import progress
@@ -51,13 +51,12 @@ def compare(
         if name in (trained or {}):
             compressors[name] = (trained or {})[name]
             continue
+        require_untrained(name)
         settings: dict[str, object] = {"sinks": config.sinks, "seed": config.seed}
         compressors[name] = create(name, model, tokenizer=evaluator.tokenizer, **settings)
         for part in compressors[name].modules():
             if isinstance(part, Compressor) and isinstance(part.config, KVzipConfig):
                 part.config = KVzipConfig.model_validate({**part.config.model_dump(), "share": config.share})
-        if compressors[name].learns:
-            raise UserError(f"'{name}' must be trained before it is compared.", "Give it as a trained compressor.")
     cases = build_cases(evaluator.tokenizer, config, model.config.max_seq_len)
     about: dict[str, object] = {
         "settings": config.model_dump(mode="json"),

@@ -84,9 +84,9 @@ class CompressCompareConfig(CompareConfig, Loading):
 
     @model_validator(mode="after")
     def _check(self) -> CompressCompareConfig:
-        from lmlab.methods.autocompressor.kinds.base import chosen, settings_of
+        from lmlab.methods.autocompressor.kinds.base import chosen, require_untrained
 
         with _of_the_recipe():
-            for part in (part for name in chosen(self.kinds) for part in name.split("+")):
-                settings_of(part, {}, learns=False)
+            for name in chosen(self.kinds):
+                require_untrained(name)
         return self

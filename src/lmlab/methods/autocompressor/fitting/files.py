@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
-from lmlab.methods.autocompressor.kinds.base import create
+from lmlab.methods.autocompressor.kinds.base import create, settings_of
 from lmlab.methods.autocompressor.kinds.trained import Trained
 from lmlab.models import known_fingerprint, remove_lora, save_pretrained
 from lmlab.models.formats.tensor_file import read_tensors
@@ -72,9 +72,9 @@ def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torc
         raise UserError(f"The model in '{directory}' is another one than its kind of compression was trained with.")
     # losses are those of the training; nothing is copied or frozen for them now
     settings = about["settings"] | {"train": "all", "distill": 0.0}
+    settings_of(about["kind"], settings, learns=True)
     compressor = create(about["kind"], model, **settings)
-    if not isinstance(compressor, Trained):
-        raise UserError(f"'{about['kind']}' learns nothing.")
+    assert isinstance(compressor, Trained)
     own, _ = read_tensors(directory / WEIGHTS, "Copy it again.")
     needed = own_weights(compressor)
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in needed.items()}:

@@ -225,6 +225,16 @@ def settings_of(kind: str, settings: Mapping[str, Any], *, learns: bool) -> Kind
     return validate(made.Config, dict(settings), f"compression {kind}")
 
 
+def require_untrained(name: str) -> None:
+    """See that a kind, or kinds joined by +, can be compared as it is.
+
+    Raises:
+        UserError: there is no such kind, or one must be trained before.
+    """
+    for part in name.split("+"):
+        settings_of(part, {}, learns=False)
+
+
 def _named(kind: str) -> type[Compressor]:
     known = kinds()
     if kind not in known:
