@@ -128,20 +128,22 @@ def test_padding_is_invisible_where_attention_is_not_causal(network, ablation):
 _SCORED = ("eap", "eap-ig", "eap-gp", "mask-ig", "nap", "relp", "atp-star")
 
 
-@pytest.mark.parametrize("kind", ["no_norm", "gpt2"])
+@pytest.mark.parametrize(("kind", "ablation"), [("no_norm", "interchange"), ("gpt2", "interchange"), ("llama", "zero")])
 @pytest.mark.parametrize("method", [*_SCORED, "ifr", "exact"])
-def test_scores_of_an_example_do_not_depend_on_those_beside_it(network, kind, method):
-    """Scores are means over examples, so those of a short and a long one are the mean of each alone."""
+def test_scores_of_an_example_do_not_depend_on_those_beside_it(network, kind, ablation, method):
+    """Scores are means over examples, so those of a short and a long one are the mean of each alone; the long one
+    answers at more places.
+    """
     model = network(kind)
     graph = CircuitGraph(model.config)
     pairs = [([5, 9, 11, 3], [6, 9, 12, 3]), ([7, 1, 2, 4, 8, 6, 10], [3, 1, 2, 5, 8, 9, 10])]
 
     def scores(chosen):
         clean, corrupted = ([each[side] for each in chosen] for side in (0, 1))
-        ends, count = [[len(each) - 1] for each in clean], len(chosen)
+        ends, count = [[1, 3] if len(each) == 4 else [2, 4, 6] for each in clean], len(chosen)
         examples = make_examples(clean, corrupted, ends, [4] * count, [9] * count)
-        task = Counterfactuals(MaskedModel(model, graph), examples)
-        return search(task, FindConfig(method=method, num_edges=5)).scores_E.double()
+        task = Counterfactuals(MaskedModel(model, graph), examples, ablation)
+        return search(task, FindConfig(method=method, num_edges=5, ablation=ablation)).scores_E.double()
 
     alone = [scores([pair]) for pair in pairs]
     assert torch.allclose(scores(pairs), (alone[0] + alone[1]) / 2, atol=1e-9)

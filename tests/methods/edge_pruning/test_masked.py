@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import partial
 
 import pytest
 import torch
 from tests.methods.edge_pruning.conftest import FAMILIES
-from torch.nn import functional as F
+from tests.methods.edge_pruning.path_patching import CLOSE, WRITTEN_ANEW, difference, patched
 
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
@@ -26,11 +25,6 @@ from lmlab.methods.edge_pruning import (
 )
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.models import PRESETS, ModelConfig
-
-_CLOSE = {"gpt2": 1e-10, "neox": 1e-10, "llama": 1e-9, "granite": 1e-9}
-"""The core rounds angles of rotary positions to fp32."""
-WRITTEN_ANEW = list(_CLOSE)
-"""Families that `_patch_paths` knows."""
 
 
 def _first(task, count=4):
@@ -71,117 +65,6 @@ def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
     assert "embeds" not in task.masked.graph.writers
 
 
-def _patch_paths(
-    model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None, straight=False, dropped=None
-):
-    """GPT-2, GPT-NeoX, Llama and Granite, written anew from the weights: every reader adds up, edge by edge, the
-    outputs of each writer on both inputs, mixed by z.
-
-    Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what
-    readers read, `embeddings` take the place of those of the clean input. With `straight`, gradients are those of RelP;
-    no gradient passes through the layer that is `dropped`.
-    """
-    held = (lambda x: x.detach()) if straight else (lambda x: x)
-
-    def bent(x, activation):
-        return x * (activation(x) / x).detach() if straight else activation(x)
-
-    weights, config = dict(model.named_parameters()), model.config
-    share = config.num_heads // config.num_kv_heads
-
-    def norm(x, name):
-        if config.norm == "layernorm" and straight:
-            apart = x - x.mean(-1, keepdim=True)
-            scale = held((apart.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt())
-            return apart * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-        if config.norm == "layernorm":
-            return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
-        return x * held((x.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt()) * weights[f"{name}.weight"]
-
-    def project(x, layer, part, head):
-        rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
-        name = f"blocks.{layer}.attention.{part}"
-        bias = weights[f"{name}.bias"][rows] if config.qkv_bias else 0
-        return norm(x, f"blocks.{layer}.attention_norm") @ weights[f"{name}.weight"][rows].T + bias
-
-    def rotate(x):
-        if config.positions != "rotary":
-            return x
-        half = config.head_dim // 2
-        angles = torch.arange(x.shape[1]).float()[:, None] * config.rope_theta ** (-torch.arange(half).float() / half)
-        cos, sin = angles.cos().double(), angles.sin().double()
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-    def run(tokens, read, embeddings=None):
-        written = {}
-        if config.positions == "learned":
-            written["tok_embeds"] = weights["embedding.weight"][tokens]
-            written["pos_embeds"] = weights["position_embedding.weight"][: tokens.shape[1]].expand(len(tokens), -1, -1)
-        else:
-            written["embeds"] = weights["embedding.weight"][tokens] * config.embedding_scale
-        written |= embeddings or {}
-        hidden = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
-        for layer in range(config.num_layers):
-            before = dict(written)
-            for head in range(config.num_heads):
-                q = rotate(project(read(before, f"a{layer}.h{head}.q"), layer, "query", head))
-                k = rotate(project(read(before, f"a{layer}.h{head // share}.k"), layer, "key", head // share))
-                v = project(read(before, f"a{layer}.h{head // share}.v"), layer, "value", head // share)
-                scores = (q @ k.transpose(1, 2) * (config.attention_scale or config.head_dim**-0.5)).masked_fill(
-                    hidden, -torch.inf
-                )
-                columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
-                out = held(scores.softmax(-1)) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
-                out = out + (
-                    weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0
-                )
-                written[f"a{layer}.h{head}"] = out * config.residual_multiplier
-            seen = before if config.parallel_residual else written
-            x, name = norm(read(seen, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
-            if config.gated:
-                inner = bent(x @ weights[f"{name}.gate.weight"].T, F.silu) * (x @ weights[f"{name}.up.weight"].T)
-                inner = inner / 2 + inner.detach() / 2 if straight else inner
-                written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T
-            else:
-                inner = bent(
-                    x @ weights[f"{name}.up.weight"].T + weights[f"{name}.up.bias"],
-                    partial(F.gelu, approximate="tanh"),
-                )
-                written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T + weights[f"{name}.down.bias"]
-            written[f"m{layer}"] = written[f"m{layer}"] * config.residual_multiplier
-        logits = norm(read(written, "resid_post"), "final_norm") @ weights["embedding.weight"].T * config.logit_scale
-        return logits, written
-
-    _, corrupt = run(corrupted, lambda written, reader: sum(written.values()))
-    masks = dict(zip(graph.edges(), z_E, strict=True))
-
-    def read(written, reader):
-        mixed = sum(
-            masks[writer, reader] * value + (1 - masks[writer, reader]) * corrupt[writer]
-            for writer, value in written.items()
-        )
-        if dropped is not None and reader.startswith((f"a{dropped}.", f"m{dropped}")):
-            mixed = mixed.detach()
-        return mixed if nudges is None else mixed + nudges[reader]
-
-    logits, written = run(clean, read, embeddings)
-    return logits[torch.arange(len(clean))[:, None], positions], written, corrupt
-
-
-def _patched(task, index, z_E, **changes):
-    examples = task.examples
-    return _patch_paths(
-        task.masked.model,
-        task.masked.graph,
-        examples.clean[index],
-        examples.corrupted[index],
-        z_E,
-        examples.positions[index],
-        **changes,
-    )
-
-
 @pytest.mark.parametrize("kind", WRITTEN_ANEW)
 def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kind):
     task = task_of(network(kind))
@@ -190,8 +73,8 @@ def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kin
         kept_E = (
             torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(int(10 * share))) < share
         )
-        expected, _, _ = _patched(task, index, kept_E.double())
-        assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=_CLOSE[kind])
+        expected, _, _ = patched(task, index, kept_E.double())
+        assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=CLOSE[kind])
 
 
 @pytest.mark.parametrize("kind", WRITTEN_ANEW)
@@ -202,10 +85,10 @@ def test_masks_between_0_and_1_mix_both_runs_and_have_the_gradients_of_plain_aut
         task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
     ).requires_grad_()
     weights = torch.randn(4, 2, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    ours, (theirs, _, _) = task.masked(inputs, z_E[None]), _patched(task, index, z_E)
-    assert torch.allclose(ours, theirs, atol=_CLOSE[kind])
+    ours, (theirs, _, _) = task.masked(inputs, z_E[None]), patched(task, index, z_E)
+    assert torch.allclose(ours, theirs, atol=CLOSE[kind])
     gradients = [torch.autograd.grad((each * weights).sum(), z_E)[0] for each in (ours, theirs)]
-    assert torch.allclose(*gradients, atol=_CLOSE[kind], rtol=1e-5)
+    assert torch.allclose(*gradients, atol=CLOSE[kind], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", WRITTEN_ANEW)
@@ -213,24 +96,19 @@ def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_read
     task = task_of(network(kind))
     index, graph, steps = torch.arange(len(task.examples)), task.masked.graph, 3
     ones = torch.ones(graph.num_edges, dtype=torch.float64)
-    _, clean, corrupt = _patched(task, index, ones)
+    _, clean, corrupt = patched(task, index, ones)
     total = torch.zeros_like(ones)
     for k in range(steps):
         between = {name: corrupt[name] + k / steps * (clean[name] - corrupt[name]) for name in graph.embedding_names}
         nudges = {reader: torch.zeros_like(clean["m0"]).requires_grad_() for reader in graph.readers}
-        logits, _, _ = _patched(task, index, ones, nudges=nudges, embeddings=between)
+        logits, _, _ = patched(task, index, ones, nudges=nudges, embeddings=between)
         last = logits[:, -1]
         difference = last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None])
         slopes = dict(zip(graph.readers, torch.autograd.grad(difference.sum(), list(nudges.values())), strict=True))
         total += torch.stack(
             [(slopes[reader] * (clean[writer] - corrupt[writer])).sum() for writer, reader in graph.edges()]
         )
-    assert torch.allclose(attribute(task, "eap-ig", steps), total / steps / len(index), atol=_CLOSE[kind], rtol=1e-5)
-
-
-def _difference(task, logits):
-    last = logits[:, -1]
-    return (last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None]))[:, 0]
+    assert torch.allclose(attribute(task, "eap-ig", steps), total / steps / len(index), atol=CLOSE[kind], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", WRITTEN_ANEW)
@@ -238,10 +116,10 @@ def test_scores_of_relp_equal_gradients_by_its_rules_written_anew(network, task_
     task = task_of(network(kind))
     index = torch.arange(len(task.examples))
     z_E = torch.ones(task.masked.graph.num_edges, dtype=torch.float64).requires_grad_()
-    logits, _, _ = _patched(task, index, z_E, straight=True)
-    (slope_E,) = torch.autograd.grad(_difference(task, logits).mean(), z_E)
+    logits, _, _ = patched(task, index, z_E, straight=True)
+    (slope_E,) = torch.autograd.grad(difference(task, logits).mean(), z_E)
     scores_E = attribute(task, "relp")
-    assert torch.allclose(scores_E, slope_E, atol=_CLOSE[kind], rtol=1e-5)
+    assert torch.allclose(scores_E, slope_E, atol=CLOSE[kind], rtol=1e-5)
     # with their pattern held fast, queries and keys have no say
     readers = [reader for _, reader in task.masked.graph.edges()]
     assert all(float(score) == 0 for score, name in zip(scores_E, readers, strict=True) if name[-2:] in (".q", ".k"))
@@ -268,12 +146,12 @@ def test_scores_of_atp_star_are_mean_sizes_over_gradients_that_drop_a_layer(netw
     for layer in drops:
         for row in range(2):
             z_E = torch.ones(len(edges), dtype=torch.float64).requires_grad_()
-            logits, _, _ = _patched(task, index, z_E, dropped=layer)
-            sizes_BE[row] += torch.autograd.grad(_difference(task, logits)[row], z_E)[0].abs()
+            logits, _, _ = patched(task, index, z_E, dropped=layer)
+            sizes_BE[row] += torch.autograd.grad(difference(task, logits)[row], z_E)[0].abs()
     passes = torch.tensor([len(drops) - (reader != "resid_post") for _, reader in edges])
     expected_E, found_E = sizes_BE.mean(0) / passes, attribute(task, "atp-star", whole_gradient=whole)
     outside = torch.tensor([reader[-2:] not in (".q", ".k") for _, reader in edges])
-    assert torch.allclose(found_E[outside], expected_E[outside], atol=_CLOSE[kind], rtol=1e-5)
+    assert torch.allclose(found_E[outside], expected_E[outside], atol=CLOSE[kind], rtol=1e-5)
     assert not torch.allclose(found_E[~outside], expected_E[~outside], rtol=0.01)
 
 
@@ -306,7 +184,7 @@ def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, t
     assert torch.allclose(task.masked(inputs, task.masked.ones()), whole, atol=1e-5)
     kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(0)) < 0.3
     with torch.no_grad():
-        expected, _, _ = _patched(task, index, kept_E.double())
+        expected, _, _ = patched(task, index, kept_E.double())
     assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=1e-5)
 
 

@@ -153,13 +153,16 @@ def _gradient_path(
     """
     model, inputs = task.masked.model, task.inputs(index_B)
     target_BPV = _logits_of(model, corrupted[0].expand_as(clean[0]), inputs).detach()
-    stride_B = (corrupted[0] - clean[0]).flatten(1).norm(dim=1) / steps
+    # neither places that only pad nor padding, whose embedding may not be what replaces it, are part of an example
+    weights_BP1 = task.examples.weights[index_B].to(target_BPV)[..., None]
+    real_BT1 = task.examples.real[index_B].to(target_BPV)[..., None]
+    stride_B = ((corrupted[0] - clean[0]) * real_BT1).flatten(1).norm(dim=1) / steps
     point_BTD = clean[0].detach()
     for _ in range(steps):
         yield (point_BTD, *clean[1:])
         point_BTD = point_BTD.detach().requires_grad_()
         with torch.enable_grad():
-            gap = (_logits_of(model, point_BTD, inputs) - target_BPV).square().sum()
+            gap = ((_logits_of(model, point_BTD, inputs) - target_BPV).square() * weights_BP1).sum()
             (slope_BTD,) = torch.autograd.grad(gap, point_BTD)
         length_B = slope_BTD.flatten(1).norm(dim=1).clamp(min=1e-12)
         point_BTD = point_BTD.detach() - slope_BTD * (stride_B / length_B)[:, None, None]
