@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +13,7 @@ from lmlab.methods.edge_pruning import (
     Circuit,
     CircuitGraph,
     EdgePruningConfig,
+    Ends,
     FindConfig,
     find_by_pruning,
     find_circuit,
@@ -25,6 +27,7 @@ from lmlab.methods.edge_pruning.graph.kinds import count_kinds, mean_depths
 from lmlab.methods.edge_pruning.prompts import busiest_heads, prompts_section
 from lmlab.methods.edge_pruning.report import circuit_page, strongest_paths
 from lmlab.methods.edge_pruning.search import attribution
+from lmlab.models import save_pretrained
 from lmlab.models.internals.taps import Recorder
 from lmlab.reports import Figure, Table
 
@@ -121,6 +124,37 @@ def test_searches_on_resampled_examples_tell_how_stable_a_circuit_is(network, ta
     pairs.append(overlap(draws[1].kept_E, draws[2].kept_E)["jaccard"])
     assert found["searches"] == 3 and found["jaccard"] == pytest.approx(sum(pairs) / 3)
     assert found["jaccard"] < 1
+
+
+def test_a_draw_on_which_the_model_looks_unable_does_not_end_the_command(lmlab, network, task_of, tmp_path):
+    """On all pairs the model does the task; on a draw that misses the one where it does so well, it does not."""
+    model = network("llama")
+    task = task_of(model, count=8, length=6)
+    ends = Ends.of(task)
+    gains = (ends.full_each["logit_difference"] - ends.empty_each["logit_difference"]).double()
+    best = int(gains.abs().argmax())
+    signs = torch.where(gains > 0, -1.0, 1.0)  # answers change places with distractors where that makes a gain a loss
+    signs[best] *= -1
+    rest = sorted((n for n in range(8) if n != best), key=lambda n: float(gains[n].abs()))
+    chosen = [best]
+    for n in rest:  # as many losses as the one gain outweighs
+        if float((gains * signs)[[*chosen, n]].sum()) > 1e-3:
+            chosen.append(n)
+    assert len(chosen) > 2
+    rows, examples = [], task.examples
+    for n in chosen:
+        pair = [int(examples.answers[n]), int(examples.distractors[n])]
+        pair = pair if signs[n] > 0 else pair[::-1]
+        row = {"clean": examples.clean[n].tolist(), "corrupted": examples.corrupted[n].tolist()}
+        rows.append({**row, "answer": pair[0], "distractor": pair[1]})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_pretrained(model.float(), tmp_path / "model")
+    draws = [torch.randint(len(rows), (len(rows),), generator=torch.Generator().manual_seed(n)) for n in range(12)]
+    assert any(bool((draw != 0).all()) for draw in draws)
+    command = ["circuits", "find", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--held-out", 0]
+    done = lmlab(*command, "--method", "eap", "--num-edges", 20, "--bootstrap", 12, "--out", tmp_path / "c.json")
+    assert done.code == 0, done.err
+    assert Circuit.load(tmp_path / "c.json").metrics["bootstrap"]["searches"] == 12
 
 
 def test_csv_of_eap_ig_and_arrow_of_the_reference_are_read(tmp_path):

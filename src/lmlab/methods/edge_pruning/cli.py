@@ -103,13 +103,16 @@ def find(
     others = [Circuit.load(path) for path in unlike or []]
     several = seeds > 1 or bootstrap > 0
 
-    def once(name: str, number: int, examples: Any = searched) -> Circuit:
+    def once(name: str, number: int, examples: Any = searched, force: bool = task.force) -> Circuit:
         place = None if run is None else run / name if several else run
-        return find_circuit(examples, config, number, place, task.force, loaded.about(), held_out, others)
+        return find_circuit(examples, config, number, place, force, loaded.about(), held_out, others)
 
     circuit = best_of(found := [once(f"seed-{drawn.seed + number}", drawn.seed + number) for number in range(seeds)])
+    if bootstrap and world().is_main:
+        circuit.save(out)  # what was found stays, whatever becomes of the searches that follow
+    # that the model can do the task shows on all examples; on some draws of them it may look as if it could not
     draws = [
-        once(f"bootstrap-{number}", int(circuit.about["seed"]), resampled(searched, number))
+        once(f"bootstrap-{number}", int(circuit.about["seed"]), resampled(searched, number), True)
         for number in range(bootstrap)
     ]
     if draws:
