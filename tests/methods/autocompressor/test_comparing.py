@@ -15,6 +15,7 @@ from lmlab.methods.autocompressor.comparing.accounting import PeakBytes, bytes_i
 from lmlab.methods.autocompressor.comparing.cases import Case, Question
 from lmlab.methods.autocompressor.comparing.measure import Row, answer_nll, measure
 from lmlab.methods.autocompressor.comparing.table import COLUMNS, cells, lines_of
+from lmlab.methods.autocompressor.fitting.files import save_kind
 from lmlab.methods.autocompressor.kinds.base import create
 from lmlab.models import Memory, Piece, from_pretrained, load_memory, save_pretrained
 
@@ -138,6 +139,19 @@ def test_the_command_gives_a_row_for_each_kind_at_each_ratio_and_goes_on(small, 
     assert {line["kind"]: line["nll"] for line in again["lines"]} == before
     other = lmlab("compress", "compare", small, *HOW, "--seed", "1", "--out", tmp_path / "out")
     assert other.code == 2 and "another model or another attention kernel" in other.err
+
+
+def test_a_trained_kind_with_other_settings_is_another_comparison(small, tmp_path, lmlab):
+    """Its rows would otherwise be taken for those of the earlier scale, which is in no weight."""
+    how = ("--task", "arithmetic", "--length", "96", "--contexts", "2", "--questions", "1", "--kind", "none")
+    done = []
+    for name, scale in (("one", 1.0), ("other", 0.5)):
+        compressor = create("meanpool", from_pretrained(small), vector_scale=scale)
+        save_kind(compressor, tmp_path / name, companions=small)
+        trained = ("--ratio", "4", "--trained", tmp_path / name)
+        done.append(lmlab("compress", "compare", small, *how, *trained, "--out", tmp_path / "out"))
+    assert done[0].code == 0, done[0].err
+    assert done[1].code == 2 and "holds a comparison of other settings" in done[1].err, done[1].err
 
 
 def test_what_cannot_be_compared_is_refused(small, tmp_path, lmlab):

@@ -334,6 +334,37 @@ def test_kinds_that_cannot_be_trained_so_are_refused(lmlab: Callable[..., Any], 
         assert found.code == 2 and said in found.err, found.err
 
 
+def test_a_kind_that_is_trained_further_keeps_what_it_has_learned(
+    lmlab: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    """Its model has learned to read what its own weights write, in their scale: others would begin anew, unseen."""
+    from lmlab.methods.autocompressor.fitting.files import load_kind
+
+    def fit(name: str, kind: str = "icae", **changes: Any) -> Any:
+        recipe = _fit(parts, tmp_path / "f.yaml", kind, **changes)
+        return lmlab("run", recipe, "--out", tmp_path / name)
+
+    def trained(name: str) -> Any:
+        return load_kind(tmp_path / name / "fit" / "model")
+
+    assert fit("first", settings={"vector_scale": "embedding", "seed": 3, "tokens": 6}).code == 0
+    first, start = trained("first"), {"start": str(tmp_path / "first" / "fit")}
+    still = {"steps": 1, "batch_size": 4, "precision": "fp32", "device": "cpu", "optimizer": {"learning_rate": 1e-12}}
+    for number, asked in enumerate(({}, {"vector_scale": "embedding"}, {"autoencode": 0.5})):
+        done = fit(f"further-{number}", settings={"tokens": 6, **asked}, trainer=still, **start)
+        assert done.code == 0, done.err
+        further = trained(f"further-{number}")
+        assert further.config.vector_scale == first.config.vector_scale != 1
+        assert torch.allclose(further.table_MD, first.table_MD, atol=1e-6)
+    own = f"has {first.config.vector_scale:g}"
+    for asked, said in (({"vector_scale": 1.0}, own), ({"tokens": 5}, "table_MD is [6, 32] there, and [5, 32]")):
+        refused = fit("refused", settings={"tokens": 6, **asked}, **start)
+        assert refused.code == 2 and said in refused.err, refused.err
+    # of another kind it is a plain model
+    assert fit("other", "bi_tokens", settings={"tokens": 5}, trainer=still, **start).code == 0
+    assert trained("other").config.vector_scale == 1
+
+
 def test_a_comparison_is_a_stage_with_its_table(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
     stage = {"kind": "compress_compare", "model": str(parts / "base"), "tasks": ["arithmetic"], "lengths": [60]}
     stage |= {"contexts": 2, "questions": 2, "ratios": [2], "kinds": ["truncate", "prune:random"]}

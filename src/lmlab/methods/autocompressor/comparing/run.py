@@ -61,7 +61,7 @@ def compare(
     about: dict[str, object] = {
         "settings": config.model_dump(mode="json"),
         "model": known_fingerprint(model),
-        "trained": {name: known_fingerprint(each) for name, each in (trained or {}).items()},
+        "trained": {name: _fingerprint(each) for name, each in (trained or {}).items()},
         "kernel": kernel_of(model),
         "cases": sha256_json([dataclasses.asdict(case) for case in cases]),
     }
@@ -78,6 +78,11 @@ def compare(
     lines = lines_of(sorted(rows, key=lambda row: order[row.case]))
     write_json(out / TABLE, about | {"lines": [_numbers(dataclasses.asdict(line)) for line in lines]})
     return lines
+
+
+def _fingerprint(trained: Compressor) -> str:
+    """Of its weights and of its settings, such as the scale of vectors, which are in no weight."""
+    return sha256_json([known_fingerprint(trained), trained.config.model_dump(mode="json")])
 
 
 def _finished(out: Path, about: dict[str, object]) -> list[Row]:

@@ -30,7 +30,7 @@ class CompressFitConfig(Config):
 
     Attributes:
         tokens: tokenized training text.
-        start: the model: a directory, a stage or a run.
+        start: the model: a directory, a stage or a run. One that was trained to the same kind is trained further.
         compressor: the kind, by name: icae, kv_tokens, bi_tokens, meanpool, anchor_kv, ot_pool, summary or rmt.
         settings: of the kind, such as ratio, train (all, lora or new), and the weights of its losses: continuation,
             autoencode and distill.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -12,7 +14,7 @@ from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.autocompressor.kinds.base import create, settings_of
 from lmlab.methods.autocompressor.kinds.trained import Trained
-from lmlab.models import known_fingerprint, remove_lora, save_pretrained
+from lmlab.models import Transformer, known_fingerprint, remove_lora, save_pretrained
 from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.runs import Model
 
@@ -51,6 +53,67 @@ def save_kind(
 
 
 @reads("the directory of a kind of compression")
+def learned_before(
+    kind: str, settings: Mapping[str, Any], start: Model, model: Transformer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings of a training that begins where a kind of that name was trained already, and what that kind has
+    beside the model; the settings as they are, and nothing, where there is none.
+
+    Arguments:
+        model: that of `start`.
+
+    Raises:
+        UserError: another `vector_scale` is asked for than its model has learned to read, or its model is another one.
+        LmlabError: a file is damaged.
+    """
+    place = start.source / SETTINGS if start.source.is_dir() else None
+    if place is None or not place.exists():
+        return dict(settings), {}
+    about = _about(place)
+    if about["kind"] != kind:
+        return dict(settings), {}
+    if about["model"] != known_fingerprint(model):
+        raise UserError(f"The model in '{start.source}' is another one than its kind of compression was trained with.")
+    if (learned := about["settings"].get("vector_scale")) is not None:
+        asked = getattr(settings_of(kind, settings, learns=True), "vector_scale", learned)
+        if "vector_scale" in settings and asked not in ("embedding", learned):
+            raise UserError(
+                f"vector_scale {asked:g}: the {kind} in '{start.path}' has {learned:g}.",
+                "Set it to that, or leave it out.",
+            )
+        settings = {**settings, "vector_scale": learned}
+    own, _ = read_tensors(start.source / WEIGHTS, "Copy it again.")
+    return dict(settings), own
+
+
+def go_on_from(compressor: Trained, own: Mapping[str, Tensor]) -> None:
+    """Take what a kind has learned before. What asks for the text itself may be new, or not be asked any more.
+
+    Raises:
+        UserError: its weights have other shapes.
+    """
+    needed = {name: each for name, each in own_weights(compressor).items() if name in own or name != "again_D"}
+    for name, each in needed.items():
+        if name not in own or own[name].shape != each.shape:
+            found = list(own[name].shape) if name in own else "missing"
+            raise UserError(
+                f"The {compressor.kind} that the training begins from has other weights: {name} is {found} there, and"
+                f" {list(each.shape)} by these settings.",
+                "Use the settings that it was trained with.",
+            )
+    with torch.no_grad():
+        for name, each in needed.items():
+            each.copy_(own[name])
+
+
+def _about(place: Path) -> dict[str, Any]:
+    about = read_mapping(place)
+    if about.get("format") != _FORMAT:
+        raise UserError(f"'{place}' is not the file of a kind of compression of lmlab.")
+    return about
+
+
+@reads("the directory of a kind of compression")
 def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Trained:
     """Read a kind that was trained, in evaluation mode.
 
@@ -64,9 +127,7 @@ def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torc
         raise UserError(
             f"'{place}' holds no trained kind of compression ({SETTINGS} is missing).", "Train one: compress_fit"
         )
-    about = read_mapping(directory / SETTINGS)
-    if about.get("format") != _FORMAT:
-        raise UserError(f"'{directory / SETTINGS}' is not the file of a kind of compression of lmlab.")
+    about = _about(directory / SETTINGS)
     model = found.load(device, dtype)
     if about["model"] != known_fingerprint(model):
         raise UserError(f"The model in '{directory}' is another one than its kind of compression was trained with.")

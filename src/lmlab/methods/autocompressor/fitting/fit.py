@@ -9,7 +9,7 @@ from lmlab.data import JoinedRows, Loader, PackedRows, TokenizedCorpus
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.fitting.config import CompressFitConfig
-from lmlab.methods.autocompressor.fitting.files import save_kind
+from lmlab.methods.autocompressor.fitting.files import go_on_from, learned_before, save_kind
 from lmlab.methods.autocompressor.fitting.rows import ContinuationRows
 from lmlab.methods.autocompressor.kinds.base import create
 from lmlab.methods.autocompressor.kinds.trained import Trained, compression_step
@@ -24,7 +24,8 @@ def fit_kind(
     """Train in a directory, going on from what an earlier attempt left there, and write `model/`.
 
     Raises:
-        UserError: the tokens are another model's, or context and continuation do not fit the window or the text.
+        UserError: the tokens are another model's, context and continuation do not fit the window or the text, or the
+            kind that is trained further has other settings.
     """
     if world().size > 1:
         raise UserError("compress_fit runs as one process.", "Start it without torchrun.")
@@ -37,8 +38,11 @@ def fit_kind(
     model = start.load()
     config.require_window(model.config.max_seq_len)
     length = config.context + config.continuation
-    compressor = create(config.compressor, model, tokenizer=tokenizer, **({"seed": seed} | config.settings))
+    settings, learned = learned_before(config.compressor, config.settings, start, model)
+    compressor = create(config.compressor, model, tokenizer=tokenizer, **({"seed": seed} | settings))
     assert isinstance(compressor, Trained)  # the configuration takes no other
+    if learned:
+        go_on_from(compressor, learned)
     rows = JoinedRows(PackedRows(corpus, length, "concat"))
     loop = config.trainer.in_steps(length, len(rows))
     loader = Loader(ContinuationRows(rows, config.context), loop.batch_size, seed)
