@@ -322,6 +322,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no numbers"):
         save_memory(Memory(nan), path, model)
     save_memory(memory, path, model)
+    _rewritten(path, {"values": lambda held: held["values"] * float("nan")})
+    with pytest.raises(UserError, match="no numbers"):  # nor are they read, whoever wrote them
+        load_memory(path, model)
+    save_memory(memory, path, model)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(LmlabError, match="damaged"):
         load_memory(path, model)

@@ -230,17 +230,38 @@ def test_what_others_wrote_or_changed_is_not_read(place: Path, tmp_path: Path) -
     ],
 )
 def test_parts_that_do_not_fit_their_list_are_damaged(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """By somebody who knows the format, and whom the reader trusts."""
-    store = SummaryStore.create(tmp_path / "s", StoreMeta(model="m", compressor="c", summary_length=2, width=4))
-    store.add("a", torch.ones(4, 4))
-    path = tmp_path / "s" / "part-00000.safetensors"
-    path.write_bytes(save(tensors))
-    told = read_mapping(path.with_suffix(".json"))
-    write_json(path.with_suffix(".json"), told | {"safetensors": sha256_file(path)})
-    again = SummaryStore(tmp_path / "s", trust=True)
+    again = _with_other_vectors(tmp_path / "s", tensors)
     for read in (lambda: again.get("a"), lambda: again.search(torch.ones(4, 4))):
         with pytest.raises(LmlabError, match=r"part-00000.safetensors' (is damaged|has)"):
             read()
+
+
+def _with_other_vectors(place: Path, tensors: dict[str, torch.Tensor]) -> SummaryStore:
+    """A store by somebody who knows the format, and whom the reader trusts."""
+    store = SummaryStore.create(place, StoreMeta(model="m", compressor="c", summary_length=2, width=4))
+    store.add("a", torch.ones(4, 4))
+    path = place / "part-00000.safetensors"
+    path.write_bytes(save(tensors))
+    told = read_mapping(path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), told | {"safetensors": sha256_file(path)})
+    return SummaryStore(place, trust=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_stored_vectors_that_are_no_finite_numbers_are_not_read(tmp_path: Path, value: float) -> None:
+    again = _with_other_vectors(tmp_path / "s", {"vectors": torch.full((2, 2, 4), value)})
+    for read in (lambda: again.get("a"), lambda: again.search(torch.ones(4, 4))):
+        with pytest.raises(LmlabError, match="no finite numbers"):
+            read()
+
+
+def test_autocompressors_12_the_kernel_of_attention_is_noted_in_the_store(place: Path, tmp_path: Path) -> None:
+    """Trained with one kernel and read with another, there was a gap of quality: which one it was must be known."""
+    compressor, tokenizer = AutoCompressor.load(place / "compressor"), Tokenizer.load(place / "compressor")
+    for backend in ("sdpa", "varlen"):
+        compressor.model.attention_backend = backend  # type: ignore[assignment]
+        store = SummaryStore.create(tmp_path / backend, encoding.meta_of(compressor, tokenizer, _job(place, tmp_path)))
+        assert SummaryStore(store.path).meta.attention == backend
 
 
 def test_settings_of_a_store_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
