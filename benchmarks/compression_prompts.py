@@ -97,9 +97,10 @@ def icl(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: a
 def rag(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Perplexity of the second half of passages behind others, found and drawn."""
     known = {f"p{number}": each.text for number, each in enumerate(passages()[: options.passages])}
-    ids = {name: tokenizer.encode(text, "as_text") for name, text in known.items()}
+    ids = {name: tokenizer.encode(text, "as_text")[: options.segment] for name, text in known.items()}
     size = options.context + options.continuation
-    long = [(name, tokenizer.encode_prompt(known[name], "as_text")) for name, each in ids.items() if len(each) >= size]
+    long = [(name, tokenizer.encode_prompt(known[name], "as_text")) for name, each in ids.items()]
+    long = [(name, each) for name, each in long if len(each) >= size]
     texts = random.Random(0).sample(long, min(options.texts, len(long)))
     summaries: dict[str, torch.Tensor] = {}
 
@@ -151,6 +152,7 @@ def main() -> None:
     for name, default in (numbers | {"context": 64, "continuation": 64}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--segment", type=int, help="first tokens of a passage that are read; all by default")
     options = parser.parse_args()
     print(f"load before: {os.getloadavg()}", flush=True)
     work = options.out.with_suffix("")

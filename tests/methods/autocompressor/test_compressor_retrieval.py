@@ -124,8 +124,30 @@ def test_random_passages_are_neither_the_text_nor_found_for_it(tmp_path: Path, m
 
 
 def test_the_nearest_passage_is_read_last() -> None:
-    summaries = torch.tensor([[[0.0, 1.0]], [[5.0, 0.0]], [[0.0, 2.0]]])
+    summaries = [torch.tensor(each) for each in ([[0.0, 1.0]], [[5.0, 0.0]], [[0.0, 2.0]])]
     assert by_distance(summaries, torch.zeros(1, 2)) == [1, 2, 0]
+    # of several segments the nearest one counts
+    assert by_distance([*summaries, torch.tensor([[9.0, 9.0], [0.0, 1.5]])], torch.zeros(1, 2)) == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_passages_of_several_segments_are_read_beside_shorter_ones(kind: str) -> None:
+    compressor = small(kind).double()
+    ids = [[(5 * i + n) % 37 for i in range(size)] for n, size in enumerate((4, 8, 4))]
+    summaries = [compressor.compress(torch.tensor([each]), segment_lengths=4).vectors_BPD[0] for each in ids]
+    scores = (2.0, 1.0, 0.5)
+    found = [Retrieved(*each) for each in zip(scores, summaries, ids, strict=True)]
+    context, continuation = ids[1][:4], ids[1][4:]
+    reader = Reader(compressor)
+    losses = reader.read(context, continuation, found, ("soft_replug", "fused"))
+    each = [reader.log_probs(context, continuation, [vectors])[0] for vectors in summaries]
+    probabilities = [float(p) for p in torch.tensor(scores, dtype=torch.float64).softmax(0)]
+    mixed = sum(p * row.double().exp() for p, row in zip(probabilities, each, strict=True))
+    assert losses["soft_replug"] == pytest.approx(-float(mixed.log().mean()), abs=1e-9)
+    order = by_distance(summaries, reader.summary(context))
+    both = reader.log_probs(context, continuation, [torch.cat([summaries[n] for n in order])])[0].double().exp()
+    without = reader.log_probs(context, continuation, [None])[0].double().exp()
+    assert losses["fused"] == pytest.approx(-float(((both + without) / 2).log().mean()), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama"])

@@ -43,12 +43,19 @@ def smoothed(log_probs_T: Tensor, without_T: Tensor) -> Tensor:
     return torch.logaddexp(log_probs_T.double(), without_T.double()) - math.log(2)
 
 
-def by_distance(summaries_KND: Tensor, query_ND: Tensor) -> list[int]:
+def by_distance(summaries: Sequence[Tensor], query_ND: Tensor) -> list[int]:
     """The order in which passages are read: the farthest from the context first, the nearest last, next to it, by the
-    Euclidean distance of their flattened summaries.
+    Euclidean distance of their flattened summaries. A passage of several segments is as near as its nearest one.
+
+    Arguments:
+        summaries: of each passage, [segments x N, D].
+        query_ND: that of the context.
     """
-    distances_K = (summaries_KND.float() - query_ND.float()).flatten(1).norm(dim=1)
-    return sorted(range(len(distances_K)), key=lambda number: (-float(distances_K[number]), number))
+    distances = [
+        float((vectors.view(-1, *query_ND.shape).float() - query_ND.float()).flatten(1).norm(dim=1).min())
+        for vectors in summaries
+    ]
+    return sorted(range(len(distances)), key=lambda number: (-distances[number], number))
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Retrieved:
 
     Attributes:
         score: of the retriever.
-        vectors_ND: its summary, compressed by itself.
+        vectors_ND: its summary, compressed by itself; of a passage of several segments those of all of them.
         ids: its tokens.
     """
 
@@ -133,8 +140,7 @@ class Reader:
                     each = [self.plain([one.ids], context, continuation) for one in found]
                     log_probs_T = mixture(torch.stack(each), scores_K)
                 case "soft_replug":
-                    each_KT = self.log_probs(context, continuation, [one.vectors_ND for one in found])
-                    log_probs_T = mixture(each_KT, scores_K)
+                    log_probs_T = mixture(self._behind_each(context, continuation, found), scores_K)
                 case "fused_passages":
                     order = [found[number].ids for number in reversed(range(len(found)))]
                     log_probs_T = smoothed(self.plain(order, context, continuation), without_T)
@@ -142,6 +148,17 @@ class Reader:
                     log_probs_T = smoothed(self._fused(line, context, continuation, found, others), without_T)
             losses[line] = -float(log_probs_T.double().mean())
         return losses
+
+    def _behind_each(self, context: Sequence[int], continuation: Sequence[int], found: Sequence[Retrieved]) -> Tensor:
+        """Log-probabilities behind the summary of each passage, [K, T]; those of one length are read together."""
+        by_length: dict[int, list[int]] = {}
+        for number, one in enumerate(found):
+            by_length.setdefault(len(one.vectors_ND), []).append(number)
+        rows: dict[int, Tensor] = {}
+        for numbers in by_length.values():
+            each_KT = self.log_probs(context, continuation, [found[number].vectors_ND for number in numbers])
+            rows |= zip(numbers, each_KT, strict=True)
+        return torch.stack([rows[number] for number in range(len(found))])
 
     def _fused(
         self,
@@ -155,7 +172,7 @@ class Reader:
         chosen = list(others if line == "fused_random" else found)
         order = list(reversed(range(len(chosen))))
         if line == "fused":
-            order = by_distance(torch.stack([one.vectors_ND for one in chosen]), self.summary(context))
+            order = by_distance([one.vectors_ND for one in chosen], self.summary(context))
         both_PD = torch.cat([chosen[number].vectors_ND for number in order])
         return self.log_probs(context, continuation, [both_PD])[0]
 
@@ -190,7 +207,7 @@ class Passages:
 
     Attributes:
         ids: names of all passages.
-        summary: of one, [N, D].
+        summary: of one, [N, D], or so many for each of its segments.
         tokens: of one.
     """
 
