@@ -6,15 +6,16 @@
         --method eap --method eap-ig --method acdc --method "edge-pruning each" --method exact --out small.jsonl
 
 It goes on where it was stopped, a line for each method, task and settings, methods in turns over all tasks; what was
-measured by other settings is measured again, and stands in a table of its own. Every method ranks all edges on `train`;
-the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns), years (greater-than)
-and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-order scores go by too:
-the logit difference, or for greater-than the probability difference of all later less all earlier values. `edge-pruning
-5%` trains its gates for that share of edges; its other sizes are by rank. `edge-pruning each` trains them for each size
-anew. `ranking` is trained to be close to the model, `ranking faithful` for |1 - faithfulness| (CMD), `ranking metric`
-for a high metric (CPR), with sizes drawn uniformly. `acdc`, which is for small models, is searched with falling
-thresholds: an edge ranks by how many of them keep it, then by its rise under the lowest; the circuits of the thresholds
-are measured too. With --data the task is a file of one's own whose lines name the splits `train` and `test`.
+measured by other settings is measured again, and stands in a table of its own where other pairs were measured. Every
+method ranks all edges on `train`; the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates
+(pronouns), years (greater-than) and expressions (boolean) no search saw. Faithfulness is by the metric of the task,
+which first-order scores go by too: the logit difference, or for greater-than the probability difference of all later
+less all earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank.
+`edge-pruning each` trains them for each size anew. `ranking` is trained to be close to the model, `ranking faithful`
+for |1 - faithfulness| (CMD), `ranking metric` for a high metric (CPR), with sizes drawn uniformly. `acdc`, which is for
+small models, is searched with falling thresholds: an edge ranks by how many of them keep it, then by its rise under the
+lowest; the circuits of the thresholds are measured too. With --data the task is a file of one's own whose lines name
+the splits `train` and `test`.
 """
 
 from __future__ import annotations

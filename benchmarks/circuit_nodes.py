@@ -9,9 +9,9 @@ input, in the whole model; by how much the logit difference falls is its exact e
 score of a writer by a first-order method is the sum of the scores of its edges, as in `nap`. Printed is Pearson's
 correlation of both over all MLPs and over all heads, with the 95 % interval of Fisher's transformation, and that of
 ranks. With --experts each expert of a mixture is a writer, and their exact effects are printed by layer. The effects
-are kept in --out, a line for each writer, so that a run that was stopped goes on; a file of another model, task or
-number of examples is refused. With --data the task is a file of one's own, of which the split `test` is taken if there
-is one.
+are kept in --out, a line for each writer, so that a run that was stopped goes on; a file of another model, task,
+tokenizer or number of examples, or of other writers, is refused. With --data the task is a file of one's own, of which
+the split `test` is taken if there is one.
 """
 
 from __future__ import annotations

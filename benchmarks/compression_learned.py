@@ -14,7 +14,6 @@ killed run goes on. `anchor_kv causal` sets the flag `causal` of its kind.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -93,11 +92,15 @@ def losses(model: Any, memories: list[Any], texts: torch.Tensor) -> list[float]:
 
 
 def measured(arguments: argparse.Namespace, name: str, compressor: Any, texts: dict[str, list[list[int]]]) -> Any:
-    """The losses of each domain behind own memories and behind others'; kept in a file."""
+    """The losses of each domain behind own memories and behind others'; kept in a file, with what they are of."""
+    from lmlab.files import read_json, sha256_json, write_json
+    from lmlab.models import known_fingerprint
+
     place = arguments.out / "measured" / f"{_place(name)}.json"
-    if not place.exists():
+    of = sha256_json([name, arguments.ratio, arguments.context, texts, known_fingerprint(compressor.model)])
+    if not place.exists() or read_json(place).get("of") != of:
         place.parent.mkdir(parents=True, exist_ok=True)
-        told = {}
+        told: dict[str, Any] = {"of": of}
         for domain, rows in texts.items():
             contexts, following = torch.tensor(rows).split(arguments.context, 1)
             memories = [compressor.compress(ids[None], ratio=arguments.ratio) for ids in contexts]
@@ -107,8 +110,8 @@ def measured(arguments: argparse.Namespace, name: str, compressor: Any, texts: d
                 "other": losses(compressor.model, others, following),
                 "positions": float(np.mean([float(each.slots_B.mean()) for each in memories])),
             }
-        place.write_text(json.dumps(told))
-    return json.loads(place.read_text())
+        write_json(place, told)
+    return read_json(place)
 
 
 def interval(values: np.ndarray) -> str:

@@ -100,7 +100,8 @@ def rag(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: a
     ids = {name: tokenizer.encode(text, "as_text")[: options.segment] for name, text in known.items()}
     size = options.context + options.continuation
     long = [(name, tokenizer.encode_prompt(known[name], "as_text")) for name, each in ids.items()]
-    long = [(name, each) for name, each in long if len(each) >= size]
+    marks = len(tokenizer.encode_prompt("", "as_text"))
+    long = [(name, each) for name, each in long if len(each) - marks >= size]
     texts = random.Random(0).sample(long, min(options.texts, len(long)))
     summaries: dict[str, torch.Tensor] = {}
 

@@ -170,6 +170,10 @@ def test_a_compressor_that_is_trained_further_keeps_its_scale(
         assert AutoCompressor.load(tmp_path / f"further-{number}").config.vector_scale == own
     refused = train("other", compressor={"vector_scale": 1.0}, **start)
     assert refused.code == 2 and f"has {own:g}" in refused.err
+    # as a kind of compression its summary tokens would begin anew
+    recipe = _fit(parts, tmp_path / "f.yaml", "summary", {"segment": 12}, **start)
+    refused = lmlab("run", recipe, "--out", tmp_path / "kind")
+    assert refused.code == 2 and "is a compressor already" in refused.err, refused.err
 
 
 def test_bad_trainings_are_refused_by_name(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
@@ -356,10 +360,17 @@ def test_a_kind_that_is_trained_further_keeps_what_it_has_learned(
         further = trained(f"further-{number}")
         assert further.config.vector_scale == first.config.vector_scale != 1
         assert torch.allclose(further.table_MD, first.table_MD, atol=1e-6)
-    own = f"has {first.config.vector_scale:g}"
+    own = f"has {first.config.vector_scale!r}"
     for asked, said in (({"vector_scale": 1.0}, own), ({"tokens": 5}, "table_MD is [6, 32] there, and [5, 32]")):
         refused = fit("refused", settings={"tokens": 6, **asked}, **start)
         assert refused.code == 2 and said in refused.err, refused.err
+    # a file of a version that knew no scale is of a model that read its states as they are
+    place = tmp_path / "first" / "fit" / "model" / "kind.json"
+    about = json.loads(place.read_text())
+    del about["settings"]["vector_scale"]
+    place.write_text(json.dumps(about))
+    refused = fit("refused", settings={"tokens": 6, "vector_scale": 0.5}, **start)
+    assert refused.code == 2 and "vector_scale 0.5" in refused.err and "has 1.0" in refused.err, refused.err
     # of another kind it is a plain model
     assert fit("other", "bi_tokens", settings={"tokens": 5}, trainer=still, **start).code == 0
     assert trained("other").config.vector_scale == 1

@@ -214,6 +214,20 @@ def test_scores_that_are_no_numbers_are_refused(circuit, tmp_path, part, name, f
         read_eap_ig(tmp_path / "graph.json", circuit.graph)
 
 
+def test_nodes_without_scores_are_nan_beside_scores_of_edges(circuit, tmp_path):
+    """EAP-IG begins the scores of nodes as nan; where edges have none, nodes must."""
+    path = tmp_path / "graph.pt"
+    write_eap_ig(circuit, path)
+    written = torch.load(path, weights_only=True)
+    written["nodes_scores"] = torch.full((len(written["src_nodes"]),), torch.nan)
+    torch.save(written, path)
+    kept_E, scores_E = read_eap_ig(path, circuit.graph)
+    assert torch.equal(kept_E, circuit.kept_E) and bool(scores_E.any())
+    torch.save({**written, "edges_scores": torch.zeros_like(written["edges_scores"])}, path)
+    with pytest.raises(UserError, match="score is nan, not a finite number"):
+        read_eap_ig(path, circuit.graph)
+
+
 @pytest.mark.parametrize("end", ["json", "pt"])
 def test_flags_of_graphs_of_eap_ig_may_be_1_and_0(circuit, tmp_path, end):
     """Its own reader puts them into tensors of booleans, which take 1 and 0 and no text."""

@@ -129,6 +129,8 @@ def find(
             f"Over {len(draws)} searches on resampled examples: mean Jaccard index {steady['jaccard']:.3f} with each"
             f" other, {steady['jaccard_with_circuit']:.3f} with the circuit; {steady['core']:,} edges are in all."
         )
+        if steady["unable"]:
+            print(f"Warning: on {steady['unable']} of them the model does the task no better than without edges.")
     for path, other in zip(unlike or [], others, strict=True):
         figures = overlap(circuit.kept_E, other.kept_E)
         print(f"Shared with '{path}': {figures['intersection']:,} edges, Jaccard index {figures['jaccard']:.3f}.")

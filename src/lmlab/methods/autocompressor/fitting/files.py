@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file, read_mapping, write_json
+from lmlab.methods.autocompressor.compressor.files import SETTINGS as COMPRESSOR
 from lmlab.methods.autocompressor.kinds.base import create, settings_of
 from lmlab.methods.autocompressor.kinds.trained import Trained
 from lmlab.models import Transformer, known_fingerprint, remove_lora, save_pretrained
@@ -63,10 +64,16 @@ def learned_before(
         model: that of `start`.
 
     Raises:
-        UserError: another `vector_scale` is asked for than its model has learned to read, or its model is another one.
+        UserError: another `vector_scale` is asked for than its model has learned to read, its model is another one, or
+            `start` is a compressor of the method itself.
         LmlabError: a file is damaged.
     """
     place = start.source / SETTINGS if start.source.is_dir() else None
+    if place is not None and (start.source / COMPRESSOR).exists() and kind in ("summary", "rmt"):
+        raise UserError(
+            f"'{start.path}' is a compressor already, whose summary tokens {kind} would draw anew.",
+            "Train it further by compress_train, or begin from a plain model.",
+        )
     if place is None or not place.exists():
         return dict(settings), {}
     about = _about(place)
@@ -74,11 +81,12 @@ def learned_before(
         return dict(settings), {}
     if about["model"] != known_fingerprint(model):
         raise UserError(f"The model in '{start.source}' is another one than its kind of compression was trained with.")
-    if (learned := about["settings"].get("vector_scale")) is not None:
-        asked = getattr(settings_of(kind, settings, learns=True), "vector_scale", learned)
+    asked = getattr(settings_of(kind, settings, learns=True), "vector_scale", None)
+    if asked is not None:
+        learned = about["settings"].get("vector_scale", 1.0)
         if "vector_scale" in settings and asked not in ("embedding", learned):
             raise UserError(
-                f"vector_scale {asked:g}: the {kind} in '{start.path}' has {learned:g}.",
+                f"vector_scale {asked!r}: the {kind} in '{start.path}' has {learned!r}.",
                 "Set it to that, or leave it out.",
             )
         settings = {**settings, "vector_scale": learned}

@@ -161,11 +161,9 @@ class TrainedVectors(Trained):
         super().__init__(model, config, tokenizer)
         assert isinstance(config, VectorsConfig)
         if config.vector_scale == "embedding":
-            self.use_scale(scale_to_embeddings(model))
-
-    def use_scale(self, scale: float) -> None:
-        """Let the settings, which are saved, hold the number."""
-        self.settings = self.config = self.settings.model_copy(update={"vector_scale": scale})
+            # the settings, which are saved, hold the number
+            scale = scale_to_embeddings(model)
+            self.settings = self.config = config.model_copy(update={"vector_scale": scale})
 
     def vectors(self, hidden_BMD: Tensor) -> Memory:
         """The memory of these states."""

@@ -370,16 +370,19 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
         # all are read, also behind one that settles the answer
         kept_E[number] = any([_flag(one, "in_graph", f"'{path}', edge {name}") for name, one in each.items()])
         scores_E[number] = max([_number(one, "score", f"'{path}', edge {name}") for name, one in each.items()], key=abs)
-    own: dict[str, float] = {}
+    nodes: dict[str, Mapping[str, Any]] = {}
     for name, node in (found.get("nodes") or {}).items():
-        if (
-            "in_graph" in node
-        ):  # a node is in it here where an edge is; what EAP-IG would not take is refused all the same
+        # a node is in it here where an edge is; what EAP-IG would not take is refused all the same
+        if "in_graph" in node:
             _flag(node, "in_graph", f"'{path}', node {name}")
         if "score" in node:
-            own[name] = _number(node, "score", f"'{path}', node {name}")
+            nodes[name] = node
+            # nan is what EAP-IG writes for nodes that nothing has scored, beside scores of edges
+            if not (isinstance(node["score"], float) and math.isnan(node["score"])):
+                _number(node, "score", f"'{path}', node {name}")
     writers = [_their_writer(writer, graph) for writer in graph.writers]
-    if not bool(scores_E.any()) and set(writers) <= set(own):  # a file of nodes has zeros at its edges
+    if not bool(scores_E.any()) and set(writers) <= set(nodes):  # a file of nodes has zeros at its edges
+        own = {name: _number(nodes[name], "score", f"'{path}', node {name}") for name in writers}
         scores_E = torch.tensor([own[name] for name in writers])[graph.edge_writers]
     if not bool(scores_E.isfinite().all()):
         raise UserError(f"'{path}' has scores that are no finite numbers.")

@@ -185,6 +185,8 @@ def find_circuit(
         # a few held-out examples say nothing of chance, but an inability that shows on them alone is told
         if (unable := held_ends.inability()) and ends.inability() is None:
             doubts.append(f"On the examples that are held out: {unable[0].lower()}{unable[1:]}")
+    if ends.inability():
+        metrics["unable"] = True
     if found.figures:
         metrics["search"] = dict(found.figures)
     warnings = [*graph.warnings(), *doubts, *found.warnings]
@@ -248,7 +250,9 @@ def resampled(task: Counterfactuals, seed: int) -> Counterfactuals:
 
 
 def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:
-    """The circuit with how far circuits of resampled examples agree, in its metrics."""
+    """The circuit with how far circuits of resampled examples agree, in its metrics; `unable` counts the draws on which
+    the model does the task no better than without edges.
+    """
     steady = stability([each.kept_E for each in draws])
     own = [overlap(circuit.kept_E, each.kept_E)["jaccard"] for each in draws]
     found = {
@@ -257,6 +261,7 @@ def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:
         "jaccard_with_circuit": sum(own) / len(own),
         "core": int((steady["frequency"] == 1).sum()),
         "edges": [each.num_edges for each in draws],
+        "unable": sum("unable" in each.metrics for each in draws),
     }
     return replace(circuit, metrics={**circuit.metrics, "bootstrap": found})
 

@@ -116,7 +116,7 @@ class Prompting:
         return len(items)
 
     def require_room(self, settings: IclSettings) -> None:
-        """Refuse more segments or tokens than the window can hold, whatever the demonstrations are.
+        """Refuse more segments than the window can hold, whatever the demonstrations are, and more tokens than it has.
 
         Raises:
             SegmentError: their vectors leave no room, or a segment is longer than the window.
@@ -140,10 +140,8 @@ class Prompting:
             SegmentError: the window does not hold them.
         """
         config = self.compressor.config
-        encode, told = (
-            self.tokenizer.encode if behind else self.tokenizer.encode_prompt,
-            list(map(self.demonstration, items)),
-        )
+        encode = self.tokenizer.encode if behind else self.tokenizer.encode_prompt
+        told = list(map(self.demonstration, items))
         count, ids = min(_FIRST, len(told)), list[int]()
         while told:
             ids = encode("".join(told[:count]), "as_text")
