@@ -25,14 +25,15 @@ from compressor_parts.text import write_documents
 
 UNTRAINED = ("none", "full", "truncate", "prune:random", "prune:kvzip")
 KINDS = ("anchor_kv causal", "meanpool", "summary")
-_SCALED = ("summary", "rmt", "icae", "bi_tokens", "meanpool")  # kinds of final states
 
 
 def recipe(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
     """One training, on tokens that are made once."""
+    from lmlab.methods.autocompressor.kinds.base import kinds
+
     kind, *flags = kind.split()
     settings: dict[str, Any] = {"ratio": arguments.ratio, "train": "lora"} | dict.fromkeys(flags, True)
-    if kind in _SCALED:
+    if "vector_scale" in kinds()[kind].Config.model_fields:
         settings["vector_scale"] = "embedding"
     if kind in ("summary", "rmt"):
         settings["segment"] = arguments.context
@@ -97,7 +98,8 @@ def measured(arguments: argparse.Namespace, name: str, compressor: Any, texts: d
     from lmlab.models import known_fingerprint
 
     place = arguments.out / "measured" / f"{_place(name)}.json"
-    of = sha256_json([name, arguments.ratio, arguments.context, texts, known_fingerprint(compressor.model)])
+    read_by = [known_fingerprint(compressor), compressor.config.model_dump(mode="json")]
+    of = sha256_json([name, arguments.ratio, arguments.context, texts, *read_by])
     if not place.exists() or read_json(place).get("of") != of:
         place.parent.mkdir(parents=True, exist_ok=True)
         told: dict[str, Any] = {"of": of}

@@ -97,11 +97,10 @@ def icl(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: a
 def rag(compressor: AutoCompressor, tokenizer: Tokenizer, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Perplexity of the second half of passages behind others, found and drawn."""
     known = {f"p{number}": each.text for number, each in enumerate(passages()[: options.passages])}
-    ids = {name: tokenizer.encode(text, "as_text")[: options.segment] for name, text in known.items()}
+    whole = {name: tokenizer.encode(text, "as_text") for name, text in known.items()}
+    ids = {name: each[: options.segment] for name, each in whole.items()}
     size = options.context + options.continuation
-    long = [(name, tokenizer.encode_prompt(known[name], "as_text")) for name, each in ids.items()]
-    marks = len(tokenizer.encode_prompt("", "as_text"))
-    long = [(name, each) for name, each in long if len(each) - marks >= size]
+    long = [(name, tokenizer.encode_prompt(known[name], "as_text")) for name in known if len(whole[name]) >= size]
     texts = random.Random(0).sample(long, min(options.texts, len(long)))
     summaries: dict[str, torch.Tensor] = {}
 

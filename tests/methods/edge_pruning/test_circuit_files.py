@@ -174,6 +174,14 @@ def test_files_of_models_whose_sub_layers_stand_side_by_side_say_so(network, cir
         read_eap_ig(tmp_path / "side.json", graph)
 
 
+def _write_with(circuit, path, part, name, field, value):
+    """The graph of EAP-IG of a circuit, with another value in one field."""
+    write_eap_ig(circuit, path)
+    written = json.loads(path.read_text())
+    (written[part] if name is None else written[part][name])[field] = value
+    path.write_text(json.dumps(written))
+
+
 @pytest.mark.parametrize("value", ["false", "true", "", "0", None, 2, 0.5, [], [False]])
 @pytest.mark.parametrize(
     ("part", "name", "field"),
@@ -186,10 +194,7 @@ def test_files_of_models_whose_sub_layers_stand_side_by_side_say_so(network, cir
 )
 def test_what_is_neither_true_nor_false_in_graphs_of_eap_ig_is_refused(circuit, tmp_path, part, name, field, value):
     """The text "false" was true, and null and empty texts false."""
-    write_eap_ig(circuit, tmp_path / "graph.json")
-    written = json.loads((tmp_path / "graph.json").read_text())
-    (written[part] if name is None else written[part][name])[field] = value
-    (tmp_path / "graph.json").write_text(json.dumps(written))
+    _write_with(circuit, tmp_path / "graph.json", part, name, field, value)
     where = "cfg" if name is None else f"{part[:-1]} {name}"
     with pytest.raises(UserError, match=re.escape(f"graph.json', {where}: {field} is {value!r}, not true or false")):
         read_eap_ig(tmp_path / "graph.json", circuit.graph)
@@ -206,10 +211,7 @@ def test_what_is_neither_true_nor_false_in_graphs_of_eap_ig_is_refused(circuit, 
     ],
 )
 def test_scores_that_are_no_numbers_are_refused(circuit, tmp_path, part, name, field, value):
-    write_eap_ig(circuit, tmp_path / "graph.json")
-    written = json.loads((tmp_path / "graph.json").read_text())
-    (written[part] if name is None else written[part][name])[field] = value
-    (tmp_path / "graph.json").write_text(json.dumps(written))
+    _write_with(circuit, tmp_path / "graph.json", part, name, field, value)
     with pytest.raises(UserError, match=re.escape(f"{field} is {value!r}, not a finite number")):
         read_eap_ig(tmp_path / "graph.json", circuit.graph)
 

@@ -44,7 +44,7 @@ def save_kind(
     directory = Path(directory)
     if compressor.settings.train == "lora":
         remove_lora(compressor.model, merge=True)
-        compressor.settings = compressor.config = compressor.settings.model_copy(update={"train": "all"})
+        compressor.change(train="all")
     save_pretrained(compressor.model, directory, companions=companions, tokens=tokens)
     own = {name: each.detach().cpu().contiguous() for name, each in own_weights(compressor).items()}
     with atomic_file(directory / WEIGHTS) as file:
@@ -79,8 +79,7 @@ def learned_before(
     about = _about(place)
     if about["kind"] != kind:
         return dict(settings), {}
-    if about["model"] != known_fingerprint(model):
-        raise UserError(f"The model in '{start.source}' is another one than its kind of compression was trained with.")
+    _require_own(about, model, start.source)
     asked = getattr(settings_of(kind, settings, learns=True), "vector_scale", None)
     if asked is not None:
         learned = about["settings"].get("vector_scale", 1.0)
@@ -109,9 +108,7 @@ def go_on_from(compressor: Trained, own: Mapping[str, Tensor]) -> None:
                 f" {list(each.shape)} by these settings.",
                 "Use the settings that it was trained with.",
             )
-    with torch.no_grad():
-        for name, each in needed.items():
-            each.copy_(own[name])
+    _copy(own, needed)
 
 
 def _about(place: Path) -> dict[str, Any]:
@@ -119,6 +116,17 @@ def _about(place: Path) -> dict[str, Any]:
     if about.get("format") != _FORMAT:
         raise UserError(f"'{place}' is not the file of a kind of compression of lmlab.")
     return about
+
+
+def _require_own(about: Mapping[str, Any], model: Transformer, directory: Path) -> None:
+    if about["model"] != known_fingerprint(model):
+        raise UserError(f"The model in '{directory}' is another one than its kind of compression was trained with.")
+
+
+@torch.no_grad()
+def _copy(own: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    for name, each in needed.items():
+        each.copy_(own[name])
 
 
 @reads("the directory of a kind of compression")
@@ -137,8 +145,7 @@ def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torc
         )
     about = _about(directory / SETTINGS)
     model = found.load(device, dtype)
-    if about["model"] != known_fingerprint(model):
-        raise UserError(f"The model in '{directory}' is another one than its kind of compression was trained with.")
+    _require_own(about, model, directory)
     # losses are those of the training; nothing is copied or frozen for them now
     settings = about["settings"] | {"train": "all", "distill": 0.0}
     settings_of(about["kind"], settings, learns=True)
@@ -148,8 +155,6 @@ def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torc
     needed = own_weights(compressor)
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in needed.items()}:
         raise LmlabError(f"'{directory / WEIGHTS}' does not hold the weights of '{about['kind']}'.", "Copy it again.")
-    with torch.no_grad():
-        for name, each in needed.items():
-            each.copy_(own[name])
+    _copy(own, needed)
     compressor.eval()
     return compressor

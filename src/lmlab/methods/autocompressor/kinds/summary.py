@@ -60,8 +60,7 @@ class Summary(Trained):
             )
         if trained.config.position_budget is not None:
             raise UserError("A compressor with rope_positions text_only gives no memory: its vectors have a budget.")
-        # the settings, which are saved, hold the number that `embedding` stood for
-        self.settings = self.config = config.model_copy(update={"vector_scale": trained.config.vector_scale})
+        self.change(vector_scale=trained.config.vector_scale)
         self._compressor = [trained]  # in a list: its model is this one, and stands in the state once
         self.table_ND = trained.summary_embedding_ND
 

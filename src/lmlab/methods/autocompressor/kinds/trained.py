@@ -76,6 +76,10 @@ class Trained(Compressor):
             model.requires_grad_(False)
         self.again_D = self.fresh(model.config.d_model) if config.autoencode else None
 
+    def change(self, **settings: Any) -> None:
+        """Let the settings, which are saved, hold other values: what was done, or the number that a word stood for."""
+        self.settings = self.config = self.settings.model_copy(update=settings)
+
     def fresh(self, *shape: int, std: float | None = None) -> nn.Parameter:
         """A new weight, drawn from the seed, in fp32 at least."""
         generator = torch.Generator().manual_seed(self.config.seed + sum(shape))
@@ -161,9 +165,7 @@ class TrainedVectors(Trained):
         super().__init__(model, config, tokenizer)
         assert isinstance(config, VectorsConfig)
         if config.vector_scale == "embedding":
-            # the settings, which are saved, hold the number
-            scale = scale_to_embeddings(model)
-            self.settings = self.config = config.model_copy(update={"vector_scale": scale})
+            self.change(vector_scale=scale_to_embeddings(model))
 
     def vectors(self, hidden_BMD: Tensor) -> Memory:
         """The memory of these states."""

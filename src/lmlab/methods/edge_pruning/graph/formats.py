@@ -382,8 +382,8 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
                 _number(node, "score", f"'{path}', node {name}")
     writers = [_their_writer(writer, graph) for writer in graph.writers]
     if not bool(scores_E.any()) and set(writers) <= set(nodes):  # a file of nodes has zeros at its edges
-        own = {name: _number(nodes[name], "score", f"'{path}', node {name}") for name in writers}
-        scores_E = torch.tensor([own[name] for name in writers])[graph.edge_writers]
+        own = [_number(nodes[name], "score", f"'{path}', node {name}") for name in writers]
+        scores_E = torch.tensor(own)[graph.edge_writers]
     if not bool(scores_E.isfinite().all()):
         raise UserError(f"'{path}' has scores that are no finite numbers.")
     return kept_E, scores_E
